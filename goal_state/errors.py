@@ -1,0 +1,157 @@
+"""Every error that the library raises, in one tree.
+
+`GoalStateError` is the root. Below it, `RequestError` is what the caller did wrong (mend the call and
+try again) and `DatabaseError` is what the database did (the call was fine). Which database error it is
+was decided by SQLite's result code, never by the text of a message.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetExhaustedError",
+    "DatabaseBusyError",
+    "DatabaseCorruptError",
+    "DatabaseError",
+    "DatabaseFullError",
+    "DatabaseIOError",
+    "DatabaseLocationError",
+    "DatabaseReadOnlyError",
+    "DatabaseReplacedError",
+    "ForeignDatabaseError",
+    "ForkedStoreError",
+    "GoalExistsError",
+    "GoalNotFoundError",
+    "GoalStateError",
+    "IdempotencyConflictError",
+    "InvalidValueError",
+    "NotADatabaseError",
+    "RequestError",
+    "SchemaError",
+    "SchemaOutOfDateError",
+    "SchemaTooNewError",
+    "StaleGoalError",
+    "StoreClosedError",
+    "UnsupportedDatabaseError",
+    "UsageOverflowError",
+]
+
+
+class GoalStateError(Exception):
+    """Root of every error that `goal_state` raises on purpose."""
+
+
+class RequestError(GoalStateError):
+    """The call cannot be carried out as it was made. Nothing was written."""
+
+
+class InvalidValueError(RequestError, ValueError):
+    """An argument is outside its bounds.
+
+    Attributes:
+        field: the argument's name.
+        problem: what is wrong with it, with the bound that it breaks.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class UsageOverflowError(InvalidValueError):
+    """A charge would carry a counter past 2^63-1, the largest integer that the database holds."""
+
+
+class GoalExistsError(RequestError):
+    """The thread already has a goal that is not complete."""
+
+
+class GoalNotFoundError(RequestError):
+    """The thread has no goal."""
+
+
+class StaleGoalError(RequestError):
+    """The thread's goal is no longer the one named by `expected_goal_id`."""
+
+
+class BudgetExhaustedError(RequestError):
+    """The goal would still be at or over its token budget, so it cannot become active."""
+
+
+class IdempotencyConflictError(RequestError):
+    """An idempotency key was used before in this thread, with other amounts."""
+
+
+class StoreClosedError(RequestError):
+    """The store has been closed."""
+
+
+class ForkedStoreError(RequestError):
+    """The store was opened before `os.fork()` and cannot be used in the child: open it again there."""
+
+
+class DatabaseLocationError(RequestError):
+    """The path or URL does not lead to a file that can hold a database (no such folder, a directory …)."""
+
+
+class NotADatabaseError(DatabaseLocationError):
+    """The file is not a SQLite database."""
+
+
+class ForeignDatabaseError(DatabaseLocationError):
+    """The file is a SQLite database of another application."""
+
+
+class UnsupportedDatabaseError(RequestError):
+    """This kind or version of database cannot keep goals (SQLite older than 3.37, another dialect)."""
+
+
+class SchemaError(RequestError):
+    """The schema of the database and that of the library do not fit."""
+
+
+class SchemaOutOfDateError(SchemaError):
+    """The schema is older than the library and migrating was not asked for."""
+
+
+class SchemaTooNewError(SchemaError):
+    """The schema was made by a newer version of the library. The database was left untouched."""
+
+
+class DatabaseError(GoalStateError):
+    """The database could not do what it was asked. The transaction was rolled back.
+
+    Attributes:
+        sqlite_errorcode: SQLite's extended result code, or None where there is none.
+    """
+
+    def __init__(self, message: str, *, sqlite_errorcode: int | None = None) -> None:
+        super().__init__(message)
+        self.sqlite_errorcode = sqlite_errorcode
+
+
+class DatabaseBusyError(DatabaseError):
+    """Another process held the write lock for longer than the busy timeout."""
+
+
+class DatabaseCorruptError(DatabaseError):
+    """The database file is damaged."""
+
+
+class DatabaseFullError(DatabaseError):
+    """The disk, or the quota for the database, is full."""
+
+
+class DatabaseReadOnlyError(DatabaseError):
+    """The database, or the folder it lies in, cannot be written to."""
+
+
+class DatabaseIOError(DatabaseError):
+    """The operating system could not read, write or sync the file."""
+
+
+class DatabaseReplacedError(DatabaseError):
+    """The file was deleted or replaced by another one while the store had it open."""

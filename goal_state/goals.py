@@ -1,0 +1,208 @@
+"""What a goal is and how its status may change. Pure: no I/O, no clock, no SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum, StrEnum
+from typing import Final, Literal
+
+from goal_state.errors import InvalidValueError
+
+__all__ = [
+    "KEEP",
+    "Accounting",
+    "AccountingMode",
+    "Goal",
+    "GoalStatus",
+    "Keep",
+    "charged_status",
+    "check_mode",
+    "check_status",
+    "requested_status",
+    "utc_from_ms",
+]
+
+
+class GoalStatus(StrEnum):
+    """What may be done towards a goal. The text is what is stored and sent."""
+
+    ACTIVE = "active"
+    """The agent works on it, and its turns are charged."""
+    PAUSED = "paused"
+    """Put aside by the host."""
+    BLOCKED = "blocked"
+    """The agent cannot go on (an error of the model, a question that nobody answered)."""
+    USAGE_LIMITED = "usage_limited"
+    """The provider refuses more usage for now."""
+    BUDGET_LIMITED = "budget_limited"
+    """The token budget is used up."""
+    COMPLETE = "complete"
+    """Reached."""
+
+
+class Keep(Enum):
+    """The type of `KEEP`."""
+
+    KEEP = "KEEP"
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Final = Keep.KEEP
+"""Stands for "leave this field as it is", where None has a meaning of its own."""
+
+
+def utc_from_ms(milliseconds: int) -> datetime:
+    """The aware UTC time of a Unix time in milliseconds, exact to the millisecond."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A goal as it was at one moment.
+
+    Attributes:
+        thread_id: the conversation that it belongs to.
+        goal_id: a UUIDv7, minted once and never used again.
+        objective: what is to be reached, 1 to 4000 characters.
+        status: see `GoalStatus`.
+        token_budget: the tokens that it may use, or None for no bound.
+        tokens_used: the tokens that were charged to it (cached input is free).
+        time_used_ms: the active time that was charged to it, in milliseconds.
+        created_at_ms, updated_at_ms: Unix times in milliseconds.
+    """
+
+    thread_id: str
+    goal_id: str
+    objective: str
+    status: GoalStatus
+    token_budget: int | None
+    tokens_used: int
+    time_used_ms: int
+    created_at_ms: int
+    updated_at_ms: int
+
+    @property
+    def time_used_seconds(self) -> int:
+        """The active time in whole seconds, rounded down."""
+        return self.time_used_ms // 1000
+
+    @property
+    def created_at(self) -> datetime:
+        """When the goal was made, in UTC."""
+        return utc_from_ms(self.created_at_ms)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When the goal last changed, in UTC."""
+        return utc_from_ms(self.updated_at_ms)
+
+    @property
+    def has_token_budget(self) -> bool:
+        """Whether there is a bound at all."""
+        return self.token_budget is not None
+
+    @property
+    def remaining_tokens(self) -> int | None:
+        """What is left of the budget, never below 0; None without a budget."""
+        return None if self.token_budget is None else max(self.token_budget - self.tokens_used, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """What became of a charge.
+
+    Attributes:
+        goal: the goal after the charge, or None where the thread has none (or no longer has it).
+        applied: whether the usage stands in the goal's ledger. False for a charge that no status
+            accepted, for one meant for another goal, and for one of nothing.
+        duplicate: whether it stood there already, under the same idempotency key; then `goal` shows the
+            usage, budget and status that the first charge left behind.
+    """
+
+    goal: Goal | None
+    applied: bool
+    duplicate: bool = False
+
+
+class AccountingMode(StrEnum):
+    """Which statuses take a charge, and from which a full budget makes the goal `budget_limited`."""
+
+    ACTIVE_STATUS_ONLY = "active_status_only"
+    """Taken while active; flips from active."""
+    ACTIVE_ONLY = "active_only"
+    """Taken while active or budget limited, so that a turn pays to its end; flips from active."""
+    ACTIVE_OR_COMPLETE = "active_or_complete"
+    """Taken while active, budget limited or complete; flips from active."""
+    ACTIVE_OR_STOPPED = "active_or_stopped"
+    """Taken in every status but complete; flips from any of them."""
+
+
+_ACCEPTING: Final[dict[AccountingMode, frozenset[GoalStatus]]] = {
+    AccountingMode.ACTIVE_STATUS_ONLY: frozenset({GoalStatus.ACTIVE}),
+    AccountingMode.ACTIVE_ONLY: frozenset({GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED}),
+    AccountingMode.ACTIVE_OR_COMPLETE: frozenset(
+        {GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED, GoalStatus.COMPLETE}
+    ),
+    AccountingMode.ACTIVE_OR_STOPPED: frozenset(GoalStatus) - {GoalStatus.COMPLETE},
+}
+
+
+def check_status(value: object, field: str = "status") -> GoalStatus:
+    """The status of that name, or `InvalidValueError` with the names there are."""
+    try:
+        return GoalStatus(value)
+    except ValueError:
+        raise InvalidValueError(field, _unknown(value, [*GoalStatus])) from None
+
+
+def check_mode(value: object) -> AccountingMode:
+    """The accounting mode of that name, or `InvalidValueError` with the names there are."""
+    try:
+        return AccountingMode(value)
+    except ValueError:
+        raise InvalidValueError("mode", _unknown(value, [*AccountingMode])) from None
+
+
+def _unknown(value: object, known: list[GoalStatus] | list[AccountingMode]) -> str:
+    shown = ascii(value) if isinstance(value, str) else type(value).__name__
+    return f"must be one of {', '.join(known)}, is {shown[:80]}"
+
+
+def _is_spent(tokens_used: int, token_budget: int | None) -> bool:
+    return token_budget is not None and tokens_used >= token_budget
+
+
+def requested_status(
+    current: GoalStatus | None,
+    requested: GoalStatus | Literal[Keep.KEEP],
+    *,
+    tokens_used: int,
+    token_budget: int | None,
+) -> GoalStatus:
+    """The status that a goal takes when a host asks for one, or (KEEP) changes its budget alone.
+
+    A goal whose budget is spent cannot be active; one that is budget limited is not made to look merely
+    paused or blocked. `current` is None for a goal that is being made.
+    """
+    status = requested if not isinstance(requested, Keep) else (current or GoalStatus.ACTIVE)
+    if status is GoalStatus.ACTIVE and _is_spent(tokens_used, token_budget):
+        return GoalStatus.BUDGET_LIMITED
+    if current is GoalStatus.BUDGET_LIMITED and status in (GoalStatus.PAUSED, GoalStatus.BLOCKED):
+        return current
+    return status
+
+
+def charged_status(
+    current: GoalStatus, mode: AccountingMode, *, tokens_used: int, token_budget: int | None
+) -> GoalStatus | None:
+    """The status after a charge that brings the usage to `tokens_used`; None if it is not accepted."""
+    if current not in _ACCEPTING[mode]:
+        return None
+    flips = current is GoalStatus.ACTIVE or mode is AccountingMode.ACTIVE_OR_STOPPED
+    if flips and _is_spent(tokens_used, token_budget):
+        return GoalStatus.BUDGET_LIMITED
+    return current

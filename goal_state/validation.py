@@ -1,0 +1,124 @@
+"""Bounds of the values that callers hand in, checked before anything is written.
+
+Each function returns the value as it will be stored, or raises `InvalidValueError` with the name of the
+field and the bound that it breaks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from goal_state.errors import InvalidValueError
+
+__all__ = [
+    "MAX_INTEGER",
+    "MAX_NAME_CHARACTERS",
+    "MAX_OBJECTIVE_CHARACTERS",
+    "check_amount",
+    "check_milliseconds",
+    "check_name",
+    "check_objective",
+    "check_optional_name",
+    "check_token_budget",
+]
+
+MAX_INTEGER: Final = 2**63 - 1
+"""The largest integer that SQLite keeps as one."""
+
+MAX_NAME_CHARACTERS: Final = 256
+"""Bound of thread ids, turn ids, goal ids, idempotency keys and consumer names."""
+
+MAX_OBJECTIVE_CHARACTERS: Final = 4000
+"""Bound of an objective, in Unicode characters, after stripping."""
+
+
+def _text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidValueError(field, f"must be text, not {type(value).__name__}")
+    text = str.__str__(value)  # a subclass may carry a __str__ of its own
+    if "\0" in text:
+        raise InvalidValueError(field, "must not contain a NUL character")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidValueError(field, "must not contain a lone surrogate") from None
+    return text
+
+
+def check_name(field: str, value: object) -> str:
+    """A name given by the host (thread, turn, goal, key, consumer): 1 to 256 characters, kept as it is."""
+    text = _text(field, value)
+    if not 1 <= len(text) <= MAX_NAME_CHARACTERS:
+        raise InvalidValueError(
+            field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}"
+        )
+    return text
+
+
+def check_optional_name(field: str, value: object) -> str | None:
+    """A name, or None."""
+    return None if value is None else check_name(field, value)
+
+
+def check_objective(value: object) -> str:
+    """An objective: stripped, then 1 to 4000 characters."""
+    text = _text("objective", value).strip()
+    if not 1 <= len(text) <= MAX_OBJECTIVE_CHARACTERS:
+        raise InvalidValueError(
+            "objective",
+            f"must have 1 to {MAX_OBJECTIVE_CHARACTERS} characters after stripping, has {len(text)}",
+        )
+    return text
+
+
+def _integer(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidValueError(field, f"must be an int, not {type(value).__name__}")
+    return int.__index__(value)
+
+
+def check_amount(field: str, value: object) -> int:
+    """A count of tokens: an int from 0 to 2^63-1."""
+    amount = _integer(field, value)
+    if amount < 0:
+        raise InvalidValueError(field, f"must be 0 or more, is {_shown(amount)}")
+    if amount > MAX_INTEGER:
+        raise InvalidValueError(field, f"must be below 2^63, is {_shown(amount)}")
+    return amount
+
+
+def check_token_budget(value: object) -> int | None:
+    """A token budget: None for none, else an int from 1 to 2^63-1."""
+    if value is None:
+        return None
+    budget = _integer("token_budget", value)
+    if budget <= 0:
+        raise InvalidValueError("token_budget", f"must be more than 0, is {_shown(budget)}")
+    if budget > MAX_INTEGER:
+        raise InvalidValueError("token_budget", f"must be below 2^63, is {_shown(budget)}")
+    return budget
+
+
+def check_milliseconds(field: str, value: object) -> int:
+    """Seconds as a finite number of 0 or more, returned as whole milliseconds (rounded to the nearest)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidValueError(field, f"must be a number of seconds, not {type(value).__name__}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidValueError(field, f"must be finite, is {float.__repr__(value)}")
+        milliseconds = round(float.__float__(value) * 1000) if abs(value) < MAX_INTEGER else int(value) * 1000
+    else:
+        milliseconds = int.__index__(value) * 1000
+    if value < 0:
+        raise InvalidValueError(field, "must be 0 or more")
+    if milliseconds > MAX_INTEGER:
+        raise InvalidValueError(field, "must be below 2^63 milliseconds")
+    return milliseconds
+
+
+def _shown(number: int) -> str:
+    """The number as text, or its size where it is too long to read (or to convert)."""
+    bits = number.bit_length()
+    return str(number) if bits <= 128 else f"an integer of {bits} bits"
