@@ -177,7 +177,7 @@ def _is_spent(tokens_used: int, token_budget: int | None) -> bool:
 
 
 def requested_status(
-    current: GoalStatus | None,
+    current: GoalStatus,
     requested: GoalStatus | Literal[Keep.KEEP],
     *,
     tokens_used: int,
@@ -186,9 +186,9 @@ def requested_status(
     """The status that a goal takes when a host asks for one, or (KEEP) changes its budget alone.
 
     A goal whose budget is spent cannot be active; one that is budget limited is not made to look merely
-    paused or blocked. `current` is None for a goal that is being made.
+    paused or blocked.
     """
-    status = requested if not isinstance(requested, Keep) else (current or GoalStatus.ACTIVE)
+    status = current if isinstance(requested, Keep) else requested
     if status is GoalStatus.ACTIVE and _is_spent(tokens_used, token_budget):
         return GoalStatus.BUDGET_LIMITED
     if current is GoalStatus.BUDGET_LIMITED and status in (GoalStatus.PAUSED, GoalStatus.BLOCKED):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
 from goal_state.errors import InvalidValueError
 from goal_state.validation import check_amount
 
-__all__ = ["TokenUsage", "TokenUsageInfo"]
+__all__ = ["ThreadUsage", "TokenUsage", "TokenUsageInfo"]
 
 
 class _Derived(int):
@@ -60,9 +60,7 @@ class TokenUsage:
 
     def __sub__(self, other: TokenUsage) -> TokenUsage:
         """The difference, field by field, never below 0."""
-        return TokenUsage(
-            *(max(getattr(self, name) - getattr(other, name), 0) for name in _COUNTS)
-        )
+        return TokenUsage(*(max(getattr(self, name) - getattr(other, name), 0) for name in _COUNTS))
 
     @classmethod
     def from_openai(cls, usage: object) -> Self:
@@ -120,9 +118,7 @@ class TokenUsage:
         """
         if not isinstance(usage, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("usage", f"must be a mapping, not {type(usage).__name__}")
-        known = {
-            name: usage[key] for name in _COUNTS for key in (_camel(name), name) if key in usage
-        }
+        known = {name: usage[key] for name in _COUNTS for key in (_camel(name), name) if key in usage}
         if not known:
             raise InvalidValueError("usage", f"must have at least one of {', '.join(_COUNTS)}")
         return cls(**known)
@@ -191,6 +187,13 @@ class TokenUsageInfo:
             "last": self.last.to_mapping(),
             "modelContextWindow": self.model_context_window,
         }
+
+
+class ThreadUsage(NamedTuple):
+    """What a thread has used and the turn that used it last (None where no turn was named)."""
+
+    info: TokenUsageInfo
+    turn_id: str | None
 
 
 _COUNTS: Final = tuple(field.name for field in fields(TokenUsage))

@@ -51,9 +51,7 @@ def check_name(field: str, value: object) -> str:
     """A name given by the host (thread, turn, goal, key, consumer): 1 to 256 characters, kept as it is."""
     text = _text(field, value)
     if not 1 <= len(text) <= MAX_NAME_CHARACTERS:
-        raise InvalidValueError(
-            field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}"
-        )
+        raise InvalidValueError(field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}")
     return text
 
 

@@ -1,0 +1,137 @@
+# Everything that is done in a checkout. Needs Python 3.11 or later, pip and make; the rest is installed,
+# in the versions of requirements/, into .venv.
+
+PYTHON ?= python3
+# Arguments for the tool behind a target: make test ARGS='-k resume'
+ARGS ?=
+# Test processes: a number, or auto for one per core.
+JOBS ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+BENCH_VENV := build/venv-bench
+LOCK_VENV := build/venv-lock
+UV := uv==0.13.8
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+# Pyright comes with its wheel and node with its own: look for nothing newer.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# What the caller's shell has set must not change what is imported or run here.
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER
+unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYTHON_NODE_VERSION
+
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint types layers migrations-check wheel smoke check \
+	bench proof mutants lock clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | \
+		while read -r name text; do printf '  %-18s%s\n' "$$name" "$$text"; done
+
+# -- environments ------------------------------------------------------------------------------------
+
+# $(call new-venv,DIRECTORY,LOCK): an environment that holds what the lock says and nothing else. Some
+# systems ship Python without ensurepip; there the system's pip fills the environment.
+define new-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "This needs Python 3.11 or later, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@mkdir -p $(dir $(1))
+	@echo "Installing $(2) into $(1)"
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv --clear $(1) && \
+		$(1)/bin/python -m pip install -qq --require-hashes -r $(2); \
+	else \
+		$(PYTHON) -m venv --clear --without-pip $(1) && \
+		$(PYTHON) -m pip --python $(1)/bin/python install -qq --require-hashes -r $(2); \
+	fi
+endef
+
+# The library itself, from the source tree. Its build backend is in the lock, so nothing else is fetched.
+define install-checkout
+	@$(1)/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@$(1)/bin/python -m pip check --quiet
+	@touch $@
+endef
+
+$(VENV)/.locked: requirements/dev.txt
+	$(call new-venv,$(VENV),$<)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml
+	$(call install-checkout,$(VENV))
+
+$(BENCH_VENV)/.locked: requirements/bench.txt
+	$(call new-venv,$(BENCH_VENV),$<)
+	@touch $@
+
+$(BENCH_VENV)/.installed: $(BENCH_VENV)/.locked pyproject.toml
+	$(call install-checkout,$(BENCH_VENV))
+
+venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml has changed)
+
+# -- using it ----------------------------------------------------------------------------------------
+
+demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, then clear a goal
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+# -- checks ------------------------------------------------------------------------------------------
+
+test: $(VENV)/.installed ## run the whole test suite
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(VENV)/.installed ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed ## pyright, strict, and that every public name is fully typed
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes goal_state
+
+layers: $(VENV)/.installed ## that imports run downwards only
+	$(BIN)/lint-imports
+
+migrations-check: $(VENV)/.installed ## that the migrations make what the metadata says
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	for step in 'upgrade head' check 'downgrade base' 'upgrade head'; do \
+		echo "alembic $$step"; \
+		$(BIN)/alembic -x url="sqlite:///$$dir/goals.db" $$step; \
+	done
+
+wheel: $(VENV)/.installed ## build dist/: the sdist, and the wheel from the sdist
+	@rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+smoke: wheel ## install the wheel in a new environment outside the checkout and use it there
+	$(BIN)/python .ci/smoke.py dist/*.whl
+
+check: lint types layers migrations-check test smoke ## all of the above
+
+# -- now and then ------------------------------------------------------------------------------------
+
+bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their own)
+	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
+proof: $(VENV)/.installed ## the property tests and crash tests at length
+	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof $(ARGS)
+
+mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
+	$(BIN)/mutmut run $(ARGS)
+
+# Pins stay as they are unless ARGS says otherwise: ARGS=--upgrade, ARGS='--upgrade-package sqlalchemy'.
+# The second lock is constrained by the first, so that what both hold is the same.
+lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	@$(PYTHON) -m venv $(LOCK_VENV)
+	@$(LOCK_VENV)/bin/python -m pip install -qq $(UV)
+	$(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --group dev \
+		--extra cli --extra http --extra otel --extra zstd pyproject.toml -o requirements/dev.txt
+	$(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --group build --constraint requirements/dev.txt \
+		--extra bench --extra cli pyproject.toml -o requirements/bench.txt
+
+clean: ## remove everything that was made here
+	rm -rf $(VENV) build dist mutants .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,244 @@
+"""Reaching the database: where it is, whether it is ours, engines and their pragmas."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, cast, get_args
+
+from sqlalchemy import Connection, Engine, NullPool, StaticPool, event, exc
+from sqlalchemy import create_engine as sqlalchemy_create_engine
+from sqlalchemy.engine import URL, make_url
+
+from goal_state.errors import (
+    DatabaseLocationError,
+    DatabaseReadOnlyError,
+    ForeignDatabaseError,
+    InvalidValueError,
+    NotADatabaseError,
+    UnsupportedDatabaseError,
+)
+from goal_state.executor import driver_connection, primary_code, translating
+from goal_state.tables import VERSION_TABLE
+
+__all__ = [
+    "Durability",
+    "check_busy_timeout",
+    "check_durability",
+    "create_engine",
+    "create_file",
+    "database_path",
+    "detached_connection",
+    "enable_wal",
+    "inspect_file",
+    "is_memory",
+    "set_pragmas",
+]
+
+Durability: TypeAlias = Literal["full", "normal"]
+"""`full`: what was acknowledged survives a power cut. `normal`: it survives a crash of the process, but
+the last commits may be missing after a power cut; the database is consistent all the same."""
+
+_MINIMUM_SQLITE: Final = (3, 37, 0)  # STRICT tables
+
+_HEADER: Final = b"SQLite format 3\0"
+
+
+def create_engine(
+    target: str | os.PathLike[str] | URL,
+    *,
+    durability: Durability = "full",
+    busy_timeout_seconds: float = 10.0,
+) -> Engine:
+    """An engine set up for keeping goals: foreign keys, busy timeout, `synchronous`, and transactions
+    that begin with BEGIN IMMEDIATE, so that none fails half-way for a lock.
+
+    Args:
+        target: a path, `":memory:"`, or a SQLAlchemy URL without parameters.
+        durability: see `Durability`.
+        busy_timeout_seconds: how long to wait for the write lock before `DatabaseBusyError`.
+
+    Raises:
+        DatabaseLocationError: the URL has parameters.
+        UnsupportedDatabaseError: the URL is not SQLite's, or SQLite is older than 3.37.
+        InvalidValueError: the durability or the time-out is not one.
+    """
+    check_durability(durability)
+    timeout_ms = check_busy_timeout(busy_timeout_seconds)
+    url = _url(target)
+    memory = _is_memory_name(url.database)
+    engine = sqlalchemy_create_engine(
+        url,
+        # The store keeps its own connections; an in-memory database lives in exactly one.
+        poolclass=StaticPool if memory else NullPool,
+        connect_args={"check_same_thread": False, "timeout": timeout_ms / 1000},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: sqlite3.Connection, _record: object) -> None:
+        set_pragmas(dbapi_connection, durability, timeout_ms)
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # The driver's own BEGIN is off (see set_pragmas): it comes late, is deferred, and leaves DDL
+        # out. This one takes the write lock at the start and makes migrations transactional.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def check_durability(value: object) -> Durability:
+    """The durability of that name, or `InvalidValueError` with the names there are."""
+    if value not in get_args(Durability):
+        raise InvalidValueError(
+            "durability", f"must be one of {', '.join(get_args(Durability))}, is {ascii(value)[:80]}"
+        )
+    return cast(Durability, value)
+
+
+def check_busy_timeout(value: object) -> int:
+    """A time-out in seconds as whole milliseconds; from 0 to a day."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
+        raise InvalidValueError("busy_timeout_seconds", "must be a number from 0 to 86400")
+    return round(value * 1000)
+
+
+def set_pragmas(dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int) -> None:
+    """What holds for one connection only, and leaves the file as it is."""
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {timeout_ms:d}")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA synchronous = {durability.upper()}")
+    # Four times the default: a checkpoint syncs the database file, and a tenth of the charges' time
+    # went into that.
+    cursor.execute("PRAGMA wal_autocheckpoint = 4000")
+    cursor.close()
+
+
+def _url(target: str | os.PathLike[str] | URL) -> URL:
+    if isinstance(target, URL):
+        url = target
+    elif isinstance(target, str) and "://" in target:
+        try:
+            url = make_url(target)
+        except exc.ArgumentError:
+            raise DatabaseLocationError(
+                f"{target!r} is no database URL; write sqlite:///path/to/goals.db"
+            ) from None
+    else:
+        if not isinstance(target, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError(
+                "target", f"must be a path, a URL or an Engine, not {type(target).__name__}"
+            )
+        path = os.fspath(target)
+        if not isinstance(path, str) or not path or "\0" in path:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("target", "must be a path of at least one character, without NUL")
+        url = URL.create("sqlite", database=path)
+    if url.get_backend_name() != "sqlite":
+        raise UnsupportedDatabaseError(
+            f"goals are kept in SQLite; {url.get_backend_name()!r} is not supported yet"
+        )
+    if url.query:
+        raise DatabaseLocationError(
+            f"the URL has parameters ({', '.join(sorted(url.query))}); pass an Engine to set them"
+        )
+    if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:
+        raise UnsupportedDatabaseError(
+            f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}"
+        )
+    return url
+
+
+def _is_memory_name(database: str | None) -> bool:
+    return not database or database == ":memory:"
+
+
+def is_memory(engine: Engine) -> bool:
+    """Whether the database lives in memory, in one connection."""
+    return _is_memory_name(engine.url.database)
+
+
+def database_path(engine: Engine) -> Path | None:
+    """The database file of an engine; None in memory."""
+    return None if is_memory(engine) else Path(cast(str, engine.url.database))
+
+
+def inspect_file(path: Path) -> None:
+    """Refuses a path that cannot hold our database, before anything is opened for writing.
+
+    A file that is missing or empty is fine: it will be made. One that holds tables, none of them ours, is
+    another application's; a host that wants goals in its own database says so with an Engine or with
+    `goal_state.migrate.upgrade`.
+
+    Raises:
+        DatabaseLocationError: the folder is missing, or the path is a directory.
+        NotADatabaseError: the file is no SQLite database.
+        ForeignDatabaseError: it is another application's.
+        DatabaseReadOnlyError: the file or its folder cannot be written to.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise DatabaseLocationError(f"the folder {str(folder)!r} does not exist; make it first")
+    if path.is_dir():
+        raise DatabaseLocationError(f"{str(path)!r} is a directory; name a file in it")
+    if path.exists() and not path.is_file():
+        raise DatabaseLocationError(f"{str(path)!r} is no regular file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DatabaseReadOnlyError(
+            f"the folder {str(folder)!r} is read-only; SQLite keeps its log beside the database"
+        )
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    if not os.access(path, os.W_OK):
+        raise DatabaseReadOnlyError(f"{str(path)!r} is read-only for this user; allow writing to it")
+    with path.open("rb") as file:
+        if file.read(len(_HEADER)) != _HEADER:
+            raise NotADatabaseError(f"{str(path)!r} is not a SQLite database; name another file")
+    with translating():
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
+        finally:
+            connection.close()
+    if tables and VERSION_TABLE not in tables:
+        raise ForeignDatabaseError(
+            f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
+            " goals of ours); name another file, or open it with an Engine to keep goals in it"
+        )
+
+
+def create_file(path: Path) -> None:
+    """Makes the file for its owner only, whatever the umask; SQLite gives its log the same rights."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return
+
+
+def detached_connection(engine: Engine, *, durability: Durability, busy_timeout_seconds: float) -> Connection:
+    """A connection for its holder alone, with our pragmas, that takes no place in the engine's pool."""
+    with translating():
+        connection = engine.connect()
+        if not is_memory(engine):
+            connection.detach()
+        set_pragmas(driver_connection(connection), durability, check_busy_timeout(busy_timeout_seconds))
+        return connection
+
+
+def enable_wal(engine: Engine, *, busy_timeout_seconds: float = 10.0) -> None:
+    """Turns on write-ahead logging, which lasts with the file. SQLite does not wait for a lock here."""
+    deadline = time.monotonic() + busy_timeout_seconds
+    with translating(), engine.connect() as connection:
+        cursor = driver_connection(connection).cursor()
+        while cursor.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+            try:
+                cursor.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+        cursor.close()

@@ -1,0 +1,252 @@
+"""Running SQL on the driver's cursor: statements compiled once, transactions, and SQLite's error codes.
+
+What differs between databases (how a transaction begins, error codes) is kept here and in `database`;
+the layers above neither know nor care.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+from sqlalchemy import Connection, Dialect, Select, bindparam, exc, literal_column
+from sqlalchemy.sql import Executable
+from sqlalchemy.sql.elements import ClauseElement
+
+from goal_state.errors import (
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseIOError,
+    DatabaseReadOnlyError,
+    UsageOverflowError,
+)
+
+__all__ = [
+    "Executor",
+    "Statement",
+    "driver_connection",
+    "limited",
+    "primary_code",
+    "translated",
+    "translating",
+]
+
+_logger = logging.getLogger(__name__)
+
+_SLOW_WAIT_SECONDS: Final = 1.0
+
+_CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
+"""A STRICT table refused a value: a sum that no longer is an integer. `sqlite3` has no name for it."""
+
+_BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
+    sqlite3.SQLITE_BUSY: (
+        DatabaseBusyError,
+        "another process kept the write lock for longer than the busy timeout; try again",
+    ),
+    sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "another connection holds a table; try again"),
+    sqlite3.SQLITE_CORRUPT: (
+        DatabaseCorruptError,
+        "the database file is damaged; restore a backup",
+    ),
+    sqlite3.SQLITE_NOTADB: (
+        DatabaseCorruptError,
+        "the file is no longer a SQLite database; restore a backup",
+    ),
+    sqlite3.SQLITE_FULL: (DatabaseFullError, "the disk is full; make room and try again"),
+    sqlite3.SQLITE_READONLY: (
+        DatabaseReadOnlyError,
+        "the database cannot be written to; allow writing to the file and its folder",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        DatabaseIOError,
+        "the operating system could not read or write the database file; see its disk",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        DatabaseIOError,
+        "the database file cannot be opened; see that it is there and that files can be opened",
+    ),
+}
+
+
+def primary_code(error: sqlite3.Error) -> int | None:
+    """The result code without its extension; None for an error that SQLite did not raise."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def translated(error: sqlite3.Error) -> Exception:
+    """The library's error for one of SQLite's, chosen by the result code.
+
+    An error that speaks of a fault in our own SQL comes back as it is: no caller can act on it.
+    """
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return error
+    if code == _CONSTRAINT_DATATYPE:
+        return UsageOverflowError("usage", "the sum would be 2^63 or more")
+    kind, sentence = _BY_CODE.get(code & 0xFF, (None, ""))
+    if kind is None:
+        return error
+    return kind(f"{sentence} ({error.sqlite_errorname})", sqlite_errorcode=code)
+
+
+@contextmanager
+def translating() -> Generator[None]:
+    """Turns SQLite's errors, also those wrapped by SQLAlchemy, into the library's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translated(error) from error
+    except exc.DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error):
+            raise translated(error.orig) from error
+        raise
+
+
+class Statement:
+    """SQL that SQLAlchemy builds from the schema at its first use and whose text is kept from then on.
+
+    Building and compiling an expression costs ten times what SQLite needs to run it.
+    """
+
+    def __init__(self, build: Callable[[], Executable], parameters: str = "") -> None:
+        """
+        Args:
+            build: makes the expression.
+            parameters: the names of its bound parameters, in the order in which values are handed in.
+        """
+        self._build = build
+        self._parameters = parameters.split()
+        self.texts: dict[str, str] = {}
+
+    def compile(self, dialect: Dialect) -> str:
+        """The SQL text for a dialect, from now on in `texts`."""
+        compiled = cast(ClauseElement, self._build()).compile(dialect=dialect)
+        names: Sequence[str] = getattr(compiled, "positiontup", None) or ()
+        if list(names) != self._parameters:
+            raise AssertionError(f"bound parameters are {names}, expected {self._parameters}")
+        self.texts[dialect.name] = text = str(compiled)
+        return text
+
+
+def limited(query: Select[Any]) -> Select[Any]:
+    """The query with a bound parameter `limit`, the last one."""
+    # Without an offset of ours SQLAlchemy binds one of its own.
+    return query.limit(bindparam("limit")).offset(literal_column("0"))
+
+
+class Executor:
+    """Runs statements on the driver's cursor of one SQLAlchemy connection, and ends its transactions.
+
+    The cursor is kept: a statement costs what it costs in `sqlite3` by hand.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._dialect = connection.dialect
+        self._dialect_name = self._dialect.name
+        self._driver = driver_connection(connection)
+        self._cursor = self._driver.cursor()
+
+    def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Runs a statement. The cursor that comes back is the same one each time: fetch at once."""
+        text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
+        try:
+            return self._cursor.execute(text, values)
+        except (sqlite3.Error, OverflowError) as error:
+            raise _raised(error) from error
+
+    def run_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
+        """Runs a statement once for each row of values."""
+        text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
+        try:
+            self._cursor.executemany(text, rows)
+        except (sqlite3.Error, OverflowError) as error:
+            raise _raised(error) from error
+
+    def stream(self, statement: Statement, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """The rows of a long result, one by one, on a cursor of their own."""
+        text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
+        cursor = self._driver.cursor()
+        try:
+            yield from cursor.execute(text, values)
+        except sqlite3.Error as error:
+            raise _raised(error) from error
+        finally:
+            cursor.close()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the database is inside a transaction."""
+        return self._driver.in_transaction
+
+    def join_transaction(self) -> None:
+        """Makes sure, inside a host's connection, that a transaction is open and may write."""
+        if self._driver.in_transaction:
+            return
+        with translating():
+            if not self._connection.in_transaction():
+                self._connection.begin()  # so that the host's commit() finds it
+            if not self._driver.in_transaction:  # an engine whose driver begins late
+                self._cursor.execute("BEGIN IMMEDIATE")
+
+    def begin(self) -> None:
+        """Begins a transaction of our own with the write lock in hand."""
+        started = time.monotonic()
+        try:
+            self._cursor.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise translated(error) from error
+        if (waited := time.monotonic() - started) > _SLOW_WAIT_SECONDS:
+            _logger.warning("waited %.1f s for the write lock", waited)
+
+    def commit(self) -> None:
+        """Ends the transaction; on an error it was rolled back."""
+        try:
+            self._cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.rollback()
+            raise translated(error) from error
+
+    def rollback(self) -> None:
+        """Undoes the transaction, if there still is one: SQLite itself ends it after some errors."""
+        if self._driver.in_transaction:
+            self._cursor.execute("ROLLBACK")
+
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
+        """Everything read inside sees the database as it was at the first read. Takes no write lock."""
+        if self._driver.in_transaction:
+            yield
+            return
+        self._cursor.execute("BEGIN DEFERRED")
+        try:
+            yield
+        finally:
+            self.rollback()
+
+    def total_changes(self) -> int:
+        """Rows changed through this connection so far."""
+        return self._driver.total_changes
+
+    def close(self) -> None:
+        """Closes the cursor and the connection."""
+        self._cursor.close()
+        self._connection.close()
+
+
+def _raised(error: Exception) -> Exception:
+    if isinstance(error, sqlite3.Error):
+        return translated(error)
+    return UsageOverflowError("usage", "the sum would be 2^63 or more")
+
+
+def driver_connection(connection: Connection) -> sqlite3.Connection:
+    """The driver's connection under one of SQLAlchemy's."""
+    return cast(sqlite3.Connection, connection.connection.dbapi_connection)

@@ -1,0 +1,475 @@
+"""Every statement on goals, inside a transaction that its owner began."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace as changed
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from goal_state.errors import (
+    BudgetExhaustedError,
+    GoalExistsError,
+    GoalNotFoundError,
+    IdempotencyConflictError,
+    StaleGoalError,
+    UsageOverflowError,
+)
+from goal_state.event_log import EventLog
+from goal_state.events import EventKind, GoalEvent
+from goal_state.executor import Executor, Statement, limited
+from goal_state.goals import (
+    KEEP,
+    Accounting,
+    Goal,
+    GoalStatus,
+    charged_status,
+    check_status,
+    requested_status,
+)
+from goal_state.identifiers import new_id
+from goal_state.operations import GoalOperations
+from goal_state.requests import (
+    Baseline,
+    Change,
+    Charge,
+    Clearing,
+    Creation,
+    CumulativeUsage,
+    Request,
+    Resumption,
+)
+from goal_state.tables import goals
+from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
+from goal_state.usage_log import UsageLog
+from goal_state.validation import MAX_INTEGER, check_name
+
+__all__ = ["GoalRepository", "wall_clock_ms"]
+
+_logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_G = goals.c
+
+_BY_THREAD = Statement(lambda: select(goals).where(_G.thread_id == bindparam("b_thread_id")), "b_thread_id")
+_PAGE = Statement(
+    lambda: limited(select(goals).where(_G.goal_id > bindparam("after")).order_by(_G.goal_id)),
+    "after limit",
+)
+_PAGE_OF_STATUS = Statement(
+    lambda: limited(
+        select(goals)
+        .where(_G.goal_id > bindparam("after"), _G.status == bindparam("b_status"))
+        .order_by(_G.goal_id)
+    ),
+    "after b_status limit",
+)
+_COUNT = Statement(lambda: select(func.count()).select_from(goals))
+_COUNT_OF_STATUS = Statement(
+    lambda: select(func.count()).select_from(goals).where(_G.status == bindparam("b_status")),
+    "b_status",
+)
+_INSERT = Statement(
+    lambda: insert(goals).values({c.name: bindparam(c.name) for c in goals.columns}),
+    " ".join(c.name for c in goals.columns),
+)
+_UPDATE = Statement(
+    lambda: (
+        update(goals)
+        .where(_G.goal_id == bindparam("b_goal_id"))
+        .values(
+            objective=bindparam("b_objective"),
+            status=bindparam("b_status"),
+            token_budget=bindparam("b_token_budget"),
+            updated_at_ms=bindparam("b_updated_at_ms"),
+        )
+    ),
+    "b_objective b_status b_token_budget b_updated_at_ms b_goal_id",
+)
+_CHARGE = Statement(
+    lambda: (
+        update(goals)
+        .where(_G.goal_id == bindparam("b_goal_id"))
+        .values(
+            status=bindparam("b_status"),
+            tokens_used=bindparam("b_tokens_used"),
+            time_used_ms=bindparam("b_time_used_ms"),
+            updated_at_ms=bindparam("b_updated_at_ms"),
+        )
+    ),
+    "b_status b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
+)
+_DELETE = Statement(lambda: delete(goals).where(_G.goal_id == bindparam("b_goal_id")), "b_goal_id")
+# One statement, so that of many who clear at once exactly one gets the row.
+_CLEAR = Statement(
+    lambda: delete(goals).where(_G.thread_id == bindparam("b_thread_id")).returning(goals),
+    "b_thread_id",
+)
+_CLEAR_EXPECTED = Statement(
+    lambda: (
+        delete(goals)
+        .where(_G.thread_id == bindparam("b_thread_id"), _G.goal_id == bindparam("b_goal_id"))
+        .returning(goals)
+    ),
+    "b_thread_id b_goal_id",
+)
+
+_STATUS: Final = {status.value: status for status in GoalStatus}
+
+
+def wall_clock_ms() -> int:
+    """Now, as a Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class GoalRepository(GoalOperations):
+    """The operations on goals for a host that owns the transaction.
+
+    Every change joins the transaction that is open on the connection (or begins one, as SQLAlchemy does
+    with any statement); the host commits or rolls back. Live listeners of a `GoalStore` do not hear of
+    what is written here; durable consumers do, once it is committed.
+
+    The calls that change goals are described in `GoalOperations`.
+    """
+
+    def __init__(
+        self, connection: Connection, *, on_event: Callable[[GoalEvent], None] | None = None
+    ) -> None:
+        """
+        Args:
+            connection: a SQLAlchemy connection to a database with our tables.
+            on_event: called with each event as it is written; it counts once the host has committed.
+        """
+        self.executor = Executor(connection)
+        self.log = EventLog(self.executor, on_event)
+        self._usage_log = UsageLog(self.executor)
+        self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
+            Creation: self._create,
+            Change: self._change,
+            Resumption: self._resume,
+            Clearing: self._clear,
+            Charge: self._account,
+            CumulativeUsage: self._record_usage,
+            Baseline: self._set_baseline,
+        }
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def get(self, thread_id: str) -> Goal | None:
+        """The thread's goal, or None."""
+        return self._select(check_name("thread_id", thread_id))
+
+    def goals_page(
+        self, *, after: str = "", status: GoalStatus | str | None = None, limit: int = 500
+    ) -> list[Goal]:
+        """Up to `limit` goals with a `goal_id` behind `after`, in the order in which they were made."""
+        if status is None:
+            rows = self.executor.run(_PAGE, (after, limit)).fetchall()
+        else:
+            values = (after, check_status(status).value, limit)
+            rows = self.executor.run(_PAGE_OF_STATUS, values).fetchall()
+        return [_goal(row) for row in rows]
+
+    def count(self, status: GoalStatus | str | None = None) -> int:
+        """How many goals there are (of a status)."""
+        if status is None:
+            return self.executor.run(_COUNT).fetchone()[0]
+        return self.executor.run(_COUNT_OF_STATUS, (check_status(status).value,)).fetchone()[0]
+
+    def usage(self, thread_id: str) -> ThreadUsage | None:
+        """The last cumulative usage of a thread and its turn, or None."""
+        return self._usage_log.read(check_name("thread_id", thread_id))
+
+    # -- changing ----------------------------------------------------------------------------------
+
+    def _apply(self, request: Request[Result]) -> Result:
+        self.executor.join_transaction()
+        return self._handlers[type(request)](request)
+
+    def _create(self, request: Creation) -> Goal:
+        old = self._select(request.thread_id)
+        if old is not None and old.status is not GoalStatus.COMPLETE and not request.in_any_case:
+            raise GoalExistsError(
+                f"thread {request.thread_id!r} has a goal that is {old.status}; complete or clear it"
+                " first, or use replace()"
+            )
+        return self._insert(
+            request.thread_id,
+            request.objective,
+            request.token_budget,
+            request.status,
+            request.turn_id,
+            replaced_goal_id=None if old is None else old.goal_id,
+        )
+
+    def _change(self, request: Change) -> Goal:
+        goal = self._select(request.thread_id)
+        _expect(request, goal, request.expected_goal_id)
+        if goal is None:
+            if request.objective is KEEP:
+                raise _not_found(request)
+            return self._insert(
+                request.thread_id,
+                request.objective,
+                None if request.token_budget is KEEP else request.token_budget,
+                GoalStatus.ACTIVE if request.status is KEEP else request.status,
+                request.turn_id,
+            )
+        budget = goal.token_budget if request.token_budget is KEEP else request.token_budget
+        return self._update(
+            goal,
+            objective=goal.objective if request.objective is KEEP else request.objective,
+            status=requested_status(
+                goal.status, request.status, tokens_used=goal.tokens_used, token_budget=budget
+            ),
+            token_budget=budget,
+            turn_id=request.turn_id,
+        )
+
+    def _resume(self, request: Resumption) -> Goal:
+        goal = self._select(request.thread_id)
+        _expect(request, goal, request.expected_goal_id)
+        if goal is None:
+            raise _not_found(request)
+        budget = goal.token_budget if request.token_budget is KEEP else request.token_budget
+        status = requested_status(
+            goal.status, GoalStatus.ACTIVE, tokens_used=goal.tokens_used, token_budget=budget
+        )
+        if status is not GoalStatus.ACTIVE:
+            raise BudgetExhaustedError(
+                f"the goal of thread {request.thread_id!r} has used {goal.tokens_used} of {budget}"
+                f" tokens; give a token_budget above {goal.tokens_used}, or None for no bound"
+            )
+        return self._update(
+            goal,
+            objective=goal.objective,
+            status=status,
+            token_budget=budget,
+            turn_id=request.turn_id,
+        )
+
+    def _clear(self, request: Clearing) -> Goal | None:
+        if request.expected_goal_id is None:
+            rows = self.executor.run(_CLEAR, (request.thread_id,)).fetchall()
+        else:
+            values = (request.thread_id, request.expected_goal_id)
+            rows = self.executor.run(_CLEAR_EXPECTED, values).fetchall()
+        if not rows:
+            return None
+        goal = _goal(rows[0])
+        self.log.append(
+            EventKind.CLEARED,
+            goal,
+            turn_id=request.turn_id,
+            previous_status=goal.status,
+            now_ms=wall_clock_ms(),
+        )
+        return goal
+
+    # -- charging ----------------------------------------------------------------------------------
+
+    def _account(self, request: Charge) -> Accounting:
+        goal = self._select(request.thread_id)
+        if request.idempotency_key is not None:
+            first = self._first_charge(request, request.idempotency_key, goal)
+            if first is not None:
+                return first
+        return self._charge(request, goal, request.tokens, request.idempotency_key)
+
+    def _record_usage(self, request: CumulativeUsage) -> Accounting:
+        before = self._usage_log.read(request.thread_id)
+        after = _seen(before, request.total, request.turn_id)
+        tokens = 0 if before is None else _new_tokens(before.info.total, after.info.total)
+        accounting = self._charge(request, self._select(request.thread_id), tokens, None)
+        # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
+        # that the next goal does not pay for them.
+        if after != before:
+            self._usage_log.write(request.thread_id, after, wall_clock_ms())
+        return accounting
+
+    def _set_baseline(self, request: Baseline) -> None:
+        usage = ThreadUsage(_info(request.total, TokenUsage(), None), request.turn_id)
+        self._usage_log.write(request.thread_id, usage, wall_clock_ms())
+
+    # -- shared steps ------------------------------------------------------------------------------
+
+    def _select(self, thread_id: str) -> Goal | None:
+        row = self.executor.run(_BY_THREAD, (thread_id,)).fetchone()
+        return None if row is None else _goal(row)
+
+    def _insert(
+        self,
+        thread_id: str,
+        objective: str,
+        token_budget: int | None,
+        status: GoalStatus,
+        turn_id: str | None,
+        *,
+        replaced_goal_id: str | None = None,
+    ) -> Goal:
+        now_ms = wall_clock_ms()
+        goal = Goal(thread_id, new_id(), objective, status, token_budget, 0, 0, now_ms, now_ms)
+        if replaced_goal_id is not None:
+            self.executor.run(_DELETE, (replaced_goal_id,))
+        self.executor.run(
+            _INSERT,
+            (
+                goal.thread_id,
+                goal.goal_id,
+                goal.objective,
+                goal.status.value,
+                goal.token_budget,
+                0,
+                0,
+                now_ms,
+                now_ms,
+            ),
+        )
+        self.log.append(
+            EventKind.CREATED,
+            goal,
+            turn_id=turn_id,
+            replaced_goal_id=replaced_goal_id,
+            now_ms=now_ms,
+        )
+        return goal
+
+    def _update(
+        self,
+        goal: Goal,
+        *,
+        objective: str,
+        status: GoalStatus,
+        token_budget: int | None,
+        turn_id: str | None,
+    ) -> Goal:
+        if (objective, status, token_budget) == (goal.objective, goal.status, goal.token_budget):
+            return goal
+        now_ms = wall_clock_ms()
+        new = changed(
+            goal,
+            objective=objective,
+            status=status,
+            token_budget=token_budget,
+            updated_at_ms=max(now_ms, goal.updated_at_ms),
+        )
+        self.executor.run(_UPDATE, (objective, status.value, token_budget, new.updated_at_ms, goal.goal_id))
+        if status is not goal.status:
+            self.log.append(
+                EventKind.STATUS_CHANGED,
+                new,
+                turn_id=turn_id,
+                previous_status=goal.status,
+                now_ms=now_ms,
+            )
+        return new
+
+    def _charge(
+        self, request: Charge | CumulativeUsage, goal: Goal | None, tokens: int, key: str | None
+    ) -> Accounting:
+        expected = request.expected_goal_id
+        if goal is None or (expected is not None and goal.goal_id != expected):
+            _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
+            return Accounting(goal, applied=False)
+        used = goal.tokens_used + tokens
+        time_used = goal.time_used_ms + request.time_ms
+        status = charged_status(goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget)
+        if status is None:
+            _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
+            return Accounting(goal, applied=False)
+        if not tokens and not request.time_ms and key is None:
+            return Accounting(goal, applied=False)
+        if used > MAX_INTEGER:
+            raise UsageOverflowError(
+                "tokens", f"{goal.tokens_used} used and {tokens} more would be 2^63 or more"
+            )
+        if time_used > MAX_INTEGER:
+            raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
+        now_ms = wall_clock_ms()
+        charged = Goal(
+            goal.thread_id,
+            goal.goal_id,
+            goal.objective,
+            status,
+            goal.token_budget,
+            used,
+            time_used,
+            goal.created_at_ms,
+            max(now_ms, goal.updated_at_ms),
+        )
+        self.executor.run(_CHARGE, (status.value, used, time_used, charged.updated_at_ms, goal.goal_id))
+        self.log.append_charge(
+            charged,
+            tokens=tokens,
+            time_ms=request.time_ms,
+            previous_status=goal.status,
+            turn_id=request.turn_id,
+            idempotency_key=key,
+            now_ms=now_ms,
+        )
+        return Accounting(charged, applied=True)
+
+    def _first_charge(self, request: Charge, key: str, goal: Goal | None) -> Accounting | None:
+        """The result of the charge that used this key before; None if there was none."""
+        first = self.log.charge_by_key(request.thread_id, key)
+        if first is None:
+            return None
+        if (first.tokens, first.time_ms) != (request.tokens, request.time_ms):
+            raise IdempotencyConflictError(
+                f"idempotency_key {key!r} was used in thread {request.thread_id!r} for"
+                f" {first.tokens} tokens and {first.time_ms} ms, now for {request.tokens} tokens and"
+                f" {request.time_ms} ms; use a new key"
+            )
+        if goal is None or goal.goal_id != first.goal_id:
+            return Accounting(None, applied=True, duplicate=True)
+        as_it_was = changed(
+            goal,
+            status=_STATUS[first.goal_status],
+            token_budget=first.token_budget,
+            tokens_used=first.cumulative_tokens,
+            time_used_ms=first.cumulative_time_ms,
+            updated_at_ms=max(first.occurred_at_ms, goal.created_at_ms),
+        )
+        return Accounting(as_it_was, applied=True, duplicate=True)
+
+
+def _goal(row: tuple[Any, ...]) -> Goal:
+    return Goal(row[0], row[1], row[2], _STATUS[row[3]], row[4], row[5], row[6], row[7], row[8])
+
+
+def _not_found(request: Request[Goal]) -> GoalNotFoundError:
+    return GoalNotFoundError(f"thread {request.thread_id!r} has no goal; create one first")
+
+
+def _expect(request: Request[Goal], goal: Goal | None, expected: str | None) -> None:
+    if expected is not None and (goal is None or goal.goal_id != expected):
+        found = "no goal" if goal is None else f"goal {goal.goal_id}"
+        raise StaleGoalError(
+            f"thread {request.thread_id!r} has {found}, expected goal {expected}; read it again"
+        )
+
+
+def _info(total: TokenUsage | TokenUsageInfo, last: TokenUsage, window: int | None) -> TokenUsageInfo:
+    return total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, last, window)
+
+
+def _seen(before: ThreadUsage | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None) -> ThreadUsage:
+    """The baseline that a new cumulative total makes, its last part found where it was not given."""
+    if before is None:
+        return ThreadUsage(_info(total, TokenUsage(), None), turn_id)
+    if isinstance(total, TokenUsage) and total == before.info.total:
+        return before
+    last = TokenUsage() if isinstance(total, TokenUsageInfo) else total - before.info.total
+    info = _info(total, last, before.info.model_context_window)
+    return ThreadUsage(info, before.turn_id if turn_id is None else turn_id)
+
+
+def _new_tokens(before: TokenUsage, after: TokenUsage) -> int:
+    """What a goal pays for the way from one cumulative total to the next: nothing where it fell."""
+    if after.input_tokens + after.output_tokens < before.input_tokens + before.output_tokens:
+        return 0
+    return (after - before).goal_tokens

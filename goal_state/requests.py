@@ -1,0 +1,166 @@
+"""What callers ask for, checked: a request that exists is one whose every value is within its bounds.
+
+So a malformed call is refused before a transaction begins, and what is carried out needs no more checks.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Literal, TypeVar
+
+from goal_state.errors import InvalidValueError
+from goal_state.goals import KEEP, Accounting, Goal, Keep, check_mode, check_status
+from goal_state.usage import TokenUsage, TokenUsageInfo
+from goal_state.validation import (
+    check_amount,
+    check_milliseconds,
+    check_name,
+    check_objective,
+    check_optional_name,
+    check_token_budget,
+)
+
+__all__ = ["Baseline", "Change", "Charge", "Clearing", "Creation", "CumulativeUsage", "Request", "Resumption"]
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Request(Generic[Result_co]):
+    """Something to be done in one transaction; `Result_co` is what comes back."""
+
+    __slots__ = ("thread_id", "turn_id")
+
+    def __init__(self, thread_id: object, turn_id: object) -> None:
+        self.thread_id = check_name("thread_id", thread_id)
+        self.turn_id = None if turn_id is None else check_name("turn_id", turn_id)
+
+
+class Creation(Request[Goal]):
+    """A new goal; `in_any_case` also where there is one that is not complete."""
+
+    __slots__ = ("in_any_case", "objective", "status", "token_budget")
+
+    def __init__(
+        self,
+        thread_id: object,
+        objective: object,
+        token_budget: object,
+        status: object,
+        turn_id: object,
+        *,
+        in_any_case: bool,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.objective = check_objective(objective)
+        self.token_budget = check_token_budget(token_budget)
+        self.status = check_status(status)
+        self.in_any_case = in_any_case
+
+
+class Change(Request[Goal]):
+    """New values for a goal, which is made if it is missing and an objective is given."""
+
+    __slots__ = ("expected_goal_id", "objective", "status", "token_budget")
+
+    def __init__(
+        self,
+        thread_id: object,
+        objective: object,
+        status: object,
+        token_budget: object,
+        expected_goal_id: object,
+        turn_id: object,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.objective = KEEP if isinstance(objective, Keep) else check_objective(objective)
+        self.status = KEEP if isinstance(status, Keep) else check_status(status)
+        self.token_budget = _check_new_budget(token_budget)
+        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+
+
+class Resumption(Request[Goal]):
+    """A goal shall be active again, with another budget if one is given."""
+
+    __slots__ = ("expected_goal_id", "token_budget")
+
+    def __init__(
+        self, thread_id: object, token_budget: object, expected_goal_id: object, turn_id: object
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.token_budget = _check_new_budget(token_budget)
+        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+
+
+class Clearing(Request["Goal | None"]):
+    """A goal shall be removed."""
+
+    __slots__ = ("expected_goal_id",)
+
+    def __init__(self, thread_id: object, expected_goal_id: object, turn_id: object) -> None:
+        super().__init__(thread_id, turn_id)
+        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+
+
+class Charge(Request[Accounting]):
+    """Usage to be added to a goal."""
+
+    __slots__ = ("expected_goal_id", "idempotency_key", "mode", "time_ms", "tokens")
+
+    def __init__(
+        self,
+        thread_id: object,
+        tokens: object,
+        seconds: object,
+        mode: object,
+        expected_goal_id: object,
+        turn_id: object,
+        idempotency_key: object,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.tokens = check_amount("tokens", tokens)
+        self.time_ms = check_milliseconds("seconds", seconds)
+        self.mode = check_mode(mode)
+        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+        self.idempotency_key = check_optional_name("idempotency_key", idempotency_key)
+
+
+class CumulativeUsage(Request[Accounting]):
+    """What a thread has used so far, of which the new part is to be charged."""
+
+    __slots__ = ("expected_goal_id", "mode", "time_ms", "total")
+
+    def __init__(
+        self,
+        thread_id: object,
+        total: object,
+        seconds: object,
+        mode: object,
+        expected_goal_id: object,
+        turn_id: object,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.total = _check_total(total)
+        self.time_ms = check_milliseconds("seconds", seconds)
+        self.mode = check_mode(mode)
+        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+
+
+class Baseline(Request[None]):
+    """What a thread has used so far, of which nothing is to be charged."""
+
+    __slots__ = ("total",)
+
+    def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
+        super().__init__(thread_id, turn_id)
+        self.total = _check_total(total)
+
+
+def _check_new_budget(value: object) -> int | Literal[Keep.KEEP] | None:
+    return KEEP if isinstance(value, Keep) else check_token_budget(value)
+
+
+def _check_total(value: object) -> TokenUsage | TokenUsageInfo:
+    if not isinstance(value, TokenUsage | TokenUsageInfo):
+        raise InvalidValueError(
+            "total", f"must be a TokenUsage or a TokenUsageInfo, not {type(value).__name__}"
+        )
+    return value

@@ -1,0 +1,43 @@
+"""Rollouts: a thread's history as JSON lines, the durable source of its token counts. No SQL.
+
+Each line is an object `{timestamp, ordinal, type, payload}`. Lines are only ever appended, so a crash can
+damage the last line alone, and the newest usage stands near the end. Whatever a reader cannot use is
+skipped, counted and reported, never fatal.
+"""
+
+from __future__ import annotations
+
+from goal_state.rollout.lines import (
+    MAX_HELD_BYTES,
+    MAX_PARSED_BYTES,
+    MissingZstandardError,
+    NotARolloutError,
+    SkippedLine,
+    SkippedLines,
+)
+from goal_state.rollout.paths import RolloutPath, find_rollout, find_rollouts, rollout_path
+from goal_state.rollout.reader import RolloutReader, RolloutTail, RolloutUsage, Turn
+from goal_state.rollout.sayings import HistoryBase, SessionMeta, TurnStatus
+from goal_state.rollout.writer import RolloutClosedError, RolloutWriter
+
+__all__ = [
+    "MAX_HELD_BYTES",
+    "MAX_PARSED_BYTES",
+    "HistoryBase",
+    "MissingZstandardError",
+    "NotARolloutError",
+    "RolloutClosedError",
+    "RolloutPath",
+    "RolloutReader",
+    "RolloutTail",
+    "RolloutUsage",
+    "RolloutWriter",
+    "SessionMeta",
+    "SkippedLine",
+    "SkippedLines",
+    "Turn",
+    "TurnStatus",
+    "find_rollout",
+    "find_rollouts",
+    "rollout_path",
+]

@@ -1,0 +1,128 @@
+"""Where rollouts lie: `<home>/sessions/YYYY/MM/DD/rollout-<timestamp>-<thread id>.jsonl`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from goal_state.errors import InvalidValueError
+from goal_state.validation import check_name
+
+__all__ = ["RolloutPath", "find_rollout", "find_rollouts", "rollout_path"]
+
+_TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H-%M-%S"
+_ROLLOUT_NAME: Final = re.compile(
+    r"rollout-(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)-(.+)\.jsonl(\.gz|\.zst)?", re.ASCII
+)
+_FILE_THREAD_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
+_DATE_LEVELS: Final = tuple(re.compile(rf"\d{{{digits}}}", re.ASCII) for digits in (4, 2, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPath:
+    """A rollout as its name describes it.
+
+    Attributes:
+        path: the file; it may be compressed (`.gz`, `.zst`).
+        thread_id: the thread.
+        timestamp: when it was begun, to the second, in the time zone of its writer, which a name does
+            not tell (`RolloutWriter` uses UTC).
+    """
+
+    path: Path
+    thread_id: str
+    timestamp: datetime
+
+
+def rollout_path(home: str | os.PathLike[str], thread_id: str, started_at: datetime) -> Path:
+    """Where the rollout of a new thread belongs. Nothing is created.
+
+    Raises:
+        InvalidValueError: the thread id cannot be part of a file name (letters, digits, `_`, `.`, `-`,
+            not beginning with `.` or `-`, 200 at most), or the time has no time zone.
+    """
+    if not _FILE_THREAD_ID.fullmatch(check_name("thread_id", thread_id)):
+        raise InvalidValueError(
+            "thread_id",
+            "must be 1 to 200 letters, digits, '_', '.' or '-' and begin with none of the last two,"
+            " to be part of a file name",
+        )
+    if started_at.utcoffset() is None:
+        raise InvalidValueError("started_at", "must have a time zone")
+    moment = started_at.astimezone(UTC)
+    day = Path(f"{moment.year:04}", f"{moment.month:02}", f"{moment.day:02}")
+    name = f"rollout-{moment.strftime(_TIMESTAMP_FORMAT)}-{thread_id}.jsonl"
+    return Path(home) / "sessions" / day / name
+
+
+def find_rollouts(home: str | os.PathLike[str]) -> Iterator[RolloutPath]:
+    """The rollouts of a data directory, newest first by their names; no file is opened.
+
+    Directories are listed one day at a time, as they are asked for. Whatever has another name is left
+    out, and so are symlinks that lead nowhere. The depth is fixed, so that no symlink can make it endless.
+
+    Raises:
+        OSError: a directory cannot be listed. (A missing one has no rollouts.)
+    """
+    yield from _within(Path(home) / "sessions", _DATE_LEVELS)
+
+
+def find_rollout(home: str | os.PathLike[str], thread_id: str) -> Path | None:
+    """The newest rollout of a thread, or None; of equals, the one that is not compressed.
+
+    The id is only compared with the names that there are: it never becomes part of a path.
+    """
+    return next((found.path for found in find_rollouts(home) if found.thread_id == thread_id), None)
+
+
+def _within(directory: Path, levels: tuple[re.Pattern[str], ...]) -> Iterator[RolloutPath]:
+    if not levels:
+        yield from _of_a_day(directory)
+        return
+    names = (name for name in _names(directory) if levels[0].fullmatch(name))
+    for name in sorted(names, reverse=True):
+        yield from _within(directory / name, levels[1:])
+
+
+def _of_a_day(directory: Path) -> Iterator[RolloutPath]:
+    found: list[tuple[RolloutPath, bool]] = []
+    for name in _names(directory):
+        match = _ROLLOUT_NAME.fullmatch(name)
+        if match is None:
+            continue
+        try:
+            timestamp = datetime.strptime(match[1], _TIMESTAMP_FORMAT)
+        except ValueError:  # no such day
+            continue
+        found.append((RolloutPath(directory / name, match[2], timestamp), match[3] is None))
+    found.sort(key=lambda one: (one[0].timestamp, one[0].thread_id, one[1]), reverse=True)
+    for rollout, _ in found:
+        if _is_file(rollout.path):
+            yield rollout
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        if _is_symlink_to_nothing(directory):
+            return []
+        raise
+
+
+def _is_symlink_to_nothing(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -1,0 +1,160 @@
+"""The schema: SQLAlchemy metadata of the four tables. Rows are made and read by the modules above.
+
+Every rule of the domain that SQL can express is a CHECK here as well, so that no other writer of the
+file can break it either. Tables are STRICT: an integer overflow is an error, never a silent float.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+__all__ = [
+    "HEAD_REVISION",
+    "VERSION_TABLE",
+    "event_cursors",
+    "goal_events",
+    "goals",
+    "metadata",
+    "thread_usage",
+]
+
+VERSION_TABLE: Final = "goal_state_alembic_version"
+"""Where alembic notes the schema's revision: a table of our own, so as to live in a host's database."""
+
+HEAD_REVISION: Final = "0001"
+"""The newest revision in `migrations/`. Known here so that opening a current file needs no alembic."""
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_STATUSES = "('active', 'paused', 'blocked', 'usage_limited', 'budget_limited', 'complete')"
+
+goals: Final = Table(
+    "goals",
+    metadata,
+    Column("thread_id", Text, nullable=False),
+    Column("goal_id", Text, primary_key=True, nullable=False),
+    Column("objective", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("token_budget", Integer),
+    Column("tokens_used", Integer, nullable=False),
+    Column("time_used_ms", Integer, nullable=False),
+    Column("created_at_ms", Integer, nullable=False),
+    Column("updated_at_ms", Integer, nullable=False),
+    UniqueConstraint("thread_id"),
+    CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
+    CheckConstraint("length(goal_id) = 36", name="goal_id"),
+    CheckConstraint(
+        "length(objective) BETWEEN 1 AND 4000 AND objective = trim(objective)"
+        " AND instr(objective, char(0)) = 0",
+        name="objective",
+    ),
+    CheckConstraint(f"status IN {_STATUSES}", name="status"),
+    CheckConstraint("token_budget > 0", name="token_budget"),
+    CheckConstraint("tokens_used >= 0", name="tokens_used"),
+    CheckConstraint("time_used_ms >= 0", name="time_used_ms"),
+    CheckConstraint("updated_at_ms >= created_at_ms", name="updated_at_ms"),
+    CheckConstraint(
+        "status <> 'active' OR token_budget IS NULL OR tokens_used < token_budget",
+        name="active_within_budget",
+    ),
+    sqlite_strict=True,
+)
+
+goal_events: Final = Table(
+    "goal_events",
+    metadata,
+    Column("position", Integer, primary_key=True, autoincrement=True),
+    Column("event_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("thread_id", Text, nullable=False),
+    Column("goal_id", Text, nullable=False),
+    Column("turn_id", Text),
+    Column("goal_status", Text, nullable=False),
+    Column("previous_status", Text),
+    Column("token_budget", Integer),
+    Column("tokens_delta", Integer, nullable=False),
+    Column("time_delta_ms", Integer, nullable=False),
+    Column("cumulative_tokens", Integer),
+    Column("cumulative_time_ms", Integer),
+    Column("idempotency_key", Text),
+    Column("replaced_goal_id", Text),
+    Column("occurred_at_ms", Integer, nullable=False),
+    CheckConstraint("kind IN ('created', 'usage_accounted', 'status_changed', 'cleared')", name="kind"),
+    CheckConstraint(f"goal_status IN {_STATUSES}", name="goal_status"),
+    CheckConstraint(
+        "tokens_delta >= 0 AND time_delta_ms >= 0"
+        " AND (kind = 'usage_accounted') = (cumulative_tokens IS NOT NULL)"
+        " AND (kind = 'usage_accounted') = (cumulative_time_ms IS NOT NULL)"
+        " AND (kind = 'usage_accounted' OR (tokens_delta = 0 AND time_delta_ms = 0))",
+        name="usage",
+    ),
+    # One full index only, on a key that rises with time: each one costs a fifth of a charge. The events
+    # of a thread are found through its `created` events, since its goals follow one another.
+    Index(None, "goal_id"),
+    Index("ix_goal_events_created", "thread_id", sqlite_where=text("kind = 'created'")),
+    Index(
+        "uq_goal_events_idempotency_key",
+        "thread_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+
+_COUNTS = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_input_tokens",
+    "output_tokens",
+    "reasoning_output_tokens",
+    "total_tokens",
+)
+
+thread_usage: Final = Table(
+    "thread_usage",
+    metadata,
+    Column("thread_id", Text, primary_key=True, nullable=False),
+    Column("turn_id", Text),
+    *(Column(name, Integer, nullable=False) for name in _COUNTS),
+    *(Column(f"last_{name}", Integer, nullable=False) for name in _COUNTS),
+    Column("model_context_window", Integer),
+    Column("updated_at_ms", Integer, nullable=False),
+    CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
+    CheckConstraint(" AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"),
+    sqlite_strict=True,
+)
+
+event_cursors: Final = Table(
+    "event_cursors",
+    metadata,
+    Column("name", Text, primary_key=True, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("holder", Text),
+    Column("lease_expires_at_ms", Integer),
+    Column("updated_at_ms", Integer, nullable=False),
+    CheckConstraint("length(name) BETWEEN 1 AND 256", name="name"),
+    CheckConstraint("position >= 0", name="position"),
+    CheckConstraint("(holder IS NULL) = (lease_expires_at_ms IS NULL)", name="holder"),
+    sqlite_strict=True,
+)
