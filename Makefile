@@ -86,18 +86,23 @@ lint: $(VENV)/.installed ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed ## pyright, strict, and that every public name is fully typed
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes goal_state
+# The second looks at what users get: the wheel. It asks the first `python` on PATH where packages are.
+types: wheel ## pyright, strict, and that every public name of the wheel is fully typed
+	PATH="$(abspath $(BIN)):$$PATH" pyright
+	@rm -rf build/typed
+	@$(BIN)/python -m pip install -qq --no-deps --target build/typed dist/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=build/typed \
+		pyright --ignoreexternal --verifytypes goal_state
 
 layers: $(VENV)/.installed ## that imports run downwards only
 	$(BIN)/lint-imports
 
 migrations-check: $(VENV)/.installed ## that the migrations make what the metadata says
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
-	for step in 'upgrade head' check 'downgrade base' 'upgrade head'; do \
+	for step in 'upgrade head' 'current --check-heads' check 'downgrade base' 'upgrade head'; do \
 		echo "alembic $$step"; \
 		$(BIN)/alembic -x url="sqlite:///$$dir/goals.db" $$step; \
+		test -s "$$dir/goals.db"; \
 	done
 
 wheel: $(VENV)/.installed ## build dist/: the sdist, and the wheel from the sdist

@@ -57,7 +57,10 @@ def outside(wheel: Path) -> None:
             # -I: neither the working directory, nor the script's folder, nor PYTHONPATH is searched.
             work = folder / part
             work.mkdir()
-            print(run(str(python), "-I", "-W", "error", str(script), "--inside", part, cwd=work), end="")
+            print(
+                run(str(python), "-I", "-W", "error", str(script), "--inside", part, cwd=work),
+                end="",
+            )
 
 
 def run(*words: str, cwd: Path | None = None, expect: int = 0) -> str:
@@ -94,7 +97,9 @@ def library() -> None:
     import goal_state
 
     package = Path(goal_state.__file__ or "").resolve().parent
-    expect(package.is_relative_to(Path(sys.prefix).resolve()), True, f"{package} is the installed one")
+    expect(
+        package.is_relative_to(Path(sys.prefix).resolve()), True, f"{package} is the installed one"
+    )
     expect((package / "py.typed").is_file(), True, "the wheel has py.typed")
     migrations = package / "migrations"
     expect((migrations / "env.py").is_file(), True, "the wheel has migrations/env.py")

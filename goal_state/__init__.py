@@ -1,0 +1,87 @@
+"""A goal store for AI agents: what a thread is trying to do, its token budget, what it has used so far,
+and everything that happened to it, in one SQLite file.
+
+    with GoalStore.open("goals.db") as store:
+        goal = store.create("thread-1", "Ship the parser", token_budget=200_000)
+        store.account("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
+"""
+
+from goal_state.consumers import Consumer
+from goal_state.errors import (
+    BudgetExhaustedError,
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseIOError,
+    DatabaseLocationError,
+    DatabaseReadOnlyError,
+    DatabaseReplacedError,
+    ForeignDatabaseError,
+    ForkedStoreError,
+    GoalExistsError,
+    GoalNotFoundError,
+    GoalStateError,
+    IdempotencyConflictError,
+    InvalidValueError,
+    NotADatabaseError,
+    RequestError,
+    SchemaError,
+    SchemaOutOfDateError,
+    SchemaTooNewError,
+    StaleGoalError,
+    StoreClosedError,
+    UnsupportedDatabaseError,
+    UsageOverflowError,
+)
+from goal_state.events import EventKind, GoalEvent
+from goal_state.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
+from goal_state.listeners import Subscription
+from goal_state.repository import GoalRepository
+from goal_state.store import GoalStore
+from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
+from goal_state.verification import Difference
+
+__all__ = [
+    "KEEP",
+    "Accounting",
+    "AccountingMode",
+    "BudgetExhaustedError",
+    "Consumer",
+    "DatabaseBusyError",
+    "DatabaseCorruptError",
+    "DatabaseError",
+    "DatabaseFullError",
+    "DatabaseIOError",
+    "DatabaseLocationError",
+    "DatabaseReadOnlyError",
+    "DatabaseReplacedError",
+    "Difference",
+    "EventKind",
+    "ForeignDatabaseError",
+    "ForkedStoreError",
+    "Goal",
+    "GoalEvent",
+    "GoalExistsError",
+    "GoalNotFoundError",
+    "GoalRepository",
+    "GoalStateError",
+    "GoalStatus",
+    "GoalStore",
+    "IdempotencyConflictError",
+    "InvalidValueError",
+    "Keep",
+    "NotADatabaseError",
+    "RequestError",
+    "SchemaError",
+    "SchemaOutOfDateError",
+    "SchemaTooNewError",
+    "StaleGoalError",
+    "StoreClosedError",
+    "Subscription",
+    "ThreadUsage",
+    "TokenUsage",
+    "TokenUsageInfo",
+    "UnsupportedDatabaseError",
+    "UsageOverflowError",
+]

@@ -73,6 +73,7 @@ def create_engine(
         url,
         # The store keeps its own connections; an in-memory database lives in exactly one.
         poolclass=StaticPool if memory else NullPool,
+        pool_reset_on_return=None,
         connect_args={"check_same_thread": False, "timeout": timeout_ms / 1000},
     )
 
@@ -93,7 +94,8 @@ def check_durability(value: object) -> Durability:
     """The durability of that name, or `InvalidValueError` with the names there are."""
     if value not in get_args(Durability):
         raise InvalidValueError(
-            "durability", f"must be one of {', '.join(get_args(Durability))}, is {ascii(value)[:80]}"
+            "durability",
+            f"must be one of {', '.join(get_args(Durability))}, is {ascii(value)[:80]}",
         )
     return cast(Durability, value)
 
@@ -105,7 +107,9 @@ def check_busy_timeout(value: object) -> int:
     return round(value * 1000)
 
 
-def set_pragmas(dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int) -> None:
+def set_pragmas(
+    dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int
+) -> None:
     """What holds for one connection only, and leaves the file as it is."""
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
@@ -135,7 +139,9 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
             )
         path = os.fspath(target)
         if not isinstance(path, str) or not path or "\0" in path:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidValueError("target", "must be a path of at least one character, without NUL")
+            raise InvalidValueError(
+                "target", "must be a path of at least one character, without NUL"
+            )
         url = URL.create("sqlite", database=path)
     if url.get_backend_name() != "sqlite":
         raise UnsupportedDatabaseError(
@@ -166,8 +172,9 @@ def database_path(engine: Engine) -> Path | None:
     return None if is_memory(engine) else Path(cast(str, engine.url.database))
 
 
-def inspect_file(path: Path) -> None:
-    """Refuses a path that cannot hold our database, before anything is opened for writing.
+def inspect_file(path: Path) -> str | None:
+    """The revision of the schema in a file (None: none yet), found without changing a byte of it; refuses
+    a path that cannot hold our database.
 
     A file that is missing or empty is fine: it will be made. One that holds tables, none of them ours, is
     another application's; a host that wants goals in its own database says so with an Engine or with
@@ -191,9 +198,11 @@ def inspect_file(path: Path) -> None:
             f"the folder {str(folder)!r} is read-only; SQLite keeps its log beside the database"
         )
     if not path.exists() or path.stat().st_size == 0:
-        return
+        return None
     if not os.access(path, os.W_OK):
-        raise DatabaseReadOnlyError(f"{str(path)!r} is read-only for this user; allow writing to it")
+        raise DatabaseReadOnlyError(
+            f"{str(path)!r} is read-only for this user; allow writing to it"
+        )
     with path.open("rb") as file:
         if file.read(len(_HEADER)) != _HEADER:
             raise NotADatabaseError(f"{str(path)!r} is not a SQLite database; name another file")
@@ -202,13 +211,17 @@ def inspect_file(path: Path) -> None:
         try:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
+            if VERSION_TABLE in tables:
+                row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
+                return None if row is None else row[0]
         finally:
             connection.close()
-    if tables and VERSION_TABLE not in tables:
+    if tables:
         raise ForeignDatabaseError(
             f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
         )
+    return None
 
 
 def create_file(path: Path) -> None:
@@ -219,21 +232,23 @@ def create_file(path: Path) -> None:
         return
 
 
-def detached_connection(engine: Engine, *, durability: Durability, busy_timeout_seconds: float) -> Connection:
-    """A connection for its holder alone, with our pragmas, that takes no place in the engine's pool."""
+def detached_connection(engine: Engine) -> Connection:
+    """A connection for its holder alone, that takes no place in the engine's pool and on which the
+    driver begins no transactions by itself.
+    """
     with translating():
         connection = engine.connect()
         if not is_memory(engine):
             connection.detach()
-        set_pragmas(driver_connection(connection), durability, check_busy_timeout(busy_timeout_seconds))
+        driver_connection(connection).isolation_level = None
         return connection
 
 
-def enable_wal(engine: Engine, *, busy_timeout_seconds: float = 10.0) -> None:
+def enable_wal(connection: Connection, *, busy_timeout_seconds: float = 10.0) -> None:
     """Turns on write-ahead logging, which lasts with the file. SQLite does not wait for a lock here."""
     deadline = time.monotonic() + busy_timeout_seconds
-    with translating(), engine.connect() as connection:
-        cursor = driver_connection(connection).cursor()
+    cursor = driver_connection(connection).cursor()
+    with translating():
         while cursor.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
             try:
                 cursor.execute("PRAGMA journal_mode = WAL")
@@ -241,4 +256,4 @@ def enable_wal(engine: Engine, *, busy_timeout_seconds: float = 10.0) -> None:
                 if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
-        cursor.close()
+    cursor.close()

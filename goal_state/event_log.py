@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, func, insert, literal_column, select, update
+from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
 
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, Statement, limited
@@ -16,7 +16,9 @@ from goal_state.tables import event_cursors, goal_events
 __all__ = ["ConsumerCursor", "ConsumerCursors", "EventLog", "RecordedCharge"]
 
 _E = goal_events.c
-_CREATED: Final = _E.kind == literal_column("'created'")  # as text, so that the partial index serves
+_CREATED: Final = _E.kind == literal_column(
+    "'created'"
+)  # as text, so that the partial index serves
 
 _APPEND = Statement(
     lambda: insert(goal_events).values(
@@ -25,7 +27,9 @@ _APPEND = Statement(
     " ".join(c.name for c in goal_events.columns if c.name != "position"),
 )
 _PAGE = Statement(
-    lambda: limited(select(goal_events).where(_E.position > bindparam("after")).order_by(_E.position)),
+    lambda: limited(
+        select(goal_events).where(_E.position > bindparam("after")).order_by(_E.position)
+    ),
     "after limit",
 )
 _PAGE_OF_GOAL = Statement(
@@ -57,7 +61,7 @@ _CHARGE_BY_KEY = Statement(
     ).where(_E.thread_id == bindparam("thread_id"), _E.idempotency_key == bindparam("key")),
     "thread_id key",
 )
-_LAST_POSITION = Statement(lambda: select(func.coalesce(func.max(_E.position), 0)))
+_LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
 
 _STATUS: Final = {status.value: status for status in GoalStatus}
 _KIND: Final = {kind.value: kind for kind in EventKind}
@@ -83,9 +87,11 @@ class EventLog:
         on_event: called with each event as it is appended (not yet committed); None where nobody asks.
     """
 
-    def __init__(self, executor: Executor, on_event: Callable[[GoalEvent], None] | None = None) -> None:
+    def __init__(
+        self, executor: Executor, on_event: Callable[[GoalEvent], None] | None = None
+    ) -> None:
         self._executor = executor
-        self.on_event = on_event
+        self.on_event: Callable[[GoalEvent], None] | None = on_event
 
     def append(
         self,
@@ -191,7 +197,7 @@ class EventLog:
 
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
-        return self._executor.run(_LAST_POSITION).fetchone()[0]
+        return self._executor.run(_LAST_POSITION).fetchone()[0] or 0
 
 
 def _event(row: tuple[Any, ...]) -> GoalEvent:
@@ -233,7 +239,9 @@ _CURSORS = Statement(
     lambda: select(_C.name, _C.position, _C.holder, _C.lease_expires_at_ms).order_by(_C.name)
 )
 _NEW_CURSOR = Statement(
-    lambda: insert(event_cursors).values({c.name: bindparam(c.name) for c in event_cursors.columns}),
+    lambda: insert(event_cursors).values(
+        {c.name: bindparam(c.name) for c in event_cursors.columns}
+    ),
     " ".join(c.name for c in event_cursors.columns),
 )
 _HOLD = Statement(
@@ -272,7 +280,7 @@ _RELEASE = Statement(
     lambda: (
         update(event_cursors)
         .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
-        .values(holder=None, lease_expires_at_ms=None, updated_at_ms=bindparam("b_now"))
+        .values(holder=null(), lease_expires_at_ms=null(), updated_at_ms=bindparam("b_now"))
     ),
     "b_now b_name b_holder",
 )

@@ -31,7 +31,9 @@ def check_kind(value: object) -> EventKind:
         return EventKind(value)
     except ValueError:
         shown = ascii(value) if isinstance(value, str) else type(value).__name__
-        raise InvalidValueError("kinds", f"must be among {', '.join(EventKind)}, is {shown[:80]}") from None
+        raise InvalidValueError(
+            "kinds", f"must be among {', '.join(EventKind)}, is {shown[:80]}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

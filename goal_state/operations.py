@@ -33,7 +33,7 @@ class GoalOperations(ABC):
     """
 
     @abstractmethod
-    def _apply(self, request: Request[Result]) -> Result:
+    def apply(self, request: Request[Result]) -> Result:
         """Carries out a request and returns its result."""
 
     def create(
@@ -58,7 +58,9 @@ class GoalOperations(ABC):
             GoalExistsError: the thread has a goal that is not complete.
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(Creation(thread_id, objective, token_budget, status, turn_id, in_any_case=False))
+        return self.apply(
+            Creation(thread_id, objective, token_budget, status, turn_id, in_any_case=False)
+        )
 
     def replace(
         self,
@@ -76,7 +78,9 @@ class GoalOperations(ABC):
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(Creation(thread_id, objective, token_budget, status, turn_id, in_any_case=True))
+        return self.apply(
+            Creation(thread_id, objective, token_budget, status, turn_id, in_any_case=True)
+        )
 
     def set(
         self,
@@ -107,7 +111,9 @@ class GoalOperations(ABC):
             StaleGoalError: the goal is not the expected one.
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(Change(thread_id, objective, status, token_budget, expected_goal_id, turn_id))
+        return self.apply(
+            Change(thread_id, objective, status, token_budget, expected_goal_id, turn_id)
+        )
 
     def resume(
         self,
@@ -127,7 +133,7 @@ class GoalOperations(ABC):
             StaleGoalError: the goal is not the expected one.
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(Resumption(thread_id, token_budget, expected_goal_id, turn_id))
+        return self.apply(Resumption(thread_id, token_budget, expected_goal_id, turn_id))
 
     def account(
         self,
@@ -160,7 +166,7 @@ class GoalOperations(ABC):
             UsageOverflowError: the goal's usage would reach 2^63.
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(
+        return self.apply(
             Charge(thread_id, tokens, seconds, mode, expected_goal_id, turn_id, idempotency_key)
         )
 
@@ -194,7 +200,9 @@ class GoalOperations(ABC):
             UsageOverflowError: the goal's usage would reach 2^63.
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(CumulativeUsage(thread_id, total, seconds, mode, expected_goal_id, turn_id))
+        return self.apply(
+            CumulativeUsage(thread_id, total, seconds, mode, expected_goal_id, turn_id)
+        )
 
     def set_baseline(
         self, thread_id: str, total: TokenUsage | TokenUsageInfo, *, turn_id: str | None = None
@@ -209,7 +217,7 @@ class GoalOperations(ABC):
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        self._apply(Baseline(thread_id, total, turn_id))
+        self.apply(Baseline(thread_id, total, turn_id))
 
     def clear(
         self, thread_id: str, *, expected_goal_id: str | None = None, turn_id: str | None = None
@@ -228,4 +236,4 @@ class GoalOperations(ABC):
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        return self._apply(Clearing(thread_id, expected_goal_id, turn_id))
+        return self.apply(Clearing(thread_id, expected_goal_id, turn_id))

@@ -55,7 +55,9 @@ Result = TypeVar("Result")
 
 _G = goals.c
 
-_BY_THREAD = Statement(lambda: select(goals).where(_G.thread_id == bindparam("b_thread_id")), "b_thread_id")
+_BY_THREAD = Statement(
+    lambda: select(goals).where(_G.thread_id == bindparam("b_thread_id")), "b_thread_id"
+)
 _PAGE = Statement(
     lambda: limited(select(goals).where(_G.goal_id > bindparam("after")).order_by(_G.goal_id)),
     "after limit",
@@ -144,8 +146,8 @@ class GoalRepository(GoalOperations):
             connection: a SQLAlchemy connection to a database with our tables.
             on_event: called with each event as it is written; it counts once the host has committed.
         """
-        self.executor = Executor(connection)
-        self.log = EventLog(self.executor, on_event)
+        self.executor: Final = Executor(connection)
+        self.log: Final = EventLog(self.executor, on_event)
         self._usage_log = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             Creation: self._create,
@@ -186,7 +188,8 @@ class GoalRepository(GoalOperations):
 
     # -- changing ----------------------------------------------------------------------------------
 
-    def _apply(self, request: Request[Result]) -> Result:
+    def apply(self, request: Request[Result]) -> Result:
+        """Carries out a request in the host's transaction and returns its result."""
         self.executor.join_transaction()
         return self._handlers[type(request)](request)
 
@@ -357,7 +360,9 @@ class GoalRepository(GoalOperations):
             token_budget=token_budget,
             updated_at_ms=max(now_ms, goal.updated_at_ms),
         )
-        self.executor.run(_UPDATE, (objective, status.value, token_budget, new.updated_at_ms, goal.goal_id))
+        self.executor.run(
+            _UPDATE, (objective, status.value, token_budget, new.updated_at_ms, goal.goal_id)
+        )
         if status is not goal.status:
             self.log.append(
                 EventKind.STATUS_CHANGED,
@@ -377,7 +382,9 @@ class GoalRepository(GoalOperations):
             return Accounting(goal, applied=False)
         used = goal.tokens_used + tokens
         time_used = goal.time_used_ms + request.time_ms
-        status = charged_status(goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget)
+        status = charged_status(
+            goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget
+        )
         if status is None:
             _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
             return Accounting(goal, applied=False)
@@ -388,7 +395,9 @@ class GoalRepository(GoalOperations):
                 "tokens", f"{goal.tokens_used} used and {tokens} more would be 2^63 or more"
             )
         if time_used > MAX_INTEGER:
-            raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
+            raise UsageOverflowError(
+                "seconds", "the goal's time would be 2^63 milliseconds or more"
+            )
         now_ms = wall_clock_ms()
         charged = Goal(
             goal.thread_id,
@@ -401,7 +410,9 @@ class GoalRepository(GoalOperations):
             goal.created_at_ms,
             max(now_ms, goal.updated_at_ms),
         )
-        self.executor.run(_CHARGE, (status.value, used, time_used, charged.updated_at_ms, goal.goal_id))
+        self.executor.run(
+            _CHARGE, (status.value, used, time_used, charged.updated_at_ms, goal.goal_id)
+        )
         self.log.append_charge(
             charged,
             tokens=tokens,
@@ -453,11 +464,15 @@ def _expect(request: Request[Goal], goal: Goal | None, expected: str | None) -> 
         )
 
 
-def _info(total: TokenUsage | TokenUsageInfo, last: TokenUsage, window: int | None) -> TokenUsageInfo:
+def _info(
+    total: TokenUsage | TokenUsageInfo, last: TokenUsage, window: int | None
+) -> TokenUsageInfo:
     return total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, last, window)
 
 
-def _seen(before: ThreadUsage | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None) -> ThreadUsage:
+def _seen(
+    before: ThreadUsage | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
+) -> ThreadUsage:
     """The baseline that a new cumulative total makes, its last part found where it was not given."""
     if before is None:
         return ThreadUsage(_info(total, TokenUsage(), None), turn_id)

@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Generic, Literal, TypeVar
 
 from goal_state.errors import InvalidValueError
-from goal_state.goals import KEEP, Accounting, Goal, Keep, check_mode, check_status
+from goal_state.goals import (
+    KEEP,
+    Accounting,
+    AccountingMode,
+    Goal,
+    GoalStatus,
+    Keep,
+    check_mode,
+    check_status,
+)
 from goal_state.usage import TokenUsage, TokenUsageInfo
 from goal_state.validation import (
     check_amount,
@@ -19,7 +28,16 @@ from goal_state.validation import (
     check_token_budget,
 )
 
-__all__ = ["Baseline", "Change", "Charge", "Clearing", "Creation", "CumulativeUsage", "Request", "Resumption"]
+__all__ = [
+    "Baseline",
+    "Change",
+    "Charge",
+    "Clearing",
+    "Creation",
+    "CumulativeUsage",
+    "Request",
+    "Resumption",
+]
 
 Result_co = TypeVar("Result_co", covariant=True)
 
@@ -30,8 +48,8 @@ class Request(Generic[Result_co]):
     __slots__ = ("thread_id", "turn_id")
 
     def __init__(self, thread_id: object, turn_id: object) -> None:
-        self.thread_id = check_name("thread_id", thread_id)
-        self.turn_id = None if turn_id is None else check_name("turn_id", turn_id)
+        self.thread_id: str = check_name("thread_id", thread_id)
+        self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
 
 
 class Creation(Request[Goal]):
@@ -50,10 +68,10 @@ class Creation(Request[Goal]):
         in_any_case: bool,
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.objective = check_objective(objective)
-        self.token_budget = check_token_budget(token_budget)
-        self.status = check_status(status)
-        self.in_any_case = in_any_case
+        self.objective: str = check_objective(objective)
+        self.token_budget: int | None = check_token_budget(token_budget)
+        self.status: GoalStatus = check_status(status)
+        self.in_any_case: bool = in_any_case
 
 
 class Change(Request[Goal]):
@@ -71,10 +89,16 @@ class Change(Request[Goal]):
         turn_id: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.objective = KEEP if isinstance(objective, Keep) else check_objective(objective)
-        self.status = KEEP if isinstance(status, Keep) else check_status(status)
-        self.token_budget = _check_new_budget(token_budget)
-        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+        self.objective: str | Literal[Keep.KEEP] = (
+            KEEP if isinstance(objective, Keep) else check_objective(objective)
+        )
+        self.status: GoalStatus | Literal[Keep.KEEP] = (
+            KEEP if isinstance(status, Keep) else check_status(status)
+        )
+        self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
 
 
 class Resumption(Request[Goal]):
@@ -86,8 +110,10 @@ class Resumption(Request[Goal]):
         self, thread_id: object, token_budget: object, expected_goal_id: object, turn_id: object
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.token_budget = _check_new_budget(token_budget)
-        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+        self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
 
 
 class Clearing(Request["Goal | None"]):
@@ -97,7 +123,9 @@ class Clearing(Request["Goal | None"]):
 
     def __init__(self, thread_id: object, expected_goal_id: object, turn_id: object) -> None:
         super().__init__(thread_id, turn_id)
-        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
 
 
 class Charge(Request[Accounting]):
@@ -116,11 +144,13 @@ class Charge(Request[Accounting]):
         idempotency_key: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.tokens = check_amount("tokens", tokens)
-        self.time_ms = check_milliseconds("seconds", seconds)
-        self.mode = check_mode(mode)
-        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
-        self.idempotency_key = check_optional_name("idempotency_key", idempotency_key)
+        self.tokens: int = check_amount("tokens", tokens)
+        self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.mode: AccountingMode = check_mode(mode)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
+        self.idempotency_key: str | None = check_optional_name("idempotency_key", idempotency_key)
 
 
 class CumulativeUsage(Request[Accounting]):
@@ -138,10 +168,12 @@ class CumulativeUsage(Request[Accounting]):
         turn_id: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.total = _check_total(total)
-        self.time_ms = check_milliseconds("seconds", seconds)
-        self.mode = check_mode(mode)
-        self.expected_goal_id = check_optional_name("expected_goal_id", expected_goal_id)
+        self.total: TokenUsage | TokenUsageInfo = _check_total(total)
+        self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.mode: AccountingMode = check_mode(mode)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
 
 
 class Baseline(Request[None]):
@@ -151,7 +183,7 @@ class Baseline(Request[None]):
 
     def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
         super().__init__(thread_id, turn_id)
-        self.total = _check_total(total)
+        self.total: TokenUsage | TokenUsageInfo = _check_total(total)
 
 
 def _check_new_budget(value: object) -> int | Literal[Keep.KEEP] | None:

@@ -98,7 +98,9 @@ goal_events: Final = Table(
     Column("idempotency_key", Text),
     Column("replaced_goal_id", Text),
     Column("occurred_at_ms", Integer, nullable=False),
-    CheckConstraint("kind IN ('created', 'usage_accounted', 'status_changed', 'cleared')", name="kind"),
+    CheckConstraint(
+        "kind IN ('created', 'usage_accounted', 'status_changed', 'cleared')", name="kind"
+    ),
     CheckConstraint(f"goal_status IN {_STATUSES}", name="goal_status"),
     CheckConstraint(
         "tokens_delta >= 0 AND time_delta_ms >= 0"
@@ -141,7 +143,9 @@ thread_usage: Final = Table(
     Column("model_context_window", Integer),
     Column("updated_at_ms", Integer, nullable=False),
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
-    CheckConstraint(" AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"),
+    CheckConstraint(
+        " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"
+    ),
     sqlite_strict=True,
 )
 

@@ -118,7 +118,9 @@ class TokenUsage:
         """
         if not isinstance(usage, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("usage", f"must be a mapping, not {type(usage).__name__}")
-        known = {name: usage[key] for name in _COUNTS for key in (_camel(name), name) if key in usage}
+        known = {
+            name: usage[key] for name in _COUNTS for key in (_camel(name), name) if key in usage
+        }
         if not known:
             raise InvalidValueError("usage", f"must have at least one of {', '.join(_COUNTS)}")
         return cls(**known)

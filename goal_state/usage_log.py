@@ -18,7 +18,9 @@ _COLUMNS: Final = [column.name for column in thread_usage.columns]
 
 
 def _upsert() -> Executable:
-    statement = insert(thread_usage).values({name: bindparam(name, type_=None) for name in _COLUMNS})
+    statement = insert(thread_usage).values(
+        {name: bindparam(name, type_=None) for name in _COLUMNS}
+    )
     changed = {name: statement.excluded[name] for name in _COLUMNS[1:]}
     return statement.on_conflict_do_update(index_elements=["thread_id"], set_=changed)
 

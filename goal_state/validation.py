@@ -51,7 +51,9 @@ def check_name(field: str, value: object) -> str:
     """A name given by the host (thread, turn, goal, key, consumer): 1 to 256 characters, kept as it is."""
     text = _text(field, value)
     if not 1 <= len(text) <= MAX_NAME_CHARACTERS:
-        raise InvalidValueError(field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}")
+        raise InvalidValueError(
+            field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}"
+        )
     return text
 
 
@@ -106,7 +108,9 @@ def check_milliseconds(field: str, value: object) -> int:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidValueError(field, f"must be finite, is {float.__repr__(value)}")
-        milliseconds = round(float.__float__(value) * 1000) if abs(value) < MAX_INTEGER else int(value) * 1000
+        milliseconds = (
+            round(float.__float__(value) * 1000) if abs(value) < MAX_INTEGER else int(value) * 1000
+        )
     else:
         milliseconds = int.__index__(value) * 1000
     if value < 0:

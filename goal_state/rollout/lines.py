@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from goal_state.errors import RequestError
 
 __all__ = [
+    "BYTE_ORDER_MARK",
     "MAX_HELD_BYTES",
     "MAX_PARSED_BYTES",
     "MissingZstandardError",
@@ -46,7 +47,7 @@ _BLOCK_BYTES: Final = 64 * 2**10
 _MAX_HEAD_LINES: Final = 32
 _MAX_ZSTANDARD_WINDOW: Final = 8 * 2**20  # what RFC 8878 asks every decoder to support
 _MAX_NOTED_SKIPS: Final = 20
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _MAGIC: Final[dict[bytes, Literal["gzip", "zstandard"]]] = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstandard",
@@ -56,7 +57,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 class NotARolloutError(RequestError):
-    """The path leads to something that is no rollout: other contents, a directory, a symlink loop …"""
+    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
 
 
 class MissingZstandardError(RequestError):
@@ -99,11 +100,13 @@ class SkipLedger:
     noted: list[SkippedLine] = field(default_factory=list[SkippedLine])
 
     def add(self, path: Path, offset: int, reason: str) -> None:
+        """Count a line, and note it if it is one of the first."""
         self.count += 1
         if len(self.noted) < _MAX_NOTED_SKIPS:
             self.noted.append(SkippedLine(path, offset, reason))
 
     def snapshot(self) -> SkippedLines:
+        """What has been collected so far."""
         return SkippedLines(self.count, tuple(self.noted))
 
 
@@ -149,7 +152,7 @@ class OpenRollout:
 
 
 @contextmanager
-def open_rollout(path: PathLike) -> Iterator[OpenRollout]:
+def open_rollout(path: PathLike) -> Generator[OpenRollout]:
     """Open a rollout, compressed or not, after a look at its first lines.
 
     A file is a rollout if it is empty, holds nothing but the beginning of a first line, or has an object
@@ -238,7 +241,7 @@ class _DamagedCompressionError(Exception):
 @contextmanager
 def _reading(
     file: io.FileIO, compression: Literal["gzip", "zstandard"] | None, path: Path
-) -> Iterator[Callable[[int], bytes]]:
+) -> Generator[Callable[[int], bytes]]:
     """A function that reads the text from its beginning, up to as many bytes as asked for."""
     file.seek(0)
     if compression is None:
@@ -285,7 +288,9 @@ def _check_head(lines: Iterator[RawLine], path: Path) -> None:
             return
         only_torn = False
     if not only_torn:
-        raise NotARolloutError(f"{path}: not a rollout: no line of its head has a type and a payload")
+        raise NotARolloutError(
+            f"{path}: not a rollout: no line of its head has a type and a payload"
+        )
 
 
 def _forwards(read: Callable[[int], bytes], path: Path, ledger: SkipLedger) -> Iterator[RawLine]:
@@ -347,7 +352,6 @@ def _backwards(file: io.FileIO, end: int) -> Iterator[RawLine]:
     yield from _line(0, held[::-1], held_bytes, ended=ended)
 
 
-
 def _line(offset: int, parts: list[bytes], size: int, *, ended: bool) -> Iterator[RawLine]:
     """The line made of its parts; nothing where it is blank."""
     if size > MAX_HELD_BYTES:
@@ -355,7 +359,7 @@ def _line(offset: int, parts: list[bytes], size: int, *, ended: bool) -> Iterato
         return
     content = parts[0] if len(parts) == 1 else b"".join(parts)
     if offset == 0:
-        content = content.removeprefix(_BYTE_ORDER_MARK)
+        content = content.removeprefix(BYTE_ORDER_MARK)
     content = content.strip(b" \t\r")
     if content:
         yield RawLine(offset, content, ended)

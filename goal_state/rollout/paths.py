@@ -15,9 +15,8 @@ from goal_state.validation import check_name
 
 __all__ = ["RolloutPath", "find_rollout", "find_rollouts", "rollout_path"]
 
-_TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H-%M-%S"
 _ROLLOUT_NAME: Final = re.compile(
-    r"rollout-(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)-(.+)\.jsonl(\.gz|\.zst)?", re.ASCII
+    r"rollout-(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d)-(.+)\.jsonl(\.gz|\.zst)?", re.ASCII
 )
 _FILE_THREAD_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _DATE_LEVELS: Final = tuple(re.compile(rf"\d{{{digits}}}", re.ASCII) for digits in (4, 2, 2))
@@ -56,7 +55,8 @@ def rollout_path(home: str | os.PathLike[str], thread_id: str, started_at: datet
         raise InvalidValueError("started_at", "must have a time zone")
     moment = started_at.astimezone(UTC)
     day = Path(f"{moment.year:04}", f"{moment.month:02}", f"{moment.day:02}")
-    name = f"rollout-{moment.strftime(_TIMESTAMP_FORMAT)}-{thread_id}.jsonl"
+    second = moment.replace(tzinfo=None, microsecond=0).isoformat().replace(":", "-")
+    name = f"rollout-{second}-{thread_id}.jsonl"
     return Path(home) / "sessions" / day / name
 
 
@@ -95,20 +95,21 @@ def _of_a_day(directory: Path) -> Iterator[RolloutPath]:
         match = _ROLLOUT_NAME.fullmatch(name)
         if match is None:
             continue
+        day, hour, minute, second, thread_id, compression = match.groups()
         try:
-            timestamp = datetime.strptime(match[1], _TIMESTAMP_FORMAT)
+            timestamp = datetime.fromisoformat(f"{day}T{hour}:{minute}:{second}")
         except ValueError:  # no such day
             continue
-        found.append((RolloutPath(directory / name, match[2], timestamp), match[3] is None))
+        found.append((RolloutPath(directory / name, thread_id, timestamp), compression is None))
     found.sort(key=lambda one: (one[0].timestamp, one[0].thread_id, one[1]), reverse=True)
     for rollout, _ in found:
-        if _is_file(rollout.path):
+        if rollout.path.is_file():  # not a directory, nor a symlink to nothing
             yield rollout
 
 
 def _names(directory: Path) -> list[str]:
     try:
-        return os.listdir(directory)
+        return [entry.name for entry in directory.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError:
@@ -119,10 +120,3 @@ def _names(directory: Path) -> list[str]:
 
 def _is_symlink_to_nothing(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -1,0 +1,95 @@
+"""Connections for reading: as many as there are readers at once, kept from one read to the next.
+
+Reads never take the write lock and never wait for it. A database in memory has a single connection, which
+its readers share with the writer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+from goal_state.repository import GoalRepository
+
+__all__ = ["PooledReaders", "Readers", "SharedReader", "reading"]
+
+
+class Readers(Protocol):
+    """Where a store finds a repository to read with."""
+
+    def acquire(self) -> GoalRepository:
+        """A repository for the caller alone, until it is released."""
+        ...
+
+    def release(self, reader: GoalRepository) -> None:
+        """Gives a repository back."""
+        ...
+
+    def close(self) -> None:
+        """Closes what is not in use; the rest closes when it is given back."""
+        ...
+
+
+class PooledReaders:
+    """Connections of their own, made when all others are in use."""
+
+    def __init__(self, connect: Callable[[], GoalRepository]) -> None:
+        self._connect = connect
+        self._idle: deque[GoalRepository] = deque()
+        self._closed = False
+
+    def acquire(self) -> GoalRepository:
+        """The connection used last, or a new one."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def release(self, reader: GoalRepository) -> None:
+        """Keeps the connection for the next reader."""
+        self._idle.append(reader)
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the idle connections, and from now on each one that is given back."""
+        self._closed = True
+        while self._idle:
+            try:
+                reader = self._idle.pop()
+            except IndexError:  # another thread took the last one
+                return
+            reader.executor.close()
+
+
+class SharedReader:
+    """The writer's own connection, while no transaction is open on it."""
+
+    def __init__(self, repository: GoalRepository, lock: threading.Lock) -> None:
+        self._repository = repository
+        self._lock = lock
+
+    def acquire(self) -> GoalRepository:
+        """The connection, once no transaction is open on it."""
+        self._lock.acquire()
+        return self._repository
+
+    def release(self, reader: GoalRepository) -> None:  # noqa: ARG002
+        """Lets the next one have the connection."""
+        self._lock.release()
+
+    def close(self) -> None:
+        """Nothing to do: the connection is the writer's."""
+
+
+@contextmanager
+def reading(readers: Readers) -> Generator[GoalRepository]:
+    """A repository to read with, given back at the end."""
+    reader = readers.acquire()
+    try:
+        yield reader
+    finally:
+        readers.release(reader)

@@ -1,0 +1,180 @@
+"""Recomputing every goal from the log, and naming each difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import bindparam, select
+
+from goal_state.executor import Executor, Statement
+from goal_state.goals import Goal, GoalStatus
+from goal_state.repository import GoalRepository
+from goal_state.tables import goal_events
+
+__all__ = ["Difference", "verify"]
+
+_E = goal_events.c
+_COLUMNS = (
+    _E.goal_id,
+    _E.kind,
+    _E.thread_id,
+    _E.goal_status,
+    _E.token_budget,
+    _E.tokens_delta,
+    _E.time_delta_ms,
+    _E.cumulative_tokens,
+    _E.cumulative_time_ms,
+    _E.position,
+)
+_LEDGERS = Statement(lambda: select(*_COLUMNS).order_by(_E.goal_id, _E.position))
+_LEDGERS_OF_THREAD = Statement(
+    lambda: (
+        select(*_COLUMNS)
+        .where(_E.thread_id == bindparam("thread_id"))
+        .order_by(_E.goal_id, _E.position)
+    ),
+    "thread_id",
+)
+
+_PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place where a goal is not what its log says.
+
+    Attributes:
+        thread_id, goal_id: whose.
+        column: the column of the goal, or of its log, that is wrong.
+        stored: what stands there.
+        recomputed: what the log says.
+    """
+
+    thread_id: str
+    goal_id: str
+    column: str
+    stored: object
+    recomputed: object
+
+    def __str__(self) -> str:
+        return (
+            f"goal {self.goal_id} of thread {self.thread_id!r}: {self.column} is {self.stored},"
+            f" the log says {self.recomputed}"
+        )
+
+
+class _Ledger:
+    """What the events of one goal add up to, and what is wrong with them by themselves."""
+
+    def __init__(self, goal_id: str, thread_id: str) -> None:
+        self.goal_id = goal_id
+        self.thread_id = thread_id
+        self.tokens = 0
+        self.time_ms = 0
+        self.status = ""
+        self.cleared = False
+        self.created = False
+        self.differences: list[Difference] = []
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        _, kind, _, status, _, tokens, time_ms, cumulative_tokens, cumulative_time_ms, position = (
+            row
+        )
+        if self.cleared:
+            self._differs(f"event {position}", kind, "nothing after cleared")
+        if (kind == "created") == self.created:
+            self._differs(f"event {position}", kind, "one created, first")
+        self.created = True
+        self.cleared = kind == "cleared"
+        self.tokens += tokens
+        self.time_ms += time_ms
+        self.status = status
+        if kind == "usage_accounted":
+            if cumulative_tokens != self.tokens:
+                self._differs(f"event {position} cumulative_tokens", cumulative_tokens, self.tokens)
+            if cumulative_time_ms != self.time_ms:
+                self._differs(
+                    f"event {position} cumulative_time_ms", cumulative_time_ms, self.time_ms
+                )
+
+    def compare(self, goal: Goal) -> None:
+        for column, stored, recomputed in (
+            ("thread_id", goal.thread_id, self.thread_id),
+            ("tokens_used", goal.tokens_used, self.tokens),
+            ("time_used_ms", goal.time_used_ms, self.time_ms),
+            ("status", goal.status.value, self.status),
+        ):
+            if stored != recomputed:
+                self._differs(column, stored, recomputed)
+        if self.cleared:
+            self._differs("goal_id", goal.goal_id, "cleared")
+
+    def _differs(self, column: str, stored: object, recomputed: object) -> None:
+        self.differences.append(
+            Difference(self.thread_id, self.goal_id, column, stored, recomputed)
+        )
+
+
+def verify(repository: GoalRepository, thread_id: str | None) -> Iterator[Difference]:
+    """Yields the differences between goals and log, as of one snapshot, in bounded memory."""
+    executor = repository.executor
+    with executor.snapshot():
+        goals = _stored(repository, thread_id)
+        goal = next(goals, None)
+        for ledger in _ledgers(executor, thread_id):
+            while goal is not None and goal.goal_id < ledger.goal_id:
+                yield _without_log(goal)
+                goal = next(goals, None)
+            if goal is not None and goal.goal_id == ledger.goal_id:
+                ledger.compare(goal)
+                yield from _budget(goal)
+                goal = next(goals, None)
+            yield from ledger.differences
+        while goal is not None:
+            yield _without_log(goal)
+            goal = next(goals, None)
+
+
+def _stored(repository: GoalRepository, thread_id: str | None) -> Iterator[Goal]:
+    if thread_id is not None:
+        goal = repository.get(thread_id)
+        if goal is not None:
+            yield goal
+        return
+    page = repository.goals_page(limit=_PAGE)
+    while page:
+        yield from page
+        page = repository.goals_page(after=page[-1].goal_id, limit=_PAGE)
+
+
+def _ledgers(executor: Executor, thread_id: str | None) -> Iterator[_Ledger]:
+    if thread_id is None:
+        rows = executor.stream(_LEDGERS)
+    else:
+        rows = executor.stream(_LEDGERS_OF_THREAD, (thread_id,))
+    ledger: _Ledger | None = None
+    for row in rows:
+        if ledger is None or ledger.goal_id != row[0]:
+            if ledger is not None:
+                yield ledger
+            ledger = _Ledger(row[0], row[2])
+        ledger.add(row)
+    if ledger is not None:
+        yield ledger
+
+
+def _without_log(goal: Goal) -> Difference:
+    return Difference(goal.thread_id, goal.goal_id, "goal_id", goal.goal_id, "no such goal")
+
+
+def _budget(goal: Goal) -> Iterator[Difference]:
+    if goal.status is GoalStatus.ACTIVE and goal.remaining_tokens == 0:
+        yield Difference(
+            goal.thread_id,
+            goal.goal_id,
+            "status",
+            goal.status.value,
+            f"{GoalStatus.BUDGET_LIMITED.value}: {goal.tokens_used} of {goal.token_budget} tokens used",
+        )
