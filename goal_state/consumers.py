@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, Self
 
-from goal_state.errors import DatabaseError, RequestError
+from goal_state.errors import DatabaseError, DeliveryError, RequestError
 from goal_state.event_log import ConsumerCursors
 from goal_state.events import GoalEvent
 from goal_state.identifiers import new_id
@@ -19,7 +19,8 @@ __all__ = ["Consumer", "ConsumerSource", "Sink"]
 _logger = logging.getLogger(__name__)
 
 Sink = Callable[[Sequence[GoalEvent]], object]
-"""Takes a batch of events, in order. It returns when they are safe, or raises to get them again."""
+"""Takes a batch of events, in order. It returns when they are safe, or raises to get them again; with a
+`DeliveryError` it can say from when on."""
 
 _LEASE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
@@ -153,8 +154,12 @@ class Consumer:
             self._sink(batch)
         except Exception as error:
             self._failures += 1
-            wait = min(_FIRST_RETRY_SECONDS * 2 ** (self._failures - 1), _LONGEST_RETRY_SECONDS)
+            wait = min(
+                _FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 30), _LONGEST_RETRY_SECONDS
+            )
             wait *= random.uniform(0.5, 1.0)  # noqa: S311
+            if isinstance(error, DeliveryError):
+                wait += error.retry_after_seconds
             _logger.warning(
                 "consumer %r failed at position %d (%s: %s); it is tried again in %.1f s",
                 self.name,

@@ -1,7 +1,8 @@
 """Every error that the library raises, in one tree.
 
 `GoalStateError` is the root. Below it, `RequestError` is what the caller did wrong (mend the call and
-try again) and `DatabaseError` is what the database did (the call was fine). Which database error it is
+try again), `DatabaseError` is what the database did (the call was fine) and `DeliveryError` is what a
+receiver of events did. Which database error it is
 was decided by SQLite's result code, never by the text of a message.
 """
 
@@ -17,6 +18,7 @@ __all__ = [
     "DatabaseLocationError",
     "DatabaseReadOnlyError",
     "DatabaseReplacedError",
+    "DeliveryError",
     "ForeignDatabaseError",
     "ForkedStoreError",
     "GoalExistsError",
@@ -31,6 +33,7 @@ __all__ = [
     "SchemaTooNewError",
     "StaleGoalError",
     "StoreClosedError",
+    "TurnError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
 ]
@@ -91,6 +94,10 @@ class StoreClosedError(RequestError):
 
 class ForkedStoreError(RequestError):
     """The store was opened before `os.fork()` and cannot be used in the child: open it again there."""
+
+
+class TurnError(RequestError):
+    """A turn was reported that is unknown, runs already or does not run. Nothing was charged."""
 
 
 class DatabaseLocationError(RequestError):
@@ -155,3 +162,16 @@ class DatabaseIOError(DatabaseError):
 
 class DatabaseReplacedError(DatabaseError):
     """The file was deleted or replaced by another one while the store had it open."""
+
+
+class DeliveryError(GoalStateError):
+    """A sink could not hand over a batch of events. Its consumer hands it the same ones again.
+
+    Attributes:
+        retry_after_seconds: the receiver asked not to be tried again before so many seconds have passed;
+            0 if it did not ask.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

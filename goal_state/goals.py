@@ -73,6 +73,8 @@ class Goal:
         tokens_used: the tokens that were charged to it (cached input is free).
         time_used_ms: the active time that was charged to it, in milliseconds.
         created_at_ms, updated_at_ms: Unix times in milliseconds.
+        resume_at_ms: when the provider's limit ends (Unix ms), while `usage_limited` and if known.
+        blocked_reason: what it waits for, while `blocked` and if said.
     """
 
     thread_id: str
@@ -84,6 +86,8 @@ class Goal:
     time_used_ms: int
     created_at_ms: int
     updated_at_ms: int
+    resume_at_ms: int | None = None
+    blocked_reason: str | None = None
 
     @property
     def time_used_seconds(self) -> int:
@@ -99,6 +103,11 @@ class Goal:
     def updated_at(self) -> datetime:
         """When the goal last changed, in UTC."""
         return utc_from_ms(self.updated_at_ms)
+
+    @property
+    def resume_at(self) -> datetime | None:
+        """When the provider's limit ends, in UTC; None where it is not known or there is none."""
+        return None if self.resume_at_ms is None else utc_from_ms(self.resume_at_ms)
 
     @property
     def has_token_budget(self) -> bool:

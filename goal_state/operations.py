@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from datetime import datetime
 from typing import Literal, TypeVar
 
 from goal_state.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
@@ -89,6 +90,8 @@ class GoalOperations(ABC):
         objective: str | Literal[Keep.KEEP] = KEEP,
         status: GoalStatus | str | Literal[Keep.KEEP] = KEEP,
         token_budget: int | Literal[Keep.KEEP] | None = KEEP,
+        resume_at: datetime | None = None,
+        blocked_reason: str | None = None,
         expected_goal_id: str | None = None,
         turn_id: str | None = None,
     ) -> Goal:
@@ -103,6 +106,8 @@ class GoalOperations(ABC):
             objective: a new objective; needed where there is no goal yet.
             status: the status asked for.
             token_budget: a new budget; None removes it.
+            resume_at: with status `usage_limited`, when the limit ends (an aware datetime).
+            blocked_reason: with status `blocked`, what the goal waits for, 1 to 4000 characters.
             expected_goal_id: change only this goal.
             turn_id: the turn that caused it, None if it came from outside.
 
@@ -112,7 +117,16 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            Change(thread_id, objective, status, token_budget, expected_goal_id, turn_id)
+            Change(
+                thread_id,
+                objective,
+                status,
+                token_budget,
+                resume_at,
+                blocked_reason,
+                expected_goal_id,
+                turn_id,
+            )
         )
 
     def resume(

@@ -88,9 +88,11 @@ _UPDATE = Statement(
             status=bindparam("b_status"),
             token_budget=bindparam("b_token_budget"),
             updated_at_ms=bindparam("b_updated_at_ms"),
+            resume_at_ms=bindparam("b_resume_at_ms"),
+            blocked_reason=bindparam("b_blocked_reason"),
         )
     ),
-    "b_objective b_status b_token_budget b_updated_at_ms b_goal_id",
+    "b_objective b_status b_token_budget b_updated_at_ms b_resume_at_ms b_blocked_reason b_goal_id",
 )
 _CHARGE = Statement(
     lambda: (
@@ -101,9 +103,12 @@ _CHARGE = Statement(
             tokens_used=bindparam("b_tokens_used"),
             time_used_ms=bindparam("b_time_used_ms"),
             updated_at_ms=bindparam("b_updated_at_ms"),
+            resume_at_ms=bindparam("b_resume_at_ms"),
+            blocked_reason=bindparam("b_blocked_reason"),
         )
     ),
-    "b_status b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
+    "b_status b_tokens_used b_time_used_ms b_updated_at_ms b_resume_at_ms b_blocked_reason"
+    " b_goal_id",
 )
 _DELETE = Statement(lambda: delete(goals).where(_G.goal_id == bindparam("b_goal_id")), "b_goal_id")
 # One statement, so that of many who clear at once exactly one gets the row.
@@ -148,7 +153,7 @@ class GoalRepository(GoalOperations):
         """
         self.executor: Final = Executor(connection)
         self.log: Final = EventLog(self.executor, on_event)
-        self._usage_log = UsageLog(self.executor)
+        self.usage_log: Final = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             Creation: self._create,
             Change: self._change,
@@ -184,7 +189,7 @@ class GoalRepository(GoalOperations):
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
         """The last cumulative usage of a thread and its turn, or None."""
-        return self._usage_log.read(check_name("thread_id", thread_id))
+        return self.usage_log.read(check_name("thread_id", thread_id))
 
     # -- changing ----------------------------------------------------------------------------------
 
@@ -200,13 +205,9 @@ class GoalRepository(GoalOperations):
                 f"thread {request.thread_id!r} has a goal that is {old.status}; complete or clear it"
                 " first, or use replace()"
             )
+        goal = _new_goal(request.thread_id, request.objective, request.status, request.token_budget)
         return self._insert(
-            request.thread_id,
-            request.objective,
-            request.token_budget,
-            request.status,
-            request.turn_id,
-            replaced_goal_id=None if old is None else old.goal_id,
+            goal, request.turn_id, replaced_goal_id=None if old is None else old.goal_id
         )
 
     def _change(self, request: Change) -> Goal:
@@ -215,23 +216,33 @@ class GoalRepository(GoalOperations):
         if goal is None:
             if request.objective is KEEP:
                 raise _not_found(request)
-            return self._insert(
+            goal = _new_goal(
                 request.thread_id,
                 request.objective,
-                None if request.token_budget is KEEP else request.token_budget,
                 GoalStatus.ACTIVE if request.status is KEEP else request.status,
-                request.turn_id,
+                None if request.token_budget is KEEP else request.token_budget,
+                request.resume_at_ms,
+                request.blocked_reason,
             )
+            return self._insert(goal, request.turn_id)
         budget = goal.token_budget if request.token_budget is KEEP else request.token_budget
-        return self._update(
+        status = requested_status(
+            goal.status, request.status, tokens_used=goal.tokens_used, token_budget=budget
+        )
+        new = changed(
             goal,
             objective=goal.objective if request.objective is KEEP else request.objective,
-            status=requested_status(
-                goal.status, request.status, tokens_used=goal.tokens_used, token_budget=budget
-            ),
+            status=status,
             token_budget=budget,
-            turn_id=request.turn_id,
         )
+        if request.status is not KEEP or status is not goal.status:
+            limited, blocked = status is GoalStatus.USAGE_LIMITED, status is GoalStatus.BLOCKED
+            new = changed(
+                new,
+                resume_at_ms=request.resume_at_ms if limited else None,
+                blocked_reason=request.blocked_reason if blocked else None,
+            )
+        return self._update(goal, new, request.turn_id)
 
     def _resume(self, request: Resumption) -> Goal:
         goal = self._select(request.thread_id)
@@ -247,13 +258,10 @@ class GoalRepository(GoalOperations):
                 f"the goal of thread {request.thread_id!r} has used {goal.tokens_used} of {budget}"
                 f" tokens; give a token_budget above {goal.tokens_used}, or None for no bound"
             )
-        return self._update(
-            goal,
-            objective=goal.objective,
-            status=status,
-            token_budget=budget,
-            turn_id=request.turn_id,
+        new = changed(
+            goal, status=status, token_budget=budget, resume_at_ms=None, blocked_reason=None
         )
+        return self._update(goal, new, request.turn_id)
 
     def _clear(self, request: Clearing) -> Goal | None:
         if request.expected_goal_id is None:
@@ -284,19 +292,23 @@ class GoalRepository(GoalOperations):
         return self._charge(request, goal, request.tokens, request.idempotency_key)
 
     def _record_usage(self, request: CumulativeUsage) -> Accounting:
-        before = self._usage_log.read(request.thread_id)
+        before = self.usage_log.read(request.thread_id)
         after = _seen(before, request.total, request.turn_id)
         tokens = 0 if before is None else _new_tokens(before.info.total, after.info.total)
         accounting = self._charge(request, self._select(request.thread_id), tokens, None)
         # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
         # that the next goal does not pay for them.
         if after != before:
-            self._usage_log.write(request.thread_id, after, wall_clock_ms())
+            goal_id = None if accounting.goal is None else accounting.goal.goal_id
+            self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
         return accounting
 
     def _set_baseline(self, request: Baseline) -> None:
-        usage = ThreadUsage(_info(request.total, TokenUsage(), None), request.turn_id)
-        self._usage_log.write(request.thread_id, usage, wall_clock_ms())
+        before = self.usage_log.read(request.thread_id)
+        after = _seen(before, request.total, request.turn_id)
+        goal = self._select(request.thread_id)
+        goal_id = None if goal is None else goal.goal_id
+        self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
 
     # -- shared steps ------------------------------------------------------------------------------
 
@@ -305,17 +317,8 @@ class GoalRepository(GoalOperations):
         return None if row is None else _goal(row)
 
     def _insert(
-        self,
-        thread_id: str,
-        objective: str,
-        token_budget: int | None,
-        status: GoalStatus,
-        turn_id: str | None,
-        *,
-        replaced_goal_id: str | None = None,
+        self, goal: Goal, turn_id: str | None, *, replaced_goal_id: str | None = None
     ) -> Goal:
-        now_ms = wall_clock_ms()
-        goal = Goal(thread_id, new_id(), objective, status, token_budget, 0, 0, now_ms, now_ms)
         if replaced_goal_id is not None:
             self.executor.run(_DELETE, (replaced_goal_id,))
         self.executor.run(
@@ -326,10 +329,12 @@ class GoalRepository(GoalOperations):
                 goal.objective,
                 goal.status.value,
                 goal.token_budget,
-                0,
-                0,
-                now_ms,
-                now_ms,
+                goal.tokens_used,
+                goal.time_used_ms,
+                goal.created_at_ms,
+                goal.updated_at_ms,
+                goal.resume_at_ms,
+                goal.blocked_reason,
             ),
         )
         self.log.append(
@@ -337,33 +342,28 @@ class GoalRepository(GoalOperations):
             goal,
             turn_id=turn_id,
             replaced_goal_id=replaced_goal_id,
-            now_ms=now_ms,
+            now_ms=goal.created_at_ms,
         )
         return goal
 
-    def _update(
-        self,
-        goal: Goal,
-        *,
-        objective: str,
-        status: GoalStatus,
-        token_budget: int | None,
-        turn_id: str | None,
-    ) -> Goal:
-        if (objective, status, token_budget) == (goal.objective, goal.status, goal.token_budget):
+    def _update(self, goal: Goal, new: Goal, turn_id: str | None) -> Goal:
+        if new == goal:
             return goal
         now_ms = wall_clock_ms()
-        new = changed(
-            goal,
-            objective=objective,
-            status=status,
-            token_budget=token_budget,
-            updated_at_ms=max(now_ms, goal.updated_at_ms),
-        )
+        new = changed(new, updated_at_ms=max(now_ms, goal.updated_at_ms))
         self.executor.run(
-            _UPDATE, (objective, status.value, token_budget, new.updated_at_ms, goal.goal_id)
+            _UPDATE,
+            (
+                new.objective,
+                new.status.value,
+                new.token_budget,
+                new.updated_at_ms,
+                new.resume_at_ms,
+                new.blocked_reason,
+                new.goal_id,
+            ),
         )
-        if status is not goal.status:
+        if new.status is not goal.status:
             self.log.append(
                 EventKind.STATUS_CHANGED,
                 new,
@@ -398,6 +398,10 @@ class GoalRepository(GoalOperations):
             raise UsageOverflowError(
                 "seconds", "the goal's time would be 2^63 milliseconds or more"
             )
+        if status is goal.status:
+            resume_at_ms, blocked_reason = goal.resume_at_ms, goal.blocked_reason
+        else:
+            resume_at_ms = blocked_reason = None
         now_ms = wall_clock_ms()
         charged = Goal(
             goal.thread_id,
@@ -409,9 +413,20 @@ class GoalRepository(GoalOperations):
             time_used,
             goal.created_at_ms,
             max(now_ms, goal.updated_at_ms),
+            resume_at_ms,
+            blocked_reason,
         )
         self.executor.run(
-            _CHARGE, (status.value, used, time_used, charged.updated_at_ms, goal.goal_id)
+            _CHARGE,
+            (
+                status.value,
+                used,
+                time_used,
+                charged.updated_at_ms,
+                resume_at_ms,
+                blocked_reason,
+                goal.goal_id,
+            ),
         )
         self.log.append_charge(
             charged,
@@ -449,7 +464,32 @@ class GoalRepository(GoalOperations):
 
 
 def _goal(row: tuple[Any, ...]) -> Goal:
-    return Goal(row[0], row[1], row[2], _STATUS[row[3]], row[4], row[5], row[6], row[7], row[8])
+    thread_id, goal_id, objective, status, *rest = row
+    return Goal(thread_id, goal_id, objective, _STATUS[status], *rest)
+
+
+def _new_goal(
+    thread_id: str,
+    objective: str,
+    status: GoalStatus,
+    token_budget: int | None,
+    resume_at_ms: int | None = None,
+    blocked_reason: str | None = None,
+) -> Goal:
+    now_ms = wall_clock_ms()
+    return Goal(
+        thread_id,
+        new_id(),
+        objective,
+        status,
+        token_budget,
+        0,
+        0,
+        now_ms,
+        now_ms,
+        resume_at_ms,
+        blocked_reason,
+    )
 
 
 def _not_found(request: Request[Goal]) -> GoalNotFoundError:
@@ -485,6 +525,6 @@ def _seen(
 
 def _new_tokens(before: TokenUsage, after: TokenUsage) -> int:
     """What a goal pays for the way from one cumulative total to the next: nothing where it fell."""
-    if after.input_tokens + after.output_tokens < before.input_tokens + before.output_tokens:
+    if after.is_below(before):
         return 0
     return (after - before).goal_tokens

@@ -25,6 +25,7 @@ from goal_state.validation import (
     check_name,
     check_objective,
     check_optional_name,
+    check_time_ms,
     check_token_budget,
 )
 
@@ -77,7 +78,14 @@ class Creation(Request[Goal]):
 class Change(Request[Goal]):
     """New values for a goal, which is made if it is missing and an objective is given."""
 
-    __slots__ = ("expected_goal_id", "objective", "status", "token_budget")
+    __slots__ = (
+        "blocked_reason",
+        "expected_goal_id",
+        "objective",
+        "resume_at_ms",
+        "status",
+        "token_budget",
+    )
 
     def __init__(
         self,
@@ -85,6 +93,8 @@ class Change(Request[Goal]):
         objective: object,
         status: object,
         token_budget: object,
+        resume_at: object,
+        blocked_reason: object,
         expected_goal_id: object,
         turn_id: object,
     ) -> None:
@@ -96,9 +106,19 @@ class Change(Request[Goal]):
             KEEP if isinstance(status, Keep) else check_status(status)
         )
         self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.resume_at_ms: int | None = (
+            None if resume_at is None else check_time_ms("resume_at", resume_at)
+        )
+        self.blocked_reason: str | None = (
+            None if blocked_reason is None else check_objective(blocked_reason, "blocked_reason")
+        )
         self.expected_goal_id: str | None = check_optional_name(
             "expected_goal_id", expected_goal_id
         )
+        if self.resume_at_ms is not None and self.status is not GoalStatus.USAGE_LIMITED:
+            raise InvalidValueError("resume_at", "goes with status usage_limited only")
+        if self.blocked_reason is not None and self.status is not GoalStatus.BLOCKED:
+            raise InvalidValueError("blocked_reason", "goes with status blocked only")
 
 
 class Resumption(Request[Goal]):

@@ -33,7 +33,7 @@ __all__ = [
 VERSION_TABLE: Final = "goal_state_alembic_version"
 """Where alembic notes the schema's revision: a table of our own, so as to live in a host's database."""
 
-HEAD_REVISION: Final = "0001"
+HEAD_REVISION: Final = "0002"
 """The newest revision in `migrations/`. Known here so that opening a current file needs no alembic."""
 
 metadata: Final = MetaData(
@@ -59,6 +59,20 @@ goals: Final = Table(
     Column("time_used_ms", Integer, nullable=False),
     Column("created_at_ms", Integer, nullable=False),
     Column("updated_at_ms", Integer, nullable=False),
+    Column(
+        "resume_at_ms",
+        Integer,
+        CheckConstraint("resume_at_ms IS NULL OR status = 'usage_limited'", name="resume_at_ms"),
+    ),
+    Column(
+        "blocked_reason",
+        Text,
+        CheckConstraint(
+            "blocked_reason IS NULL"
+            " OR (status = 'blocked' AND length(blocked_reason) BETWEEN 1 AND 4000)",
+            name="blocked_reason",
+        ),
+    ),
     UniqueConstraint("thread_id"),
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
     CheckConstraint("length(goal_id) = 36", name="goal_id"),
@@ -142,6 +156,7 @@ thread_usage: Final = Table(
     *(Column(f"last_{name}", Integer, nullable=False) for name in _COUNTS),
     Column("model_context_window", Integer),
     Column("updated_at_ms", Integer, nullable=False),
+    Column("goal_id", Text),  # the thread's goal when this was recorded
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"

@@ -55,6 +55,10 @@ class TokenUsage:
         """What a goal pays for: input that was not cached, and output."""
         return max(self.input_tokens - self.cached_input_tokens, 0) + max(self.output_tokens, 0)
 
+    def is_below(self, other: TokenUsage) -> bool:
+        """Whether fewer tokens went in and out than in another total: a new count has begun."""
+        return self.input_tokens + self.output_tokens < other.input_tokens + other.output_tokens
+
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(*(getattr(self, name) + getattr(other, name) for name in _COUNTS))
 

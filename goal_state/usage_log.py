@@ -26,7 +26,13 @@ def _upsert() -> Executable:
 
 
 _SELECT = Statement(
-    lambda: select(*list(thread_usage.columns)[1:-1]).where(
+    lambda: select(*list(thread_usage.columns)[1:15]).where(
+        thread_usage.c.thread_id == bindparam("thread_id")
+    ),
+    "thread_id",
+)
+_GOAL = Statement(
+    lambda: select(thread_usage.c.goal_id).where(
         thread_usage.c.thread_id == bindparam("thread_id")
     ),
     "thread_id",
@@ -48,8 +54,16 @@ class UsageLog:
         info = TokenUsageInfo(TokenUsage(*row[1:7]), TokenUsage(*row[7:13]), row[13])
         return ThreadUsage(info, row[0])
 
-    def write(self, thread_id: str, usage: ThreadUsage, now_ms: int) -> None:
-        """Takes a usage as the thread's baseline."""
+    def goal_id(self, thread_id: str) -> str | None:
+        """The goal that the thread had when its baseline was recorded; None without a goal or baseline.
+
+        What was used since then was used in the time of this goal, or after it.
+        """
+        row = self._executor.run(_GOAL, (thread_id,)).fetchone()
+        return None if row is None else row[0]
+
+    def write(self, thread_id: str, usage: ThreadUsage, goal_id: str | None, now_ms: int) -> None:
+        """Takes a usage as the thread's baseline, in the time of a goal (or of none)."""
         info = usage.info
         self._executor.run(
             _WRITE,
@@ -60,6 +74,7 @@ class UsageLog:
                 *_counts(info.last),
                 info.model_context_window,
                 now_ms,
+                goal_id,
             ),
         )
 

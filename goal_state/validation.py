@@ -7,6 +7,7 @@ field and the bound that it breaks.
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from goal_state.errors import InvalidValueError
@@ -20,6 +21,7 @@ __all__ = [
     "check_name",
     "check_objective",
     "check_optional_name",
+    "check_time_ms",
     "check_token_budget",
 ]
 
@@ -31,6 +33,9 @@ MAX_NAME_CHARACTERS: Final = 256
 
 MAX_OBJECTIVE_CHARACTERS: Final = 4000
 """Bound of an objective, in Unicode characters, after stripping."""
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _text(field: str, value: object) -> str:
@@ -62,12 +67,12 @@ def check_optional_name(field: str, value: object) -> str | None:
     return None if value is None else check_name(field, value)
 
 
-def check_objective(value: object) -> str:
-    """An objective: stripped, then 1 to 4000 characters."""
-    text = _text("objective", value).strip()
+def check_objective(value: object, field: str = "objective") -> str:
+    """An objective, or another text of that size: stripped, then 1 to 4000 characters."""
+    text = _text(field, value).strip()
     if not 1 <= len(text) <= MAX_OBJECTIVE_CHARACTERS:
         raise InvalidValueError(
-            "objective",
+            field,
             f"must have 1 to {MAX_OBJECTIVE_CHARACTERS} characters after stripping, has {len(text)}",
         )
     return text
@@ -118,6 +123,15 @@ def check_milliseconds(field: str, value: object) -> int:
     if milliseconds > MAX_INTEGER:
         raise InvalidValueError(field, "must be below 2^63 milliseconds")
     return milliseconds
+
+
+def check_time_ms(field: str, value: object) -> int:
+    """An aware datetime as a Unix time in whole milliseconds."""
+    if not isinstance(value, datetime):
+        raise InvalidValueError(field, f"must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidValueError(field, "must be aware: give its time zone")
+    return (value - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _shown(number: int) -> str:
