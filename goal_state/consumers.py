@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, Self
 
@@ -26,6 +27,8 @@ _LEASE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LONGEST_RETRY_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 0.5
+"""What a thread that is not held up by its sink needs at the most to stop and give its name back."""
 
 
 class ConsumerSource(Protocol):
@@ -106,6 +109,7 @@ class Consumer:
         """
         if self._stop.is_set():
             return True
+        ends = time.monotonic() + timeout_seconds
         drained = self.drain(timeout_seconds)
         self._stop.set()
         self._nudge.set()
@@ -113,7 +117,7 @@ class Consumer:
             self._state.notify_all()
         for thread in (self._thread, self._heart):
             if thread is not threading.current_thread():
-                thread.join(timeout_seconds)
+                thread.join(max(ends - time.monotonic(), _STOP_SECONDS))
         self._on_close(self)
         return drained
 

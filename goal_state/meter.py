@@ -382,7 +382,7 @@ class GoalMeter:
     ) -> Accounting:
         """Charges the time since the mark, and what is new in the total, to the paying goal."""
         if total is not None and self._is_overtaken(repository, state, total):
-            state.last_total = _total(total)
+            state.last_total = _cumulative(total)
             total = None
         turn_id = None if state.turn is None else state.turn.turn_id
         if state.paying_goal_id is None:
@@ -398,7 +398,7 @@ class GoalMeter:
             # What is below a millisecond stays due.
             state.marked_ns = min(state.marked_ns + elapsed_ms * _NS_PER_MS, now_ns)
         if total is not None:
-            state.last_total = state.own_baseline = _total(total)
+            state.last_total = state.own_baseline = _cumulative(total)
         return accounting
 
     def _charge(
@@ -433,7 +433,7 @@ class GoalMeter:
         was told itself or, before that, below a baseline that nobody has moved since it was made.
         """
         stored = repository.usage(self.thread_id)
-        seen = total.total if isinstance(total, TokenUsageInfo) else total
+        seen = _cumulative(total)
         if stored is None or not seen.is_below(stored.info.total):
             return False
         if state.last_total is not None:
@@ -454,20 +454,18 @@ class GoalMeter:
                 repository.set_baseline(self.thread_id, state.own_baseline)
             return None
         if self._is_overtaken(repository, state, total):
-            state.last_total = _total(total)
+            state.last_total = _cumulative(total)
             return None
-        accounting = None
-        turn_id = None if stored is None else stored.turn_id
-        goal = repository.get(self.thread_id)
-        if goal is not None and repository.usage_log.goal_id(self.thread_id) == goal.goal_id:
-            accounting = repository.record_usage(self.thread_id, total, turn_id=turn_id)
-        # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
-        repository.set_baseline(self.thread_id, total, turn_id=turn_id)
-        state.last_total = state.own_baseline = _total(total)
+        if stored is not None and _cumulative(total).is_below(stored.info.total):
+            repository.set_baseline(self.thread_id, total, turn_id=stored.turn_id)  # a new count
+            accounting = None
+        else:
+            accounting = repository.reconcile(self.thread_id, total)
+        state.last_total = state.own_baseline = _cumulative(total)
         return accounting
 
 
-def _total(total: TokenUsage | TokenUsageInfo | None) -> TokenUsage | None:
+def _cumulative(total: TokenUsage | TokenUsageInfo) -> TokenUsage:
     return total.total if isinstance(total, TokenUsageInfo) else total
 
 

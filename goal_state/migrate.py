@@ -85,6 +85,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     started = time.monotonic()
     before = current(engine)
     _refuse_newer(before)
+    _require_known(_scripts(_config()), revision)
     with detached_connection(engine) as connection:
         enable_wal(connection)
     _run(engine, "upgrade", revision)

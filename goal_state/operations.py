@@ -14,6 +14,7 @@ from goal_state.requests import (
     Clearing,
     Creation,
     CumulativeUsage,
+    Reconciliation,
     Request,
     Resumption,
 )
@@ -232,6 +233,27 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         self.apply(Baseline(thread_id, total, turn_id))
+
+    def reconcile(
+        self, thread_id: str, total: TokenUsage | TokenUsageInfo, *, turn_id: str | None = None
+    ) -> Accounting:
+        """Brings the baseline up to a cumulative total that is known from elsewhere (a rollout, a host),
+        for use when a thread starts again: a crash may have come between using tokens and charging them.
+
+        The higher total wins. Where that is the given one, the difference is charged, once, to the goal
+        in whose time the baseline was recorded if the thread still has it; a later goal never pays for
+        it. On a thread without a baseline the total becomes it, and nothing is charged.
+
+        Args:
+            thread_id: the conversation.
+            total: its cumulative usage.
+            turn_id: the turn that used it; by default the one that used the baseline.
+
+        Raises:
+            UsageOverflowError: the goal's usage would reach 2^63.
+            InvalidValueError: a value is out of its bounds.
+        """
+        return self.apply(Reconciliation(thread_id, total, turn_id))
 
     def clear(
         self, thread_id: str, *, expected_goal_id: str | None = None, turn_id: str | None = None

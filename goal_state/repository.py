@@ -39,6 +39,7 @@ from goal_state.requests import (
     Clearing,
     Creation,
     CumulativeUsage,
+    Reconciliation,
     Request,
     Resumption,
 )
@@ -162,6 +163,7 @@ class GoalRepository(GoalOperations):
             Charge: self._account,
             CumulativeUsage: self._record_usage,
             Baseline: self._set_baseline,
+            Reconciliation: self._reconcile,
         }
 
     # -- reading -----------------------------------------------------------------------------------
@@ -309,6 +311,21 @@ class GoalRepository(GoalOperations):
         goal = self._select(request.thread_id)
         goal_id = None if goal is None else goal.goal_id
         self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
+
+    def _reconcile(self, request: Reconciliation) -> Accounting:
+        thread_id, total = request.thread_id, request.total
+        stored = self.usage_log.read(thread_id)
+        goal = self._select(thread_id)
+        cumulative = total.total if isinstance(total, TokenUsageInfo) else total
+        if stored is not None and cumulative.is_below(stored.info.total):
+            return Accounting(goal, applied=False)
+        turn_id = request.turn_id or (None if stored is None else stored.turn_id)
+        accounting = Accounting(goal, applied=False)
+        if goal is not None and self.usage_log.goal_id(thread_id) == goal.goal_id:
+            accounting = self.record_usage(thread_id, total, turn_id=turn_id)
+        # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
+        self.set_baseline(thread_id, total, turn_id=turn_id)
+        return accounting
 
     # -- shared steps ------------------------------------------------------------------------------
 

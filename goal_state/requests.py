@@ -36,6 +36,7 @@ __all__ = [
     "Clearing",
     "Creation",
     "CumulativeUsage",
+    "Reconciliation",
     "Request",
     "Resumption",
 ]
@@ -198,6 +199,16 @@ class CumulativeUsage(Request[Accounting]):
 
 class Baseline(Request[None]):
     """What a thread has used so far, of which nothing is to be charged."""
+
+    __slots__ = ("total",)
+
+    def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
+        super().__init__(thread_id, turn_id)
+        self.total: TokenUsage | TokenUsageInfo = _check_total(total)
+
+
+class Reconciliation(Request[Accounting]):
+    """What a thread has used, as another source knows it."""
 
     __slots__ = ("total",)
 

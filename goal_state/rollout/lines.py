@@ -48,7 +48,8 @@ _MAX_HEAD_LINES: Final = 32
 _MAX_ZSTANDARD_WINDOW: Final = 8 * 2**20  # what RFC 8878 asks every decoder to support
 _MAX_NOTED_SKIPS: Final = 20
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_MAGIC: Final[dict[bytes, Literal["gzip", "zstandard"]]] = {
+_Compression: TypeAlias = Literal["gzip", "zstandard"]
+_MAGIC: Final[dict[bytes, _Compression]] = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstandard",
 }
@@ -138,13 +139,15 @@ class OpenRollout:
     size: int
     compressed: bool
     _file: io.FileIO
-    _read: Callable[[int], bytes]
+    _compression: _Compression | None
 
     def forwards(self, ledger: SkipLedger) -> Iterator[RawLine]:
-        """Every line from the beginning, once; damage of a compressed file is noted and ends it."""
-        if not self.compressed:
-            self._file.seek(0)
-        return _forwards(self._read, self.path, ledger)
+        """Every line from the beginning; damage of a compressed file is noted and ends it.
+
+        Only one reading at a time: it moves the file's position.
+        """
+        with _reading(self._file, self._compression, self.path) as read:
+            yield from _forwards(read, self.path, ledger)
 
     def backwards(self, end: int | None = None) -> Iterator[RawLine]:
         """Every line from `end` (the end of the file) to the beginning. Not for compressed files."""
@@ -165,12 +168,11 @@ def open_rollout(path: PathLike) -> Generator[OpenRollout]:
     """
     place = Path(path)
     with _open_regular_file(place) as file:
-        compression = _compression(file)
-        with _reading(file, compression, place) as read:
-            _check_head(_forwards(read, place, SkipLedger()), place)
-        with _reading(file, compression, place) as read:
-            size = os.fstat(file.fileno()).st_size
-            yield OpenRollout(place, size, compression is not None, file, read)
+        compression = _compression_of(file)
+        size = os.fstat(file.fileno()).st_size
+        rollout = OpenRollout(place, size, compression is not None, file, compression)
+        _check_head(rollout.forwards(SkipLedger()), place)
+        yield rollout
 
 
 def is_rollout_line(line: dict[str, Any]) -> bool:
@@ -228,7 +230,7 @@ def _open_regular_file(path: Path) -> io.FileIO:
     return io.FileIO(descriptor, "rb")
 
 
-def _compression(file: io.FileIO) -> Literal["gzip", "zstandard"] | None:
+def _compression_of(file: io.FileIO) -> _Compression | None:
     """By the first bytes, not by the name: no JSON begins with either."""
     head = file.read(4)
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
@@ -240,7 +242,7 @@ class _DamagedCompressionError(Exception):
 
 @contextmanager
 def _reading(
-    file: io.FileIO, compression: Literal["gzip", "zstandard"] | None, path: Path
+    file: io.FileIO, compression: _Compression | None, path: Path
 ) -> Generator[Callable[[int], bytes]]:
     """A function that reads the text from its beginning, up to as many bytes as asked for."""
     file.seek(0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -386,20 +387,20 @@ def _read_tail(
     rollout: OpenRollout, base: HistoryBase | None, tail: _TailInTheMaking, ledger: SkipLedger
 ) -> None:
     """Let the tail take the lines of a file (of its part that `base` delimits), the last one first."""
-    sayings = (
-        reversed(_kept_sayings(rollout, base, ledger))
-        if rollout.compressed
-        else _sayings(_lines_before(rollout, base), rollout.path, base, ledger)
-    )
-    usage_offset: int | None = None
+    floor = 0
+    if rollout.compressed:
+        sayings: Iterable[_Located] = reversed(_kept_sayings(rollout, base, ledger))
+    else:
+        # Lines that say nothing count as well: the floor is for the lines, not for what they say.
+        lines = takewhile(lambda line: line.offset >= floor, _lines_before(rollout, base))
+        sayings = _sayings(lines, rollout.path, base, ledger)
     for offset, saying in sayings:
-        if usage_offset is not None and offset < usage_offset - _TURN_SEARCH_BYTES:
-            return
+        was_unknown = tail.info is None
         tail.take(saying)
         if tail.is_known:
             return
-        if usage_offset is None and tail.info is not None:
-            usage_offset = offset
+        if was_unknown and tail.info is not None:
+            floor = offset - _TURN_SEARCH_BYTES
 
 
 def _kept_sayings(

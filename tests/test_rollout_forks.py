@@ -1,0 +1,141 @@
+"""Forks, whose history lies in other files."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goal_state.rollout import (
+    RolloutReader,
+    RolloutTail,
+)
+from tests.rollout_lines import (
+    FILLER,
+    Write,
+    began,
+    bytes_read,
+    completed,
+    info,
+    meta,
+    text_of,
+    token_count,
+    write_rollout,
+)
+
+
+@pytest.fixture
+def rollout(tmp_path: Path) -> Write:
+    return partial(write_rollout, tmp_path)
+
+
+def numbered(lines: Iterable[dict[str, Any]], first: int = 0) -> list[dict[str, Any]]:
+    return [{**one, "ordinal": number} for number, one in enumerate(lines, first)]
+
+
+def fork_of(thread_id: str, end: int, offset: int | None = None) -> dict[str, Any]:
+    base = {"thread_id": thread_id, "end_ordinal_exclusive": end, "end_byte_offset": offset}
+    return {"forked_from_id": thread_id, "history_base": base}
+
+
+PARENT_LINES = numbered(
+    [
+        *(meta("parent"), began("a"), token_count(5), completed("a")),
+        *(began("b"), token_count(9), completed("b")),
+    ]
+)
+
+
+@pytest.mark.parametrize("offset", [None, 0, 5, 10**9, len(text_of(PARENT_LINES[:3]))])
+@pytest.mark.parametrize("end", [3, 4, 5])
+def test_a_fork_inherits_up_to_its_ordinal(rollout: Write, end: int, offset: int | None) -> None:
+    parent = rollout(*PARENT_LINES, name="parent.jsonl")
+    fork = rollout(meta("fork", **fork_of("parent", end, offset)), name="fork.jsonl")
+    tail = fork.restored({"parent": parent.path}.get)
+    assert tail == RolloutTail(info(5), "a", "b" if end == 5 else "a", None if end == 3 else "a")
+
+
+def test_the_byte_offset_saves_reading_what_the_parent_did_later(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offset = len(text_of(PARENT_LINES[:4]))
+    parent = rollout(*PARENT_LINES, FILLER * 500, name="parent.jsonl")
+    fork = rollout(meta("fork", **fork_of("parent", 4, offset)), name="fork.jsonl")
+    with bytes_read(monkeypatch) as sizes:
+        assert fork.restored({"parent": parent.path}.get).info == info(5)
+    assert sum(sizes) < 500_000 < parent.path.stat().st_size
+
+
+def test_lines_without_ordinals_are_cut_by_the_byte_offset(rollout: Write) -> None:
+    lines = [meta("parent"), token_count(5), token_count(9)]
+    parent = rollout(*lines, name="parent.jsonl")
+    for offset, expected in ((len(text_of(lines[:2])), info(5)), (None, None)):
+        fork = rollout(meta("fork", **fork_of("parent", 2, offset)), name="fork.jsonl")
+        assert fork.restored({"parent": parent.path}.get).info == expected
+
+
+def test_a_compressed_parent(rollout: Write) -> None:
+    parent = rollout(gzip.compress(text_of(PARENT_LINES)), name="parent.jsonl.gz")
+    fork = rollout(meta("fork", **fork_of("parent", 4)), name="fork.jsonl")
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(5), "a", "a", "a")
+
+
+def test_a_forks_own_usage_comes_first_and_its_parent_tells_the_turn(rollout: Write) -> None:
+    parent = rollout(*PARENT_LINES, name="parent.jsonl")
+    lines = numbered([meta("fork", **fork_of("parent", 4)), began("c"), token_count(30)], 4)
+    fork = rollout(*lines, name="fork.jsonl")
+    assert fork.restored() == RolloutTail(info(30), "c", "c", None)
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(30), "c", "c", "a")
+
+
+def test_a_fork_of_a_fork(rollout: Write) -> None:
+    paths = {"parent": rollout(*PARENT_LINES, name="parent.jsonl").path}
+    middle = numbered([meta("middle", **fork_of("parent", 4)), began("m")], 4)
+    paths["middle"] = rollout(*middle, name="middle.jsonl").path
+    fork = rollout(meta("fork", **fork_of("middle", 6)), name="fork.jsonl")
+    assert fork.restored(paths.get) == RolloutTail(info(5), "a", "m", "a")
+
+
+def test_forks_of_each_other_come_to_an_end(rollout: Write) -> None:
+    asked: list[str] = []
+    paths: dict[str, Path] = {}
+
+    def find(thread_id: str) -> Path | None:
+        asked.append(thread_id)
+        return paths.get(thread_id)
+
+    for name, other in (("one", "two"), ("two", "one"), ("self", "self")):
+        paths[name] = rollout(meta(name, **fork_of(other, 9)), name=f"{name}.jsonl").path
+    assert RolloutReader(paths["one"]).restored(find) == RolloutTail()
+    assert RolloutReader(paths["self"]).restored(find) == RolloutTail()
+    assert asked == ["two"]
+
+
+def test_a_parent_that_cannot_be_used_has_no_usage(rollout: Write, tmp_path: Path) -> None:
+    fork = rollout(meta("fork", **fork_of("parent", 9)), name="fork.jsonl")
+    assert fork.restored(lambda _: None) == RolloutTail()
+    assert fork.skipped.count == 0
+    text = rollout(b"no rollout\n", name="text.jsonl").path
+    other = rollout(*numbered([meta("other"), token_count(5)]), name="other.jsonl").path
+    for path in (tmp_path / "missing.jsonl", text, other):
+        assert fork.restored(lambda _, path=path: path) == RolloutTail()
+        [note] = fork.skipped.noted
+        assert note.path == path
+
+
+def test_a_fork_that_copied_its_history_needs_no_parent(rollout: Write) -> None:
+    reader = rollout(meta("fork", forked_from_id="parent"), *PARENT_LINES)
+    assert reader.restored(lambda _: pytest.fail("asked")).info == info(9)
+    assert reader.meta is not None
+    assert (reader.meta.thread_id, reader.meta.history_base) == ("fork", None)
+
+
+@pytest.mark.parametrize("base", ["parent", {}, {"thread_id": "p"}, {"thread_id": 5}])
+def test_a_malformed_history_base_is_none(rollout: Write, base: Any) -> None:
+    found = rollout(meta("fork", history_base=base)).meta
+    assert found is not None
+    assert found.history_base is None

@@ -1,0 +1,96 @@
+"""Finding rollouts without opening them."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from goal_state.rollout import (
+    find_rollout,
+    find_rollouts,
+)
+from tests.rollout_lines import (
+    DAY,
+    HOME,
+)
+
+
+def test_recorded_rollouts_are_found_newest_first() -> None:
+    found = list(find_rollouts(HOME))
+    assert [one.path for one in found] == sorted(DAY.iterdir(), reverse=True)
+    assert found[0].thread_id == "01a1fa7e-9483-7cd0-8643-98d7aa83851e"
+    assert found[0].timestamp == datetime.fromisoformat("2026-11-20T19:46:02")
+    assert find_rollout(HOME, found[3].thread_id) == found[3].path
+    assert find_rollout(HOME, "../" + found[3].thread_id) is None
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    names = [
+        "2025/12/31/rollout-2025-12-31T23-59-59-old.jsonl",
+        "2026/01/02/rollout-2026-01-02T00-00-00-b.jsonl.zst",
+        "2026/01/02/rollout-2026-01-02T00-00-00-a.jsonl.gz",
+        "2026/01/02/rollout-2026-01-02T00-00-00-a.jsonl",
+        "2026/01/02/rollout-2026-01-02T10-00-00-2026-01-01.jsonl",
+    ]
+    others = [
+        "2026/01/02/rollout-2026-01-02T00-00-00-.jsonl",
+        "2026/01/02/rollout-2026-01-32T00-00-00-x.jsonl",
+        "2026/01/02/rollout-2026-01-02T00-00-00-x.jsonl.bak",
+        "2026/01/02/rollout-2026-01-02T00-00-00-x.json",
+        "2026/01/02/notes.jsonl",
+        "2026/01/rollout-2026-01-02T00-00-00-x.jsonl",
+        "2026/1/02/rollout-2026-01-02T00-00-00-x.jsonl",
+        "archive/01/02/rollout-2026-01-02T00-00-00-x.jsonl",
+        "2024",
+    ]
+    for name in names + others:
+        path = tmp_path / "sessions" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def test_what_is_found_and_in_which_order(home: Path) -> None:
+    assert [(one.thread_id, one.path.suffix) for one in find_rollouts(home)] == [
+        ("2026-01-01", ".jsonl"),
+        ("b", ".zst"),
+        ("a", ".jsonl"),
+        ("a", ".gz"),
+        ("old", ".jsonl"),
+    ]
+    plain = find_rollout(home, "a")
+    assert plain is not None
+    assert plain.suffix == ".jsonl"
+
+
+def test_finding_neither_opens_a_file_nor_lists_a_day_before_it_is_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(Path(path).name) or real(path))
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
+    next(find_rollouts(home))
+    assert listed == ["sessions", "2026", "01", "02"]
+
+
+def test_finding_survives_symlinks(home: Path) -> None:
+    expected = len(list(find_rollouts(home)))
+    sessions = home / "sessions"
+    (sessions / "2027").symlink_to(sessions / "2027")
+    (sessions / "2028").symlink_to("nowhere")
+    (sessions / "2026" / "11").symlink_to(sessions)
+    loop = sessions / "2026" / "01" / "02" / "rollout-2026-01-02T00-00-00-loop.jsonl"
+    loop.symlink_to(loop)
+    (loop.parent / "rollout-2026-01-02T00-00-00-directory.jsonl").mkdir()
+    assert len(list(find_rollouts(home))) == expected
+    (sessions / "2023").symlink_to(sessions / "2025")  # moved elsewhere: still a year
+    assert len(list(find_rollouts(home))) == expected + 1
+
+
+def test_a_home_without_sessions_has_none(tmp_path: Path) -> None:
+    assert list(find_rollouts(tmp_path / "missing")) == []
