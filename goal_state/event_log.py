@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
 
@@ -13,7 +13,14 @@ from goal_state.goals import Goal, GoalStatus
 from goal_state.identifiers import new_id
 from goal_state.tables import event_cursors, goal_events
 
-__all__ = ["ConsumerCursor", "ConsumerCursors", "EventLog", "RecordedCharge"]
+__all__ = [
+    "ConsumerCursor",
+    "ConsumerCursors",
+    "EventLog",
+    "EventRow",
+    "RecordedCharge",
+    "charge_rows",
+]
 
 _E = goal_events.c
 _CREATED: Final = _E.kind == literal_column(
@@ -80,6 +87,73 @@ _STATUS: Final = {status.value: status for status in GoalStatus}
 _KIND: Final = {kind.value: kind for kind in EventKind}
 
 
+EventRow: TypeAlias = tuple[Any, ...]
+"""An event on its way into the log: the values of its columns, but for the position."""
+
+
+def charge_rows(
+    goal: Goal,
+    *,
+    tokens: int,
+    time_ms: int,
+    previous_status: GoalStatus,
+    turn_id: str | None,
+    idempotency_key: str | None,
+    now_ms: int,
+) -> list[EventRow]:
+    """The rows of a charge that left the goal like this: itself and, where the status changed, that."""
+    charge = (
+        new_id(),
+        "usage_accounted",
+        goal.thread_id,
+        goal.goal_id,
+        turn_id,
+        goal.status._value_,
+        previous_status._value_,
+        goal.token_budget,
+        tokens,
+        time_ms,
+        goal.tokens_used,
+        goal.time_used_ms,
+        idempotency_key,
+        None,
+        now_ms,
+    )
+    if goal.status is previous_status:
+        return [charge]
+    return [
+        charge,
+        _row(EventKind.STATUS_CHANGED, goal, turn_id, previous_status, None, now_ms),
+    ]
+
+
+def _row(
+    kind: EventKind,
+    goal: Goal,
+    turn_id: str | None,
+    previous_status: GoalStatus | None,
+    replaced_goal_id: str | None,
+    now_ms: int,
+) -> EventRow:
+    return (
+        new_id(),
+        kind.value,
+        goal.thread_id,
+        goal.goal_id,
+        turn_id,
+        goal.status.value,
+        None if previous_status is None else previous_status.value,
+        goal.token_budget,
+        0,
+        0,
+        None,
+        None,
+        None,
+        replaced_goal_id,
+        now_ms,
+    )
+
+
 class RecordedCharge(NamedTuple):
     """A charge as the ledger remembers it under its idempotency key."""
 
@@ -117,66 +191,21 @@ class EventLog:
         replaced_goal_id: str | None = None,
     ) -> None:
         """Records that something other than a charge happened to a goal, as it is afterwards."""
-        self._append(
-            kind,
-            goal,
-            turn_id,
-            None if previous_status is None else previous_status.value,
-            (0, 0, None, None, None),
-            replaced_goal_id,
-            now_ms,
-        )
+        self.add([_row(kind, goal, turn_id, previous_status, replaced_goal_id, now_ms)])
 
-    def append_charge(
-        self,
-        goal: Goal,
-        *,
-        tokens: int,
-        time_ms: int,
-        previous_status: GoalStatus,
-        turn_id: str | None,
-        idempotency_key: str | None,
-        now_ms: int,
-    ) -> None:
-        """Records a charge and, where it changed the status, that change after it."""
-        previous = previous_status.value
-        amounts = (tokens, time_ms, goal.tokens_used, goal.time_used_ms, idempotency_key)
-        self._append(EventKind.USAGE_ACCOUNTED, goal, turn_id, previous, amounts, None, now_ms)
-        if goal.status is not previous_status:
-            self.append(
-                EventKind.STATUS_CHANGED,
-                goal,
-                turn_id=turn_id,
-                previous_status=previous_status,
-                now_ms=now_ms,
-            )
-
-    def _append(
-        self,
-        kind: EventKind,
-        goal: Goal,
-        turn_id: str | None,
-        previous_status: str | None,
-        amounts: tuple[int, int, int | None, int | None, str | None],
-        replaced_goal_id: str | None,
-        now_ms: int,
-    ) -> None:
-        row = (
-            new_id(),
-            kind.value,
-            goal.thread_id,
-            goal.goal_id,
-            turn_id,
-            goal.status.value,
-            previous_status,
-            goal.token_budget,
-            *amounts,
-            replaced_goal_id,
-            now_ms,
-        )
-        cursor = self._executor.run(_APPEND, row)
+    def add(self, rows: list[EventRow]) -> None:
+        """Appends rows made by this module, in order."""
+        if len(rows) == 1:
+            position = self._executor.run(_APPEND, rows[0]).lastrowid or 0
+        else:
+            self._executor.run_many(_APPEND, rows)
+            if self.on_event is None:
+                return
+            position = self.last_position()
         if self.on_event is not None:
-            self.on_event(_event((cursor.lastrowid, *row)))
+            # Within a transaction positions follow one another.
+            for number, row in enumerate(rows, position - len(rows) + 1):
+                self.on_event(_event((number, *row)))
 
     def page(self, after: int, limit: int) -> list[GoalEvent]:
         """Up to `limit` events behind a position, in order."""

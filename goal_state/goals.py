@@ -162,6 +162,8 @@ _ACCEPTING: Final[dict[AccountingMode, frozenset[GoalStatus]]] = {
 
 def check_status(value: object, field: str = "status") -> GoalStatus:
     """The status of that name, or `InvalidValueError` with the names there are."""
+    if type(value) is GoalStatus:
+        return value
     try:
         return GoalStatus(value)
     except ValueError:
@@ -170,6 +172,8 @@ def check_status(value: object, field: str = "status") -> GoalStatus:
 
 def check_mode(value: object) -> AccountingMode:
     """The accounting mode of that name, or `InvalidValueError` with the names there are."""
+    if type(value) is AccountingMode:
+        return value
     try:
         return AccountingMode(value)
     except ValueError:

@@ -7,6 +7,7 @@ million goals as among a thousand.
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 
@@ -15,24 +16,23 @@ __all__ = ["new_id"]
 _lock = threading.Lock()
 _last = 0
 
-_COUNTER_BITS = 12
-_RANDOM_BITS = 62
+# Seeded by the operating system, not by whoever calls random.seed(), and anew in a forked child. Ids are
+# unique, not secret.
+_random = random.Random()  # noqa: S311
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_id() -> str:
     """A new UUIDv7 in its usual text form, greater than every one minted before by this process."""
     global _last
-    now = (time.time_ns() // 1_000_000) << _COUNTER_BITS
+    now = time.time_ns() // 1_000_000 << 12
     with _lock:
         # The twelve bits behind the milliseconds count within one millisecond, and run on into the next
         # one when they are used up or when the clock jumps back.
-        _last = stamp = max(now, _last + 1)
-    number = (
-        (stamp >> _COUNTER_BITS) << 80
-        | 0x7 << 76
-        | (stamp & 0xFFF) << 64
-        | 0b10 << _RANDOM_BITS
-        | int.from_bytes(os.urandom(8)) >> (64 - _RANDOM_BITS)
-    )
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        _last = stamp = now if now > _last else _last + 1
+        noise = _random.getrandbits(62)
+    # 48 bits of milliseconds, version 7, the counter; variant 0b10, noise.
+    head = f"{stamp >> 12:012x}7{stamp & 0xFFF:03x}"
+    tail = f"{0b10 << 62 | noise:016x}"
+    return f"{head[:8]}-{head[8:12]}-{head[12:]}-{tail[:4]}-{tail[4:]}"

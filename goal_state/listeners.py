@@ -30,9 +30,11 @@ class Subscription:
         self._listener = listener
         self._kinds = kinds
         self._thread_id = thread_id
+        self._closed = False
 
     def close(self) -> None:
         """No event reaches the listener from now on. Closing twice is fine."""
+        self._closed = True
         self._listeners.remove(self)
 
     def __enter__(self) -> Self:
@@ -43,6 +45,8 @@ class Subscription:
 
     def tell(self, event: GoalEvent) -> None:
         """Hands over an event that the listener asked for; an error of the listener is logged."""
+        if self._closed:
+            return
         if self._thread_id is not None and event.thread_id != self._thread_id:
             return
         if self._kinds is not None and event.kind not in self._kinds:
@@ -65,7 +69,7 @@ class Listeners:
         self._lock = threading.Lock()
         self._delivering = threading.Lock()
         self._written: list[GoalEvent] = []
-        self._committed: deque[GoalEvent] = deque()
+        self._committed: deque[tuple[GoalEvent, tuple[Subscription, ...]]] = deque()
 
     def subscribe(
         self,
@@ -96,8 +100,9 @@ class Listeners:
         self._written.append(event)
 
     def commit(self) -> None:
-        """The events written since the last commit now are facts, to be told."""
-        self._committed.extend(self._written)
+        """The events written since the last commit now are facts, to be told to those who listen now."""
+        if subscriptions := self._subscriptions:
+            self._committed.extend((event, subscriptions) for event in self._written)
         self._written.clear()
 
     def rollback(self) -> None:
@@ -109,8 +114,8 @@ class Listeners:
         while self._committed and self._delivering.acquire(blocking=False):
             try:
                 while self._committed:
-                    event = self._committed.popleft()
-                    for subscription in self._subscriptions:
+                    event, subscriptions = self._committed.popleft()
+                    for subscription in subscriptions:
                         subscription.tell(event)
             finally:
                 self._delivering.release()

@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeVar
 
 from goal_state.errors import InvalidValueError, TurnError
 from goal_state.goals import KEEP, Accounting, Goal, GoalStatus, Keep
-from goal_state.repository import GoalRepository
+from goal_state.repository import GoalRepository, wall_clock_ms
 from goal_state.store import GoalStore
 from goal_state.usage import TokenUsage, TokenUsageInfo
 from goal_state.validation import check_name, check_optional_name
@@ -64,8 +64,9 @@ class _State:
     marked_ns: int = 0
     """Up to here active time was charged (or was nobody's)."""
     rest_ns: int = 0
-    """What was left below a millisecond when the paying goal's last turn ended."""
+    """Active time below a millisecond that is still due."""
     rest_goal_id: str | None = None
+    """The goal that owes it."""
     last_total: TokenUsage | None = None
     """The last cumulative usage that this meter was told."""
     own_baseline: TokenUsage | None = None
@@ -104,6 +105,8 @@ class GoalMeter:
         self._state = _State(
             marked_ns=clock_ns(), own_baseline=None if stored is None else stored.info.total
         )
+        if count_idle_time:
+            self._bind(self._state, store.get(self.thread_id))
 
     @property
     def turn_id(self) -> str | None:
@@ -154,15 +157,17 @@ class GoalMeter:
                     " finish or abort that one first"
                 )
 
-            def work(repository: GoalRepository, state: _State) -> Accounting | None:
-                accounting = (
-                    self._settle(repository, state, None) if self._count_idle_time else None
-                )
+            def work(repository: GoalRepository, state: _State) -> Accounting:
+                if self._count_idle_time:
+                    idle = self._settle(repository, state, None).applied
+                else:
+                    idle = False
+                    state.marked_ns = self._clock_ns()
                 caught_up = self._catch_up(repository, state, total)
                 goal = repository.get(self.thread_id)
                 state.turn = turn
                 self._bind(state, goal)
-                return caught_up or accounting or Accounting(goal, applied=False)
+                return Accounting(goal, applied=idle or caught_up)
 
             return self._run(work)
 
@@ -315,33 +320,30 @@ class GoalMeter:
 
             def work(repository: GoalRepository, state: _State) -> Accounting:
                 accounting = self._settle(repository, state, None)
-                if state.paying_goal_id is not None:
-                    state.rest_goal_id = state.paying_goal_id
-                    state.rest_ns = max(self._clock_ns() - state.marked_ns, 0) % _NS_PER_MS
                 state.turn = None
                 self._bind(state, accounting.goal)
                 return accounting
 
             return self._run(work)
 
-    def _run(self, work: Callable[[GoalRepository, _State], Accounting | None]) -> Reading:
+    def _run(self, work: Callable[[GoalRepository, _State], Accounting]) -> Reading:
         """Runs work on a copy of the state, which becomes the state once the transaction is durable."""
 
         def attempt(repository: GoalRepository) -> tuple[_State, Reading]:
             state = replace(self._state)
             before = repository.get(self.thread_id)
             accounting = work(repository, state)
-            goal = accounting.goal if accounting is not None else before
-            charged = accounting is not None and accounting.applied
+            goal = accounting.goal
+            self._note_payer(repository, state, goal)
             exhausted = (
-                charged
+                accounting.applied
                 and goal is not None
                 and goal.status is GoalStatus.BUDGET_LIMITED
                 and before is not None
                 and before.status is not GoalStatus.BUDGET_LIMITED
                 and repository.log.crossings(goal.goal_id) == 1
             )
-            return state, Reading(goal, charged, exhausted)
+            return state, Reading(goal, accounting.applied, exhausted)
 
         self._state, reading = self._store.transact(attempt)
         return reading
@@ -355,13 +357,9 @@ class GoalMeter:
                 before = repository.get(self.thread_id)
                 result = change(repository, self.turn_id)
                 goal = repository.get(self.thread_id)
-                if goal is None or before is None or goal.goal_id != before.goal_id:
-                    state.paying_goal_id = None
-                    # What is used from now on is used in the time of this goal.
-                    if (stored := repository.usage(self.thread_id)) is not None:
-                        repository.set_baseline(self.thread_id, stored.info, turn_id=stored.turn_id)
-                if state.paying_goal_id is None:
+                if state.turn is None or state.paying_goal_id is None or _begins(goal, before):
                     self._bind(state, goal)
+                self._note_payer(repository, state, goal)
                 return state, result
 
             self._state, result = self._store.transact(attempt)
@@ -372,10 +370,20 @@ class GoalMeter:
         pays = state.turn.charge_tokens if state.turn is not None else self._count_idle_time
         active = goal is not None and goal.status is GoalStatus.ACTIVE
         state.paying_goal_id = goal.goal_id if goal is not None and active and pays else None
-        state.marked_ns = self._clock_ns()
-        if state.paying_goal_id is not None and state.paying_goal_id == state.rest_goal_id:
-            state.marked_ns -= state.rest_ns
-            state.rest_goal_id = None
+        if state.paying_goal_id not in (None, state.rest_goal_id):
+            state.rest_goal_id, state.rest_ns = state.paying_goal_id, 0
+
+    def _note_payer(self, repository: GoalRepository, state: _State, goal: Goal | None) -> None:
+        """Keeps beside the baseline who pays for what the running turn uses beyond it, so that after a
+        crash nobody else does.
+        """
+        if state.turn is None:
+            return
+        payer = state.paying_goal_id if _takes_charges(goal, state.paying_goal_id) else None
+        if repository.usage_log.goal_id(self.thread_id) == payer:
+            return
+        if (usage := repository.usage(self.thread_id)) is not None:
+            repository.usage_log.write(self.thread_id, usage, payer, wall_clock_ms())
 
     def _settle(
         self, repository: GoalRepository, state: _State, total: TokenUsage | TokenUsageInfo | None
@@ -385,6 +393,8 @@ class GoalMeter:
             state.last_total = _cumulative(total)
             total = None
         turn_id = None if state.turn is None else state.turn.turn_id
+        now_ns = self._clock_ns()
+        elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
         if state.paying_goal_id is None:
             if total is not None:
                 repository.set_baseline(self.thread_id, total, turn_id=turn_id)
@@ -392,11 +402,10 @@ class GoalMeter:
             # A goal that somebody made or activated without this meter pays from the next report on.
             self._bind(state, accounting.goal)
         else:
-            now_ns = self._clock_ns()
-            elapsed_ms = max(now_ns - state.marked_ns, 0) // _NS_PER_MS
-            accounting = self._charge(repository, total, elapsed_ms, state.paying_goal_id, turn_id)
-            # What is below a millisecond stays due.
-            state.marked_ns = min(state.marked_ns + elapsed_ms * _NS_PER_MS, now_ns)
+            due_ms, rest_ns = divmod(state.rest_ns + elapsed_ns, _NS_PER_MS)
+            accounting = self._charge(repository, total, due_ms, state.paying_goal_id, turn_id)
+            if _takes_charges(accounting.goal, state.paying_goal_id):
+                state.rest_ns = rest_ns
         if total is not None:
             state.last_total = state.own_baseline = _cumulative(total)
         return accounting
@@ -405,21 +414,21 @@ class GoalMeter:
         self,
         repository: GoalRepository,
         total: TokenUsage | TokenUsageInfo | None,
-        elapsed_ms: int,
+        time_ms: int,
         goal_id: str,
         turn_id: str | None,
     ) -> Accounting:
         if total is None:
             return repository.account(
                 self.thread_id,
-                seconds=elapsed_ms / 1000,
+                seconds=time_ms / 1000,
                 expected_goal_id=goal_id,
                 turn_id=turn_id,
             )
         return repository.record_usage(
             self.thread_id,
             total,
-            seconds=elapsed_ms / 1000,
+            seconds=time_ms / 1000,
             expected_goal_id=goal_id,
             turn_id=turn_id,
         )
@@ -445,24 +454,40 @@ class GoalMeter:
         repository: GoalRepository,
         state: _State,
         total: TokenUsage | TokenUsageInfo | None,
-    ) -> Accounting | None:
-        """Brings the baseline to what the host knows when a turn starts."""
+    ) -> bool:
+        """Brings the baseline to what the host knows when a turn starts; whether a goal paid for it."""
         stored = repository.usage(self.thread_id)
         if total is None:
             if stored is None:
                 state.own_baseline = TokenUsage()
                 repository.set_baseline(self.thread_id, state.own_baseline)
-            return None
+            return False
         if self._is_overtaken(repository, state, total):
             state.last_total = _cumulative(total)
-            return None
+            return False
         if stored is not None and _cumulative(total).is_below(stored.info.total):
             repository.set_baseline(self.thread_id, total, turn_id=stored.turn_id)  # a new count
-            accounting = None
+            applied = False
         else:
-            accounting = repository.reconcile(self.thread_id, total)
+            applied = repository.reconcile(self.thread_id, total).applied
         state.last_total = state.own_baseline = _cumulative(total)
-        return accounting
+        return applied
+
+
+def _begins(goal: Goal | None, before: Goal | None) -> bool:
+    """Whether a change made a goal, or made it active, or took the one that was there."""
+    if goal is None or before is None or goal.goal_id != before.goal_id:
+        return True
+    return goal.status is GoalStatus.ACTIVE and before.status is not GoalStatus.ACTIVE
+
+
+def _takes_charges(goal: Goal | None, goal_id: str | None) -> bool:
+    """Whether it is that goal, and in a status in which a turn that it began may charge it."""
+    return (
+        goal is not None
+        and goal.goal_id == goal_id
+        and goal.status in (GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED)
+    )
 
 
 def _cumulative(total: TokenUsage | TokenUsageInfo) -> TokenUsage:

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace as changed
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    update,
+)
 
 from goal_state.errors import (
     BudgetExhaustedError,
@@ -18,7 +28,7 @@ from goal_state.errors import (
     StaleGoalError,
     UsageOverflowError,
 )
-from goal_state.event_log import EventLog
+from goal_state.event_log import EventLog, charge_rows
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, Statement, limited
 from goal_state.goals import (
@@ -45,6 +55,7 @@ from goal_state.requests import (
 )
 from goal_state.tables import goals
 from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
+from goal_state.usage_log import Baseline as StoredBaseline
 from goal_state.usage_log import UsageLog
 from goal_state.validation import MAX_INTEGER, check_name
 
@@ -95,21 +106,33 @@ _UPDATE = Statement(
     ),
     "b_objective b_status b_token_budget b_updated_at_ms b_resume_at_ms b_blocked_reason b_goal_id",
 )
+# Each column that is set makes SQLite run its CHECKs: what a charge leaves alone is left out.
 _CHARGE = Statement(
     lambda: (
         update(goals)
         .where(_G.goal_id == bindparam("b_goal_id"))
         .values(
-            status=bindparam("b_status"),
             tokens_used=bindparam("b_tokens_used"),
             time_used_ms=bindparam("b_time_used_ms"),
             updated_at_ms=bindparam("b_updated_at_ms"),
-            resume_at_ms=bindparam("b_resume_at_ms"),
-            blocked_reason=bindparam("b_blocked_reason"),
         )
     ),
-    "b_status b_tokens_used b_time_used_ms b_updated_at_ms b_resume_at_ms b_blocked_reason"
-    " b_goal_id",
+    "b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
+)
+_CHARGE_AND_LIMIT = Statement(
+    lambda: (
+        update(goals)
+        .where(_G.goal_id == bindparam("b_goal_id"))
+        .values(
+            status=literal_column("'budget_limited'"),
+            tokens_used=bindparam("b_tokens_used"),
+            time_used_ms=bindparam("b_time_used_ms"),
+            updated_at_ms=bindparam("b_updated_at_ms"),
+            resume_at_ms=null(),
+            blocked_reason=null(),
+        )
+    ),
+    "b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
 )
 _DELETE = Statement(lambda: delete(goals).where(_G.goal_id == bindparam("b_goal_id")), "b_goal_id")
 # One statement, so that of many who clear at once exactly one gets the row.
@@ -294,23 +317,25 @@ class GoalRepository(GoalOperations):
         return self._charge(request, goal, request.tokens, request.idempotency_key)
 
     def _record_usage(self, request: CumulativeUsage) -> Accounting:
-        before = self.usage_log.read(request.thread_id)
-        after = _seen(before, request.total, request.turn_id)
-        tokens = 0 if before is None else _new_tokens(before.info.total, after.info.total)
+        before = self.usage_log.baseline(request.thread_id)
+        after, tokens = _seen(before, request.total, request.turn_id)
         accounting = self._charge(request, self._select(request.thread_id), tokens, None)
         # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
         # that the next goal does not pay for them.
-        if after != before:
+        if after is not None:
             goal_id = None if accounting.goal is None else accounting.goal.goal_id
             self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
         return accounting
 
     def _set_baseline(self, request: Baseline) -> None:
-        before = self.usage_log.read(request.thread_id)
-        after = _seen(before, request.total, request.turn_id)
+        before = self.usage_log.baseline(request.thread_id)
+        after, _ = _seen(before, request.total, request.turn_id)
         goal = self._select(request.thread_id)
         goal_id = None if goal is None else goal.goal_id
-        self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
+        if after is None:
+            self.usage_log.touch(request.thread_id, goal_id, wall_clock_ms())
+        else:
+            self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
 
     def _reconcile(self, request: Reconciliation) -> Accounting:
         thread_id, total = request.thread_id, request.total
@@ -393,59 +418,16 @@ class GoalRepository(GoalOperations):
     def _charge(
         self, request: Charge | CumulativeUsage, goal: Goal | None, tokens: int, key: str | None
     ) -> Accounting:
-        expected = request.expected_goal_id
-        if goal is None or (expected is not None and goal.goal_id != expected):
-            _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
-            return Accounting(goal, applied=False)
-        used = goal.tokens_used + tokens
-        time_used = goal.time_used_ms + request.time_ms
-        status = charged_status(
-            goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget
-        )
-        if status is None:
-            _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
-            return Accounting(goal, applied=False)
-        if not tokens and not request.time_ms and key is None:
-            return Accounting(goal, applied=False)
-        if used > MAX_INTEGER:
-            raise UsageOverflowError(
-                "tokens", f"{goal.tokens_used} used and {tokens} more would be 2^63 or more"
-            )
-        if time_used > MAX_INTEGER:
-            raise UsageOverflowError(
-                "seconds", "the goal's time would be 2^63 milliseconds or more"
-            )
-        if status is goal.status:
-            resume_at_ms, blocked_reason = goal.resume_at_ms, goal.blocked_reason
-        else:
-            resume_at_ms = blocked_reason = None
-        now_ms = wall_clock_ms()
-        charged = Goal(
-            goal.thread_id,
-            goal.goal_id,
-            goal.objective,
-            status,
-            goal.token_budget,
-            used,
-            time_used,
-            goal.created_at_ms,
-            max(now_ms, goal.updated_at_ms),
-            resume_at_ms,
-            blocked_reason,
-        )
+        accounting = _charged(request, goal, tokens, key)
+        charged = accounting.goal
+        if goal is None or charged is None or not accounting.applied:
+            return accounting
+        now_ms = charged.updated_at_ms
         self.executor.run(
-            _CHARGE,
-            (
-                status.value,
-                used,
-                time_used,
-                charged.updated_at_ms,
-                resume_at_ms,
-                blocked_reason,
-                goal.goal_id,
-            ),
+            _CHARGE if charged.status is goal.status else _CHARGE_AND_LIMIT,
+            (charged.tokens_used, charged.time_used_ms, now_ms, charged.goal_id),
         )
-        self.log.append_charge(
+        rows = charge_rows(
             charged,
             tokens=tokens,
             time_ms=request.time_ms,
@@ -454,7 +436,8 @@ class GoalRepository(GoalOperations):
             idempotency_key=key,
             now_ms=now_ms,
         )
-        return Accounting(charged, applied=True)
+        self.log.add(rows)
+        return accounting
 
     def _first_charge(self, request: Charge, key: str, goal: Goal | None) -> Accounting | None:
         """The result of the charge that used this key before; None if there was none."""
@@ -521,27 +504,68 @@ def _expect(request: Request[Goal], goal: Goal | None, expected: str | None) -> 
         )
 
 
-def _info(
-    total: TokenUsage | TokenUsageInfo, last: TokenUsage, window: int | None
-) -> TokenUsageInfo:
-    return total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, last, window)
+def _charged(
+    request: Charge | CumulativeUsage, goal: Goal | None, tokens: int, key: str | None
+) -> Accounting:
+    """What a charge makes of a goal; nothing is written yet.
+
+    Raises:
+        UsageOverflowError: the goal's usage would reach 2^63.
+    """
+    expected = request.expected_goal_id
+    if goal is None or (expected is not None and goal.goal_id != expected):
+        _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
+        return Accounting(goal, applied=False)
+    time_ms = request.time_ms
+    used = goal.tokens_used + tokens
+    time_used = goal.time_used_ms + time_ms
+    status = charged_status(
+        goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget
+    )
+    if status is None:
+        _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
+        return Accounting(goal, applied=False)
+    if not tokens and not time_ms and key is None:
+        return Accounting(goal, applied=False)
+    if used > MAX_INTEGER:
+        raise UsageOverflowError(
+            "tokens", f"{goal.tokens_used} used and {tokens} more would be 2^63 or more"
+        )
+    if time_used > MAX_INTEGER:
+        raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
+    is_same = status is goal.status
+    charged = Goal(
+        goal.thread_id,
+        goal.goal_id,
+        goal.objective,
+        status,
+        goal.token_budget,
+        used,
+        time_used,
+        goal.created_at_ms,
+        max(wall_clock_ms(), goal.updated_at_ms),
+        goal.resume_at_ms if is_same else None,
+        goal.blocked_reason if is_same else None,
+    )
+    return Accounting(charged, applied=True)
 
 
 def _seen(
-    before: ThreadUsage | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
-) -> ThreadUsage:
-    """The baseline that a new cumulative total makes, its last part found where it was not given."""
+    before: StoredBaseline | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
+) -> tuple[ThreadUsage | None, int]:
+    """The baseline that a new cumulative total makes (None: the one that there is), and what a goal pays
+    for the way to it: nothing for the first total of a thread, nor for one that is lower.
+    """
     if before is None:
-        return ThreadUsage(_info(total, TokenUsage(), None), turn_id)
-    if isinstance(total, TokenUsage) and total == before.info.total:
-        return before
-    last = TokenUsage() if isinstance(total, TokenUsageInfo) else total - before.info.total
-    info = _info(total, last, before.info.model_context_window)
-    return ThreadUsage(info, before.turn_id if turn_id is None else turn_id)
-
-
-def _new_tokens(before: TokenUsage, after: TokenUsage) -> int:
-    """What a goal pays for the way from one cumulative total to the next: nothing where it fell."""
-    if after.is_below(before):
-        return 0
-    return (after - before).goal_tokens
+        info = total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, TokenUsage())
+        return ThreadUsage(info, turn_id), 0
+    cumulative = total.total if isinstance(total, TokenUsageInfo) else total
+    difference = cumulative - before.total
+    tokens = 0 if cumulative.is_below(before.total) else difference.goal_tokens
+    owner = before.turn_id if turn_id is None else turn_id
+    if isinstance(total, TokenUsageInfo):
+        return ThreadUsage(total, owner), tokens
+    if cumulative == before.total:
+        return None, tokens
+    info = TokenUsageInfo(cumulative, difference, before.model_context_window)
+    return ThreadUsage(info, owner), tokens

@@ -265,8 +265,9 @@ class GoalStore(GoalOperations):
         self._check_open()
         if not callable(listener):
             raise InvalidValueError("listener", f"must be callable, not {type(listener).__name__}")
-        subscription = self._listeners.subscribe(listener, kinds, thread_id)
-        self._repository.log.on_event = self._listeners.written
+        with self._writer.lock:  # between two transactions, so that none is heard of by half
+            subscription = self._listeners.subscribe(listener, kinds, thread_id)
+            self._repository.log.on_event = self._listeners.written
         return subscription
 
     def consume(self, name: str, sink: Sink, *, batch_size: int = 100) -> Consumer:
@@ -337,6 +338,7 @@ class GoalStore(GoalOperations):
             consumer.close()
         with self._writer.lock:
             self._refusal = StoreClosedError("the store is closed; open it again")
+            self._writer.refusal = self._refusal
             self._readers.close()
             self._repository.executor.close()
         _open_stores.discard(self)

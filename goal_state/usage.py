@@ -59,12 +59,52 @@ class TokenUsage:
         """Whether fewer tokens went in and out than in another total: a new count has begun."""
         return self.input_tokens + self.output_tokens < other.input_tokens + other.output_tokens
 
+    @classmethod
+    def of_valid(
+        cls,
+        input_tokens: int,
+        cached_input_tokens: int,
+        cache_write_input_tokens: int,
+        output_tokens: int,
+        reasoning_output_tokens: int,
+        total_tokens: int,
+    ) -> Self:
+        """A usage from counts that are known to be within their bounds: those of rows, and differences."""
+        usage = cls.__new__(cls)
+        put = object.__setattr__
+        put(usage, "input_tokens", input_tokens)
+        put(usage, "cached_input_tokens", cached_input_tokens)
+        put(usage, "cache_write_input_tokens", cache_write_input_tokens)
+        put(usage, "output_tokens", output_tokens)
+        put(usage, "reasoning_output_tokens", reasoning_output_tokens)
+        put(usage, "total_tokens", total_tokens)
+        return usage
+
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The counts in the order of the fields."""
+        return (
+            self.input_tokens,
+            self.cached_input_tokens,
+            self.cache_write_input_tokens,
+            self.output_tokens,
+            self.reasoning_output_tokens,
+            self.total_tokens,
+        )
+
     def __add__(self, other: TokenUsage) -> TokenUsage:
-        return TokenUsage(*(getattr(self, name) + getattr(other, name) for name in _COUNTS))
+        return TokenUsage(*map(int.__add__, self.counts(), other.counts()))
 
     def __sub__(self, other: TokenUsage) -> TokenUsage:
         """The difference, field by field, never below 0."""
-        return TokenUsage(*(max(getattr(self, name) - getattr(other, name), 0) for name in _COUNTS))
+        a, b, c, d, e, f = map(int.__sub__, self.counts(), other.counts())
+        return TokenUsage.of_valid(
+            max(0, a),
+            max(0, b),
+            max(0, c),
+            max(0, d),
+            max(0, e),
+            max(0, f),
+        )
 
     @classmethod
     def from_openai(cls, usage: object) -> Self:

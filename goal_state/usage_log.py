@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
@@ -12,7 +12,7 @@ from goal_state.executor import Executor, Statement
 from goal_state.tables import thread_usage
 from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
 
-__all__ = ["UsageLog"]
+__all__ = ["Baseline", "UsageLog"]
 
 _COLUMNS: Final = [column.name for column in thread_usage.columns]
 
@@ -31,6 +31,12 @@ _SELECT = Statement(
     ),
     "thread_id",
 )
+_BASELINE = Statement(
+    lambda: select(*list(thread_usage.columns)[1:8], thread_usage.c.model_context_window).where(
+        thread_usage.c.thread_id == bindparam("thread_id")
+    ),
+    "thread_id",
+)
 _GOAL = Statement(
     lambda: select(thread_usage.c.goal_id).where(
         thread_usage.c.thread_id == bindparam("thread_id")
@@ -38,6 +44,24 @@ _GOAL = Statement(
     "thread_id",
 )
 _WRITE = Statement(_upsert, " ".join(_COLUMNS))
+
+
+_TOUCH = Statement(
+    lambda: (
+        update(thread_usage)
+        .where(thread_usage.c.thread_id == bindparam("b_thread_id"))
+        .values(goal_id=bindparam("b_goal_id"), updated_at_ms=bindparam("b_now_ms"))
+    ),
+    "b_now_ms b_goal_id b_thread_id",
+)
+
+
+class Baseline(NamedTuple):
+    """A thread's cumulative usage, the size of its model's context, and the turn that used it last."""
+
+    total: TokenUsage
+    model_context_window: int | None
+    turn_id: str | None
 
 
 class UsageLog:
@@ -51,8 +75,13 @@ class UsageLog:
         row = self._executor.run(_SELECT, (thread_id,)).fetchone()
         if row is None:
             return None
-        info = TokenUsageInfo(TokenUsage(*row[1:7]), TokenUsage(*row[7:13]), row[13])
-        return ThreadUsage(info, row[0])
+        total, last = TokenUsage.of_valid(*row[1:7]), TokenUsage.of_valid(*row[7:13])
+        return ThreadUsage(TokenUsageInfo(total, last, row[13]), row[0])
+
+    def baseline(self, thread_id: str) -> Baseline | None:
+        """What of it a charge needs."""
+        row = self._executor.run(_BASELINE, (thread_id,)).fetchone()
+        return None if row is None else Baseline(TokenUsage.of_valid(*row[1:7]), row[7], row[0])
 
     def goal_id(self, thread_id: str) -> str | None:
         """The goal that the thread had when its baseline was recorded; None without a goal or baseline.
@@ -62,6 +91,10 @@ class UsageLog:
         row = self._executor.run(_GOAL, (thread_id,)).fetchone()
         return None if row is None else row[0]
 
+    def touch(self, thread_id: str, goal_id: str | None, now_ms: int) -> None:
+        """Notes that the baseline is right, in the time of a goal (or of none)."""
+        self._executor.run(_TOUCH, (now_ms, goal_id, thread_id))
+
     def write(self, thread_id: str, usage: ThreadUsage, goal_id: str | None, now_ms: int) -> None:
         """Takes a usage as the thread's baseline, in the time of a goal (or of none)."""
         info = usage.info
@@ -70,21 +103,10 @@ class UsageLog:
             (
                 thread_id,
                 usage.turn_id,
-                *_counts(info.total),
-                *_counts(info.last),
+                *info.total.counts(),
+                *info.last.counts(),
                 info.model_context_window,
                 now_ms,
                 goal_id,
             ),
         )
-
-
-def _counts(usage: TokenUsage) -> tuple[int, ...]:
-    return (
-        usage.input_tokens,
-        usage.cached_input_tokens,
-        usage.cache_write_input_tokens,
-        usage.output_tokens,
-        usage.reasoning_output_tokens,
-        usage.total_tokens,
-    )

@@ -54,7 +54,8 @@ def _text(field: str, value: object) -> str:
 
 def check_name(field: str, value: object) -> str:
     """A name given by the host (thread, turn, goal, key, consumer): 1 to 256 characters, kept as it is."""
-    text = _text(field, value)
+    is_plain = type(value) is str and value.isascii() and "\0" not in value  # as nearly all are
+    text = value if is_plain else _text(field, value)
     if not 1 <= len(text) <= MAX_NAME_CHARACTERS:
         raise InvalidValueError(
             field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}"
@@ -86,6 +87,8 @@ def _integer(field: str, value: object) -> int:
 
 def check_amount(field: str, value: object) -> int:
     """A count of tokens: an int from 0 to 2^63-1."""
+    if type(value) is int and 0 <= value <= MAX_INTEGER:
+        return value
     amount = _integer(field, value)
     if amount < 0:
         raise InvalidValueError(field, f"must be 0 or more, is {_shown(amount)}")
@@ -108,6 +111,8 @@ def check_token_budget(value: object) -> int | None:
 
 def check_milliseconds(field: str, value: object) -> int:
     """Seconds as a finite number of 0 or more, returned as whole milliseconds (rounded to the nearest)."""
+    if type(value) is int and value == 0:
+        return 0
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidValueError(field, f"must be a number of seconds, not {type(value).__name__}")
     if isinstance(value, float):

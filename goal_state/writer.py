@@ -28,7 +28,7 @@ class _Call(Generic[Result]):
         self.work = work
         self.done = False
         self.result: Result | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 _MAX_GROUP: Final = 256
@@ -58,6 +58,8 @@ class Writer:
         self._waiting: deque[_Call[Any]] = deque()
         self.lock: Final = threading.Lock()
         """Held while a transaction is open; whoever holds it may use the connection."""
+        self.refusal: Exception | None = None
+        """Set under the lock, it is raised to all who come after, and to those who were waiting."""
 
     def run(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Carries out the work and returns its result once the commit that holds it is done.
@@ -68,6 +70,8 @@ class Writer:
         self._waiting.append(call)
         with self.lock:
             if not call.done:
+                if self.refusal is not None:
+                    raise self.refusal
                 self._lead(call)
         if call.error is not None:
             raise call.error
@@ -78,44 +82,42 @@ class Writer:
         group = [waiting.popleft() for _ in range(min(len(waiting), _MAX_GROUP))]
         try:
             if not self._carry_out(group):
-                # One of them failed after it had begun to write. SQLite cannot undo it alone, so all is
-                # undone, and each is tried by itself.
+                # One of them failed, maybe after it had begun to write. All of them were undone, and each
+                # is tried by itself.
                 for call in group:
                     self._carry_out([call])
-        except (
-            BaseException
-        ):  # an interrupt of this caller; the others' calls are for the next to lead
+        except BaseException:
+            # An interrupt of this caller: the others' calls are for the next one to lead.
             self._undo()
-            waiting.extendleft(
-                call for call in reversed(group) if not call.done and call is not own
-            )
+            left = [call for call in group if not call.done and call is not own]
+            waiting.extendleft(reversed(left))
             raise
 
     def _carry_out(self, group: list[_Call[Any]]) -> bool:
         """Runs a group in one transaction; False if it was undone so as to try each call by itself."""
         executor = self._executor
+        call = group[0]
+        failure: BaseException | None = None
         try:
             executor.begin()
-            for call in group:
-                changes = executor.total_changes()
-                call.error = None
-                try:
+            try:
+                for call in group:
                     call.result = call.work(self._repository)
-                except Exception as error:
-                    call.error = error
-                    if executor.total_changes() != changes or not executor.in_transaction:
-                        self._undo()
-                        if len(group) > 1:
-                            return False
-                        break
+            except KeyboardInterrupt:  # meant for the thread that leads, whoever's work it hit
+                raise
+            except BaseException as error:
+                self._undo()
+                if len(group) > 1:
+                    return False
+                failure = error
             else:
                 executor.commit()
                 self._on_commit()
-        except Exception as error:
+        except Exception as error:  # the database's: nobody's work is to blame
             self._undo()
-            for call in group:
-                call.error = error
+            failure = error
         for call in group:
+            call.error = failure
             call.done = True
         return True
 

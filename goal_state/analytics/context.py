@@ -1,0 +1,77 @@
+"""Who sends: what every event is enriched with, as the host states it or the process finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from goal_state.analytics.runtime import library_version, machine_arch, os_name, os_version
+from goal_state.errors import InvalidValueError
+from goal_state.validation import check_name, check_optional_name
+
+__all__ = ["AnalyticsContext"]
+
+_NAMES: Final = (
+    "client_name",
+    "client_version",
+    "rpc_transport",
+    "runtime_version",
+    "runtime_os",
+    "runtime_os_version",
+    "runtime_arch",
+)
+_OPTIONAL_NAMES: Final = (
+    "product_client_id",
+    "session_id",
+    "thread_source",
+    "subagent_source",
+    "parent_thread_id",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyticsContext:
+    """What an event says besides what happened. Texts have 1 to 256 characters.
+
+    Attributes:
+        client_name, client_version: the program that drives the agent.
+        product_client_id: the product that it is a client of; None for the client's name.
+        rpc_transport: how the client talks to the agent: "stdio", "websocket", "in_process" …
+        experimental_api_enabled: whether the client asked for unstable parts of the API; None where there
+            are none.
+        session_id: the session that the thread belongs to; None for the thread's own id.
+        thread_source: what started the thread, such as "user".
+        subagent_source: what started it, where it is a sub-agent's.
+        parent_thread_id: the thread that it is a sub-agent of.
+        runtime_version: the version of what keeps the goals; this library's, unless the host states its own.
+        runtime_os, runtime_os_version, runtime_arch: what it runs on, found by itself.
+
+    Raises:
+        InvalidValueError: a text is out of its bounds.
+    """
+
+    client_name: str
+    client_version: str
+    product_client_id: str | None = None
+    rpc_transport: str = "in_process"
+    experimental_api_enabled: bool | None = None
+    session_id: str | None = None
+    thread_source: str | None = None
+    subagent_source: str | None = None
+    parent_thread_id: str | None = None
+    runtime_version: str = field(default_factory=library_version)
+    runtime_os: str = field(default_factory=os_name)
+    runtime_os_version: str = field(default_factory=os_version)
+    runtime_arch: str = field(default_factory=machine_arch)
+
+    def __post_init__(self) -> None:
+        for name in _NAMES:
+            check_name(name, getattr(self, name))
+        for name in _OPTIONAL_NAMES:
+            check_optional_name(name, getattr(self, name))
+        _check_flag("experimental_api_enabled", self.experimental_api_enabled)
+
+
+def _check_flag(field: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidValueError(field, f"must be a bool or None, not {type(value).__name__}")

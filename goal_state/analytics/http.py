@@ -1,0 +1,168 @@
+"""A sink that posts events to an HTTP endpoint. Needs `goal-state[http]`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, Self
+
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError("HttpSink needs httpx: pip install 'goal-state[http]'") from error
+
+from goal_state.analytics.line_file import LineFile
+from goal_state.analytics.payload import AnalyticsEvent
+from goal_state.errors import DeliveryError, InvalidValueError
+
+__all__ = ["EVENT_IDS_HEADER", "HttpSink"]
+
+_logger = logging.getLogger(__name__)
+
+EVENT_IDS_HEADER: Final = "Goal-Event-Ids"
+"""Names the `event_id` of each event of a request, in the order of the body, parted by commas."""
+
+_TIMEOUT_SECONDS: Final = 10.0
+_MAX_ANSWER_BYTES: Final = 64 * 2**10
+_LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
+_RETRYABLE_BELOW_500: Final = frozenset({408, 425, 429})
+
+
+class HttpSink:
+    """Posts each batch as `{"events": [payload, …]}` and goes on when it was answered with 2xx.
+
+    The body is what the recorded program posts, and has no place for an `event_id`. The ids are in the
+    header `Goal-Event-Ids`, one per event and in their order: when an acknowledgement was lost, the same
+    event comes again (perhaps in another batch) under the same id, and a receiver can drop it.
+
+    What can pass is tried again by the consumer, with a growing and jittered pause and not before the
+    `Retry-After` of the answer (an hour at the most): no connection, a time-out, 408, 425, 429 and every
+    5xx. Anything else is a refusal for good, redirections included: the batch is logged and put aside, as
+    one line `{"refused_at", "status_code", "event_ids", "events"}` of the dead-letter file, and the next
+    one follows.
+
+    Args:
+        url: where to post, http or https.
+        dead_letter_path: the file for refused batches, made for its owner alone if it does not exist.
+            Beyond 64 MiB it is renamed to its name and the next number.
+        client: with your own headers, authentication, proxies, certificates or time-outs. It stays yours
+            to close. By default no step of a request may take longer than ten seconds.
+
+    Raises:
+        InvalidValueError: the URL is none, or the dead-letter path is no regular file's.
+        OSError: the dead-letter file cannot be opened for writing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        dead_letter_path: str | os.PathLike[str],
+        client: httpx.Client | None = None,
+    ) -> None:
+        self._url = _checked(url)
+        self._dead_letters = LineFile(dead_letter_path)
+        self._owns_client = client is None
+        self._client = client or httpx.Client(timeout=_TIMEOUT_SECONDS)
+
+    def __call__(self, events: Sequence[AnalyticsEvent]) -> None:
+        """Posts a batch; returns when it was taken or put aside.
+
+        Raises:
+            DeliveryError: it was not taken, and trying again may help.
+            OSError: it was refused, and the dead-letter file cannot be written.
+        """
+        payloads = [event.payload for event in events]
+        event_ids = [event.event_id for event in events]
+        try:
+            status_code, retry_after = self._post(
+                json.dumps({"events": payloads}), ",".join(event_ids)
+            )
+        except httpx.HTTPError as error:
+            raise DeliveryError(f"{type(error).__name__}: {error}") from error
+        if 200 <= status_code < 300:
+            return
+        if status_code >= 500 or status_code in _RETRYABLE_BELOW_500:
+            raise DeliveryError(
+                f"the receiver answered {status_code}",
+                retry_after_seconds=_seconds_until(retry_after),
+            )
+        letter = {
+            "refused_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "status_code": status_code,
+            "event_ids": event_ids,
+            "events": payloads,
+        }
+        self._dead_letters.append([json.dumps(letter)])
+        _logger.error(
+            "the receiver refused %d events for good (status %d, positions %d to %d); put aside in %s",
+            len(events),
+            status_code,
+            events[0].event.position,
+            events[-1].event.position,
+            self._dead_letters.path,
+        )
+
+    def close(self) -> None:
+        """Closes the connections. Stop the consumer first: a batch that comes after it fails."""
+        if self._owns_client:
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, body: str, event_ids: str) -> tuple[int, str | None]:
+        """The status of the answer and its `Retry-After`."""
+        headers = {"Content-Type": "application/json", EVENT_IDS_HEADER: event_ids}
+        with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            _read_out(response)
+            return response.status_code, response.headers.get("Retry-After")
+
+
+def _read_out(response: httpx.Response) -> None:
+    """Reads the answer to its end, so that the connection can be used again; but not at any price.
+
+    Whatever happens here, the status has been received: the batch was taken or it was not.
+    """
+    if response.is_stream_consumed:  # by a hook of the host's client
+        return
+    end = time.monotonic() + _TIMEOUT_SECONDS
+    with suppress(httpx.HTTPError):
+        for _ in response.iter_raw():
+            if response.num_bytes_downloaded > _MAX_ANSWER_BYTES or time.monotonic() > end:
+                return
+
+
+def _checked(url: str) -> httpx.URL:
+    try:
+        checked = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        raise InvalidValueError("url", "must be a URL") from None
+    if checked.scheme not in {"http", "https"} or not checked.host:
+        raise InvalidValueError("url", "must begin with http:// or https:// and name a host")
+    return checked
+
+
+def _seconds_until(retry_after: str | None) -> float:
+    """A `Retry-After` header, a number of seconds or a date, as seconds from now; 0 if it is neither."""
+    if retry_after is None:
+        return 0.0
+    try:
+        seconds = float(int(retry_after))
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    except OverflowError:
+        seconds = _LONGEST_RETRY_AFTER_SECONDS
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_SECONDS)

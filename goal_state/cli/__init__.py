@@ -1,0 +1,19 @@
+"""The program `goal-state`, which is drawn with the packages of the extra `cli`.
+
+Where they are missing there is no program: importing it says how to install them and exits with 2.
+"""
+
+import sys
+
+try:
+    from goal_state.cli.main import main
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("click", "rich"):
+        raise
+    sys.stderr.write(
+        f"Error: the command line needs the package {error.name!r}, which is not installed;"
+        " run: pip install 'goal-state[cli]'\n"
+    )
+    sys.exit(2)
+
+__all__ = ["main"]

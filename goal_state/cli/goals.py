@@ -1,0 +1,243 @@
+"""`goal-state list|show|set|clear|verify`: goals one by one, and all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict
+from itertools import islice
+from typing import Final
+
+import click
+
+from goal_state.cli.opening import locate_existing, open_existing
+from goal_state.cli.options import (
+    database_option,
+    expected_goal_option,
+    json_option,
+    turn_option,
+)
+from goal_state.cli.output import (
+    event_json,
+    goal_json,
+    goal_table,
+    out,
+    print_event,
+    print_goal,
+    printable,
+    usage_json,
+    write_json,
+)
+from goal_state.errors import GoalNotFoundError
+from goal_state.events import GoalEvent
+from goal_state.goals import KEEP, Goal, GoalStatus
+from goal_state.requests import Change, Resumption
+from goal_state.store import GoalStore
+
+__all__ = ["clear", "list_goals", "set_goal", "show", "verify"]
+
+_ROWS_AT_ONCE: Final = 500
+_LAST_EVENTS: Final = 5
+_FIRST_LOOK_BACK: Final = 64
+_STATUS: Final = click.Choice([status.value for status in GoalStatus])
+
+
+@click.command("list")
+@click.option("--status", type=_STATUS, help="Only goals of this status.")
+@database_option
+@json_option
+def list_goals(status: str | None, database: str, as_json: bool) -> None:
+    """List the goals.
+
+    They come in the order in which they were made; with --json, one to a line.
+    """
+    with open_existing(database) as store:
+        goals = store.goals(status)
+        if as_json:
+            for goal in goals:
+                write_json(goal_json(goal))
+            return
+        console, number = out(), 0
+        while rows := list(islice(goals, _ROWS_AT_ONCE)):
+            console.print(goal_table(console, rows))
+            number += len(rows)
+    console.print(f"{number:,} goal{'' if number == 1 else 's'}", style="dim")
+
+
+@click.command()
+@click.argument("thread")
+@database_option
+@json_option
+def show(thread: str, database: str, as_json: bool) -> None:
+    """Show a goal.
+
+    The goal of THREAD, how much of its budget is used, what the thread has used in all (the baseline of
+    the next charge), and the goal's last events.
+    """
+    with open_existing(database) as store:
+        goal = store.get(thread)
+        if goal is None:
+            raise GoalNotFoundError(f"thread {thread!r} has no goal")
+        usage = store.usage(thread)
+        last = _last_events(store, goal)
+    if as_json:
+        write_json(
+            {
+                "goal": goal_json(goal),
+                "usage": usage_json(usage),
+                "last_events": [event_json(event) for event in last],
+            }
+        )
+        return
+    console = out()
+    print_goal(console, goal, usage)
+    console.print()
+    for event in last:
+        print_event(console, event, of_many=False)
+
+
+@click.command("set")
+@click.argument("thread")
+@click.option(
+    "--objective", metavar="TEXT", help="What is to be reached; makes a goal if there is none."
+)
+@click.option("--status", type=_STATUS, help="The status asked for.")
+@click.option("--budget", type=int, metavar="N", help="How many tokens it may use, from 1.")
+@click.option("--no-budget", is_flag=True, help="It may use any number of tokens.")
+@click.option(
+    "--resume", is_flag=True, help="Make it active again, with the new budget if one is given."
+)
+@expected_goal_option
+@turn_option
+@database_option
+@json_option
+def set_goal(
+    thread: str,
+    objective: str | None,
+    status: str | None,
+    budget: int | None,
+    no_budget: bool,
+    resume: bool,
+    expected_goal_id: str | None,
+    turn: str | None,
+    database: str,
+    as_json: bool,
+) -> None:
+    """Change a goal, or make one.
+
+    The goal of THREAD is changed in place, keeping its usage; what is not named stays. Where
+    there is no goal, --objective makes one (and the database, if there is none).
+    """
+    if budget is not None and no_budget:
+        raise click.UsageError("--budget and --no-budget exclude each other")
+    if resume and (objective is not None or status is not None):
+        raise click.UsageError("--resume goes with a budget only, not with --objective or --status")
+    if not (resume or no_budget) and objective is status is budget is None:
+        raise click.UsageError(
+            "name what to set: --objective, --status, --budget, --no-budget or --resume"
+        )
+    token_budget = None if no_budget else KEEP if budget is None else budget
+    # Made before the database, so that a value out of its bounds does not leave a new file behind.
+    request = (
+        Resumption(
+            thread_id=thread,
+            token_budget=token_budget,
+            expected_goal_id=expected_goal_id,
+            turn_id=turn,
+        )
+        if resume
+        else Change(
+            thread_id=thread,
+            objective=KEEP if objective is None else objective,
+            status=KEEP if status is None else status,
+            token_budget=token_budget,
+            resume_at=None,
+            blocked_reason=None,
+            expected_goal_id=expected_goal_id,
+            turn_id=turn,
+        )
+    )
+    if objective is None or expected_goal_id is not None:
+        locate_existing(database)
+    with GoalStore.open(database) as store:
+        _show(store.apply(request), as_json=as_json)
+
+
+@click.command()
+@click.argument("thread")
+@expected_goal_option
+@turn_option
+@database_option
+@json_option
+def clear(
+    thread: str, expected_goal_id: str | None, turn: str | None, database: str, as_json: bool
+) -> None:
+    """Remove a goal and print the deleted row.
+
+    Where THREAD has none, or another than expected, this is said (with --json: null) and no error.
+    """
+    locate_existing(database)
+    with GoalStore.open(database) as store:
+        goal = store.clear(thread, expected_goal_id=expected_goal_id, turn_id=turn)
+    if goal is not None:
+        _show(goal, as_json=as_json)
+    elif as_json:
+        write_json(None)
+    else:
+        other = "" if expected_goal_id is None else f", or not goal {printable(expected_goal_id)}"
+        click.echo(f"Nothing to clear: thread {printable(thread)} has no goal{other}.")
+
+
+@click.command()
+@click.argument("thread", required=False)
+@database_option
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool) -> None:
+    """Recompute the goals from the log.
+
+    Each goal (or that of THREAD alone) must be what its events add up to. Each difference is printed;
+    if there is one, the exit code is 1.
+    """
+    with (
+        open_existing(database) as store,
+        out(err=True).status("Recomputing from the log"),
+    ):
+        differences = store.verify(thread)
+        number = store.count() if thread is None else int(store.get(thread) is not None)
+    if as_json:
+        write_json(
+            {
+                "goals": number,
+                "differences": [asdict(difference) for difference in differences],
+            }
+        )
+    else:
+        for difference in differences:
+            click.echo(printable(str(difference)))
+        goals = f"{number:,} goal{'' if number == 1 else 's'}"
+        if differences:
+            click.echo(f"{goals} recomputed, {len(differences):,} differences.")
+        else:
+            click.echo(f"{goals} recomputed: all as the log says.")
+    if differences:
+        ctx.exit(1)
+
+
+def _show(goal: Goal, *, as_json: bool) -> None:
+    if as_json:
+        write_json(goal_json(goal))
+    else:
+        print_goal(out(), goal)
+
+
+def _last_events(store: GoalStore, goal: Goal) -> list[GoalEvent]:
+    """The goal's last few events, looked for in ever larger parts of the log's end."""
+    end, look_back = store.last_position(), _FIRST_LOOK_BACK
+    while True:
+        after = max(end - look_back, 0)
+        found: deque[GoalEvent] = deque(
+            store.events(after=after, goal_id=goal.goal_id), maxlen=_LAST_EVENTS
+        )
+        if len(found) == _LAST_EVENTS or after == 0:
+            return list(found)
+        look_back *= 16

@@ -1,0 +1,81 @@
+"""The program as a whole: its commands, and what becomes of their errors.
+
+Exit codes: 0 done, 2 what the caller did wrong, 1 what the database or the operating system did (and a
+difference that `verify` found).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+import click
+
+from goal_state.cli.events import events
+from goal_state.cli.goals import clear, list_goals, set_goal, show, verify
+from goal_state.cli.meter import meter
+from goal_state.cli.output import printable
+from goal_state.cli.schema import db
+from goal_state.errors import DatabaseError, RequestError
+
+__all__ = ["main", "program"]
+
+
+class Refusal(click.ClickException):
+    """What the caller did wrong, as a sentence."""
+
+    exit_code = 2
+
+
+class Program(click.Group):
+    """Runs a command and turns the library's errors into sentences and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that was named."""
+        try:
+            result = super().invoke(ctx)
+            # Here and not when the interpreter exits, where nobody could catch what it raises.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            ctx.exit(0)
+        except RequestError as error:
+            raise Refusal(printable(str(error))) from error
+        except DatabaseError as error:
+            raise click.ClickException(printable(str(error))) from error
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename!r}: "
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
+        else:
+            return result
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+def program() -> None:
+    """Goals of AI agents: their token budgets, what they have used, and what happened to them.
+
+    The database is ./goals.db; --db FILE or the environment variable GOAL_STATE_DB names another one.
+    With --json, a command writes what a program can read.
+    """
+
+
+for _command in (db, list_goals, show, set_goal, clear, events, verify, meter):
+    program.add_command(_command)
+
+
+def main() -> None:
+    """Runs the program on the arguments of this process, and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character shows its number.
+            stream.reconfigure(errors="backslashreplace")
+    program(prog_name="goal-state")
+
+
+def _discard_output() -> None:
+    """Whoever read our output has gone; what is still buffered must not raise once more at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

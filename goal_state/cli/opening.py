@@ -1,0 +1,64 @@
+"""From what was said with `--db` to a database that is there, ours and current."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from sqlalchemy import Engine
+
+from goal_state.database import create_engine, database_path, inspect_file
+from goal_state.errors import DatabaseLocationError
+from goal_state.store import GoalStore
+
+__all__ = ["Location", "locate", "locate_existing", "open_existing"]
+
+
+class Location(NamedTuple):
+    """A file that holds our schema, or could: `revision` is None where there is none yet."""
+
+    engine: Engine
+    path: Path
+    revision: str | None
+
+
+def locate(database: str) -> Location:
+    """The file of a database, which may be missing; nothing is made or changed.
+
+    Raises:
+        RequestError, DatabaseReadOnlyError: it cannot hold our database.
+    """
+    engine = create_engine(database)
+    path = database_path(engine)
+    if path is None:
+        raise DatabaseLocationError(
+            f"{database!r} is in memory and would be gone when the command ends; name a file"
+        )
+    try:
+        return Location(engine, path, inspect_file(path))
+    except OSError as error:
+        raise click.BadParameter(
+            f"{str(path)!r}: {error.strerror or error}", param_hint="'--db'"
+        ) from error
+
+
+def locate_existing(database: str) -> Location:
+    """The file of a database that is there.
+
+    Raises:
+        DatabaseLocationError: it is not.
+        RequestError, DatabaseReadOnlyError: it cannot hold our database.
+    """
+    location = locate(database)
+    if not location.path.exists():
+        raise DatabaseLocationError(
+            f"there is no database {str(location.path)!r}; to make one, run: goal-state db upgrade"
+            f" --db {location.path}"
+        )
+    return location
+
+
+def open_existing(database: str) -> GoalStore:
+    """A store on a database that is there and current: reading makes nothing and migrates nothing."""
+    return GoalStore.open(locate_existing(database).path, migrate=False)

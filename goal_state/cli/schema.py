@@ -1,0 +1,161 @@
+"""`goal-state db …`: the schema of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from goal_state import migrate
+from goal_state.cli.opening import Location, locate, locate_existing
+from goal_state.cli.options import database_option, json_option
+from goal_state.cli.output import write_json
+from goal_state.database import create_file
+from goal_state.store import GoalStore
+from goal_state.tables import HEAD_REVISION
+
+__all__ = ["db"]
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def _revision_argument(*names: str, default: str | None = None) -> Callable[[Decorated], Decorated]:
+    """REVISION: a revision by its number, or by one of the names that may stand for one here."""
+
+    def check(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+        known = (*names, *(step.revision for step in migrate.history()))
+        if value not in known:
+            raise click.BadParameter(f"must be one of {', '.join(known)}, is {ascii(value)[:80]}")
+        return value
+
+    return click.argument("revision", default=default, required=default is None, callback=check)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def db() -> None:
+    """Make, upgrade and inspect the schema of a database."""
+
+
+@db.command()
+@_revision_argument("head", default="head")
+@database_option
+@json_option
+def upgrade(revision: str, database: str, as_json: bool) -> None:
+    """Bring the schema up to REVISION (head), making the database if there is none."""
+    location = locate(database)
+    if location.revision is None:
+        create_file(location.path)
+    migrate.upgrade(location.engine, revision)
+    _report_change(location, as_json)
+
+
+@db.command()
+@_revision_argument("base")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@database_option
+@json_option
+def downgrade(revision: str, yes: bool, database: str, as_json: bool) -> None:
+    """Take the schema back to REVISION (base: none at all). What that cannot hold is lost."""
+    location = locate_existing(database)
+    if not yes:
+        _confirm(f"{_loss(location, revision)} Go on?")
+    migrate.downgrade(location.engine, revision)
+    _report_change(location, as_json)
+
+
+@db.command()
+@database_option
+@json_option
+def current(database: str, as_json: bool) -> None:
+    """Print the revision of the schema."""
+    location = locate_existing(database)
+    if as_json:
+        write_json(_state(location, location.revision))
+    elif location.revision is None:
+        click.echo("no schema")
+    else:
+        head = " (head)" if location.revision == HEAD_REVISION else ""
+        click.echo(f"{location.revision}{head}")
+
+
+@db.command()
+@database_option
+@json_option
+def history(database: str, as_json: bool) -> None:
+    """List the revisions that this version knows, the oldest first, and mark the database's."""
+    location = locate(database)
+    for step in migrate.history():
+        if as_json:
+            write_json(step._asdict() | {"current": step.revision == location.revision})
+        else:
+            marks = [
+                mark
+                for mark, revision in (("head", HEAD_REVISION), ("current", location.revision))
+                if revision == step.revision
+            ]
+            note = f" ({', '.join(marks)})" if marks else ""
+            click.echo(f"{step.revision}  {step.message}{note}")
+
+
+@db.command()
+@database_option
+@json_option
+def check(database: str, as_json: bool) -> None:
+    """Compare the tables with what this version of goal-state needs."""
+    location = locate_existing(database)
+    migrate.check(location.engine)
+    if as_json:
+        write_json(_state(location, location.revision))
+    else:
+        click.echo(f"The tables are those of revision {location.revision}, the newest.")
+
+
+@db.command()
+@_revision_argument("head", "base")
+@database_option
+@json_option
+def stamp(revision: str, database: str, as_json: bool) -> None:
+    """Note REVISION as the schema's without changing a table: for a schema mended by hand."""
+    location = locate_existing(database)
+    migrate.stamp(location.engine, revision)
+    _report_change(location, as_json)
+
+
+def _state(location: Location, revision: str | None) -> dict[str, Any]:
+    return {"database": str(location.path), "revision": revision, "head": HEAD_REVISION}
+
+
+def _report_change(location: Location, as_json: bool) -> None:
+    revision = migrate.current(location.engine)
+    if as_json:
+        write_json(_state(location, revision) | {"previous_revision": location.revision})
+        return
+    before, after = location.revision or "no schema", revision or "no schema"
+    click.echo(
+        f"{location.path}: {after}" if before == after else f"{location.path}: {before} → {after}"
+    )
+
+
+def _loss(location: Location, revision: str) -> str:
+    """What a downgrade takes away, as a sentence."""
+    if revision != "base":
+        return f"What revision {revision} cannot hold is lost from {location.path}."
+    if location.revision != HEAD_REVISION:
+        return f"Every goal, event, baseline and consumer's position in {location.path} is lost."
+    with GoalStore.open(location.path, migrate=False) as store:
+        goals, events = store.count(), store.last_position()
+    return (
+        f"Every goal ({goals:,} of them), event ({events:,}), baseline and consumer's position in"
+        f" {location.path} is lost."
+    )
+
+
+def _confirm(question: str) -> None:
+    try:
+        confirmed = click.confirm(question, err=True)
+    except click.Abort:  # no terminal, no answer
+        click.echo(err=True)
+        confirmed = False
+    if not confirmed:
+        raise click.UsageError("it was not confirmed, so nothing was changed; --yes answers yes")
