@@ -38,7 +38,9 @@ from goal_state.errors import (
 from goal_state.events import EventKind, GoalEvent
 from goal_state.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
 from goal_state.listeners import Subscription
+from goal_state.meter import GoalMeter, Reading
 from goal_state.repository import GoalRepository
+from goal_state.requests import Charge
 from goal_state.store import GoalStore
 from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
 from goal_state.verification import Difference
@@ -48,6 +50,7 @@ __all__ = [
     "Accounting",
     "AccountingMode",
     "BudgetExhaustedError",
+    "Charge",
     "Consumer",
     "DatabaseBusyError",
     "DatabaseCorruptError",
@@ -65,6 +68,7 @@ __all__ = [
     "Goal",
     "GoalEvent",
     "GoalExistsError",
+    "GoalMeter",
     "GoalNotFoundError",
     "GoalRepository",
     "GoalStateError",
@@ -74,6 +78,7 @@ __all__ = [
     "InvalidValueError",
     "Keep",
     "NotADatabaseError",
+    "Reading",
     "RequestError",
     "SchemaError",
     "SchemaOutOfDateError",

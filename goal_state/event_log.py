@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
 
@@ -165,6 +165,20 @@ class RecordedCharge(NamedTuple):
     cumulative_tokens: int
     cumulative_time_ms: int
     occurred_at_ms: int
+
+    @classmethod
+    def of(cls, goal: Goal, tokens: int, time_ms: int) -> Self:
+        """The charge that left the goal like this."""
+        return cls(
+            goal.goal_id,
+            goal.status.value,
+            goal.token_budget,
+            tokens,
+            time_ms,
+            goal.tokens_used,
+            goal.time_used_ms,
+            goal.updated_at_ms,
+        )
 
 
 class EventLog:

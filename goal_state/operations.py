@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, TypeVar
 
@@ -11,6 +12,7 @@ from goal_state.requests import (
     Baseline,
     Change,
     Charge,
+    Charges,
     Clearing,
     Creation,
     CumulativeUsage,
@@ -182,8 +184,31 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            Charge(thread_id, tokens, seconds, mode, expected_goal_id, turn_id, idempotency_key)
+            Charge(
+                thread_id,
+                tokens=tokens,
+                seconds=seconds,
+                mode=mode,
+                expected_goal_id=expected_goal_id,
+                turn_id=turn_id,
+                idempotency_key=idempotency_key,
+            )
         )
+
+    def account_many(self, charges: Iterable[Charge]) -> list[Accounting]:
+        """Makes many charges in one transaction, as `account` would one after the other: all or none.
+
+        Args:
+            charges: in the order in which they are to be made.
+
+        Returns:
+            What became of each, in their order.
+
+        Raises:
+            InvalidValueError: something among them is no `Charge`.
+            IdempotencyConflictError, UsageOverflowError: as for `account`; none of them was made.
+        """
+        return self.apply(Charges(charges))
 
     def record_usage(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
+from goal_state.errors import StoreClosedError
 from goal_state.repository import GoalRepository
 
 __all__ = ["PooledReaders", "Readers", "SharedReader", "reading"]
@@ -71,10 +72,14 @@ class SharedReader:
     def __init__(self, repository: GoalRepository, lock: threading.Lock) -> None:
         self._repository = repository
         self._lock = lock
+        self._closed = False
 
     def acquire(self) -> GoalRepository:
         """The connection, once no transaction is open on it."""
         self._lock.acquire()
+        if self._closed:  # while this reader waited
+            self._lock.release()
+            raise StoreClosedError("the store is closed; open it again")
         return self._repository
 
     def release(self, reader: GoalRepository) -> None:  # noqa: ARG002
@@ -82,7 +87,8 @@ class SharedReader:
         self._lock.release()
 
     def close(self) -> None:
-        """Nothing to do: the connection is the writer's."""
+        """Refuses those who come after, or wait; the connection is the writer's to close."""
+        self._closed = True
 
 
 @contextmanager

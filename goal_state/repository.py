@@ -20,15 +20,15 @@ from sqlalchemy import (
     update,
 )
 
+from goal_state.charging import charge_goal, next_baseline
 from goal_state.errors import (
     BudgetExhaustedError,
     GoalExistsError,
     GoalNotFoundError,
     IdempotencyConflictError,
     StaleGoalError,
-    UsageOverflowError,
 )
-from goal_state.event_log import EventLog, charge_rows
+from goal_state.event_log import EventLog, EventRow, RecordedCharge, charge_rows
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, Statement, limited
 from goal_state.goals import (
@@ -36,7 +36,6 @@ from goal_state.goals import (
     Accounting,
     Goal,
     GoalStatus,
-    charged_status,
     check_status,
     requested_status,
 )
@@ -46,18 +45,19 @@ from goal_state.requests import (
     Baseline,
     Change,
     Charge,
+    Charges,
     Clearing,
     Creation,
     CumulativeUsage,
     Reconciliation,
     Request,
     Resumption,
+    ThreadRequest,
 )
 from goal_state.tables import goals
-from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
-from goal_state.usage_log import Baseline as StoredBaseline
+from goal_state.usage import ThreadUsage, TokenUsageInfo
 from goal_state.usage_log import UsageLog
-from goal_state.validation import MAX_INTEGER, check_name
+from goal_state.validation import check_name
 
 __all__ = ["GoalRepository", "wall_clock_ms"]
 
@@ -184,6 +184,7 @@ class GoalRepository(GoalOperations):
             Resumption: self._resume,
             Clearing: self._clear,
             Charge: self._account,
+            Charges: self._account_many,
             CumulativeUsage: self._record_usage,
             Baseline: self._set_baseline,
             Reconciliation: self._reconcile,
@@ -306,19 +307,107 @@ class GoalRepository(GoalOperations):
         )
         return goal
 
+    def import_goal(self, goal: Goal) -> Goal:
+        """Takes over a goal from another store as it is: its id, status, budget, usage and times.
+
+        Its history is not known, so its ledger is the shortest that leads there: it was made active,
+        took all its usage as one charge, and then got its status. (`goals()` goes by ids: an id that is
+        not time-ordered finds its place among them by its text.)
+
+        Raises:
+            GoalExistsError: the thread has a goal, or there was a goal of that id before.
+            InvalidValueError: a value is out of its bounds, or the goal is active with its budget spent.
+        """
+        goal = _checked(goal)
+        self.executor.join_transaction()
+        old = self._select(goal.thread_id)
+        if old is not None:
+            raise GoalExistsError(f"thread {goal.thread_id!r} has goal {old.goal_id} already")
+        if self.log.page_of_goal(goal.goal_id, 0, 1):
+            raise GoalExistsError(f"there was a goal {goal.goal_id} before; an id is never used again")
+        self._insert_row(goal)
+        begun = changed(goal, status=GoalStatus.ACTIVE)
+        self.log.append(EventKind.CREATED, begun, turn_id=None, now_ms=goal.created_at_ms)
+        charged = begun
+        if goal.tokens_used or goal.time_used_ms:
+            charged = changed(goal, status=_charged_in_full(goal))
+            self.log.append_charge(
+                charged,
+                tokens=goal.tokens_used,
+                time_ms=goal.time_used_ms,
+                previous_status=begun.status,
+                turn_id=None,
+                idempotency_key=None,
+                now_ms=goal.updated_at_ms,
+            )
+        if goal.status is not charged.status:
+            self.log.append(
+                EventKind.STATUS_CHANGED,
+                goal,
+                turn_id=None,
+                previous_status=charged.status,
+                now_ms=goal.updated_at_ms,
+            )
+        return goal
+
     # -- charging ----------------------------------------------------------------------------------
 
     def _account(self, request: Charge) -> Accounting:
         goal = self._select(request.thread_id)
-        if request.idempotency_key is not None:
-            first = self._first_charge(request, request.idempotency_key, goal)
-            if first is not None:
-                return first
-        return self._charge(request, goal, request.tokens, request.idempotency_key)
+        key = request.idempotency_key
+        if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
+            return _repeated(request, first, goal)
+        return self._charge(request, goal, request.tokens, key)
+
+    def _account_many(self, request: Charges) -> list[Accounting]:
+        """As `_account` for each, but each goal is read and written once and the log in one go."""
+        before: dict[str, Goal | None] = {}
+        after: dict[str, Goal | None] = {}
+        firsts: dict[tuple[str, str], RecordedCharge] = {}
+        rows: list[EventRow] = []
+        results: list[Accounting] = []
+        now_ms = wall_clock_ms()
+        for charge in request.charges:
+            thread_id, key = charge.thread_id, charge.idempotency_key
+            if thread_id not in after:
+                before[thread_id] = after[thread_id] = self._select(thread_id)
+            goal = after[thread_id]
+            if key is not None:
+                first = firsts.get((thread_id, key)) or self.log.charge_by_key(thread_id, key)
+                if first is not None:
+                    results.append(_repeated(charge, first, goal))
+                    continue
+            accounting = charge_goal(charge, goal, charge.tokens, key, now_ms)
+            results.append(accounting)
+            charged = accounting.goal
+            if goal is None or charged is None or not accounting.applied:
+                continue
+            after[thread_id] = charged
+            rows += _rows(charge, goal, charged, charge.tokens, key)
+            if key is not None:
+                firsts[thread_id, key] = RecordedCharge.of(charged, charge.tokens, charge.time_ms)
+        if rows:
+            self._write_charged(before, after)
+            self.log.add(rows)
+        return results
+
+    def _write_charged(self, before: dict[str, Goal | None], after: dict[str, Goal | None]) -> None:
+        """Writes each goal that was charged, once."""
+        for statement, flips in ((_CHARGE, False), (_CHARGE_AND_LIMIT, True)):
+            values = [
+                (new.tokens_used, new.time_used_ms, new.updated_at_ms, new.goal_id)
+                for thread_id, new in after.items()
+                if new is not None
+                and (old := before[thread_id]) is not None
+                and new is not old
+                and (new.status is not old.status) is flips
+            ]
+            if values:
+                self.executor.run_many(statement, values)
 
     def _record_usage(self, request: CumulativeUsage) -> Accounting:
         before = self.usage_log.baseline(request.thread_id)
-        after, tokens = _seen(before, request.total, request.turn_id)
+        after, tokens = next_baseline(before, request.total, request.turn_id)
         accounting = self._charge(request, self._select(request.thread_id), tokens, None)
         # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
         # that the next goal does not pay for them.
@@ -329,7 +418,7 @@ class GoalRepository(GoalOperations):
 
     def _set_baseline(self, request: Baseline) -> None:
         before = self.usage_log.baseline(request.thread_id)
-        after, _ = _seen(before, request.total, request.turn_id)
+        after, _ = next_baseline(before, request.total, request.turn_id)
         goal = self._select(request.thread_id)
         goal_id = None if goal is None else goal.goal_id
         if after is None:
@@ -363,6 +452,17 @@ class GoalRepository(GoalOperations):
     ) -> Goal:
         if replaced_goal_id is not None:
             self.executor.run(_DELETE, (replaced_goal_id,))
+        self._insert_row(goal)
+        self.log.append(
+            EventKind.CREATED,
+            goal,
+            turn_id=turn_id,
+            replaced_goal_id=replaced_goal_id,
+            now_ms=goal.created_at_ms,
+        )
+        return goal
+
+    def _insert_row(self, goal: Goal) -> None:
         self.executor.run(
             _INSERT,
             (
@@ -379,14 +479,6 @@ class GoalRepository(GoalOperations):
                 goal.blocked_reason,
             ),
         )
-        self.log.append(
-            EventKind.CREATED,
-            goal,
-            turn_id=turn_id,
-            replaced_goal_id=replaced_goal_id,
-            now_ms=goal.created_at_ms,
-        )
-        return goal
 
     def _update(self, goal: Goal, new: Goal, turn_id: str | None) -> Goal:
         if new == goal:
@@ -418,49 +510,16 @@ class GoalRepository(GoalOperations):
     def _charge(
         self, request: Charge | CumulativeUsage, goal: Goal | None, tokens: int, key: str | None
     ) -> Accounting:
-        accounting = _charged(request, goal, tokens, key)
+        accounting = charge_goal(request, goal, tokens, key, wall_clock_ms())
         charged = accounting.goal
         if goal is None or charged is None or not accounting.applied:
             return accounting
-        now_ms = charged.updated_at_ms
         self.executor.run(
             _CHARGE if charged.status is goal.status else _CHARGE_AND_LIMIT,
-            (charged.tokens_used, charged.time_used_ms, now_ms, charged.goal_id),
+            (charged.tokens_used, charged.time_used_ms, charged.updated_at_ms, charged.goal_id),
         )
-        rows = charge_rows(
-            charged,
-            tokens=tokens,
-            time_ms=request.time_ms,
-            previous_status=goal.status,
-            turn_id=request.turn_id,
-            idempotency_key=key,
-            now_ms=now_ms,
-        )
-        self.log.add(rows)
+        self.log.add(_rows(request, goal, charged, tokens, key))
         return accounting
-
-    def _first_charge(self, request: Charge, key: str, goal: Goal | None) -> Accounting | None:
-        """The result of the charge that used this key before; None if there was none."""
-        first = self.log.charge_by_key(request.thread_id, key)
-        if first is None:
-            return None
-        if (first.tokens, first.time_ms) != (request.tokens, request.time_ms):
-            raise IdempotencyConflictError(
-                f"idempotency_key {key!r} was used in thread {request.thread_id!r} for"
-                f" {first.tokens} tokens and {first.time_ms} ms, now for {request.tokens} tokens and"
-                f" {request.time_ms} ms; use a new key"
-            )
-        if goal is None or goal.goal_id != first.goal_id:
-            return Accounting(None, applied=True, duplicate=True)
-        as_it_was = changed(
-            goal,
-            status=_STATUS[first.goal_status],
-            token_budget=first.token_budget,
-            tokens_used=first.cumulative_tokens,
-            time_used_ms=first.cumulative_time_ms,
-            updated_at_ms=max(first.occurred_at_ms, goal.created_at_ms),
-        )
-        return Accounting(as_it_was, applied=True, duplicate=True)
 
 
 def _goal(row: tuple[Any, ...]) -> Goal:
@@ -492,11 +551,11 @@ def _new_goal(
     )
 
 
-def _not_found(request: Request[Goal]) -> GoalNotFoundError:
+def _not_found(request: ThreadRequest[Goal]) -> GoalNotFoundError:
     return GoalNotFoundError(f"thread {request.thread_id!r} has no goal; create one first")
 
 
-def _expect(request: Request[Goal], goal: Goal | None, expected: str | None) -> None:
+def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | None) -> None:
     if expected is not None and (goal is None or goal.goal_id != expected):
         found = "no goal" if goal is None else f"goal {goal.goal_id}"
         raise StaleGoalError(
@@ -504,68 +563,40 @@ def _expect(request: Request[Goal], goal: Goal | None, expected: str | None) -> 
         )
 
 
-def _charged(
-    request: Charge | CumulativeUsage, goal: Goal | None, tokens: int, key: str | None
-) -> Accounting:
-    """What a charge makes of a goal; nothing is written yet.
-
-    Raises:
-        UsageOverflowError: the goal's usage would reach 2^63.
-    """
-    expected = request.expected_goal_id
-    if goal is None or (expected is not None and goal.goal_id != expected):
-        _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
-        return Accounting(goal, applied=False)
-    time_ms = request.time_ms
-    used = goal.tokens_used + tokens
-    time_used = goal.time_used_ms + time_ms
-    status = charged_status(
-        goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget
+def _rows(
+    request: Charge | CumulativeUsage, goal: Goal, charged: Goal, tokens: int, key: str | None
+) -> list[EventRow]:
+    return charge_rows(
+        charged,
+        tokens=tokens,
+        time_ms=request.time_ms,
+        previous_status=goal.status,
+        turn_id=request.turn_id,
+        idempotency_key=key,
+        now_ms=charged.updated_at_ms,
     )
-    if status is None:
-        _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
-        return Accounting(goal, applied=False)
-    if not tokens and not time_ms and key is None:
-        return Accounting(goal, applied=False)
-    if used > MAX_INTEGER:
-        raise UsageOverflowError(
-            "tokens", f"{goal.tokens_used} used and {tokens} more would be 2^63 or more"
+
+
+def _repeated(request: Charge, first: RecordedCharge, goal: Goal | None) -> Accounting:
+    """The result of the charge that used this key before."""
+    if (first.tokens, first.time_ms) != (request.tokens, request.time_ms):
+        raise IdempotencyConflictError(
+            f"idempotency_key {request.idempotency_key!r} was used in thread {request.thread_id!r} for"
+            f" {first.tokens} tokens and {first.time_ms} ms, now for {request.tokens} tokens and"
+            f" {request.time_ms} ms; use a new key"
         )
-    if time_used > MAX_INTEGER:
-        raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
+    if goal is None or goal.goal_id != first.goal_id:
+        return Accounting(None, applied=True, duplicate=True)
+    status = _STATUS[first.goal_status]
     is_same = status is goal.status
-    charged = Goal(
-        goal.thread_id,
-        goal.goal_id,
-        goal.objective,
-        status,
-        goal.token_budget,
-        used,
-        time_used,
-        goal.created_at_ms,
-        max(wall_clock_ms(), goal.updated_at_ms),
-        goal.resume_at_ms if is_same else None,
-        goal.blocked_reason if is_same else None,
+    as_it_was = changed(
+        goal,
+        status=status,
+        token_budget=first.token_budget,
+        tokens_used=first.cumulative_tokens,
+        time_used_ms=first.cumulative_time_ms,
+        updated_at_ms=max(first.occurred_at_ms, goal.created_at_ms),
+        resume_at_ms=goal.resume_at_ms if is_same else None,
+        blocked_reason=goal.blocked_reason if is_same else None,
     )
-    return Accounting(charged, applied=True)
-
-
-def _seen(
-    before: StoredBaseline | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
-) -> tuple[ThreadUsage | None, int]:
-    """The baseline that a new cumulative total makes (None: the one that there is), and what a goal pays
-    for the way to it: nothing for the first total of a thread, nor for one that is lower.
-    """
-    if before is None:
-        info = total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, TokenUsage())
-        return ThreadUsage(info, turn_id), 0
-    cumulative = total.total if isinstance(total, TokenUsageInfo) else total
-    difference = cumulative - before.total
-    tokens = 0 if cumulative.is_below(before.total) else difference.goal_tokens
-    owner = before.turn_id if turn_id is None else turn_id
-    if isinstance(total, TokenUsageInfo):
-        return ThreadUsage(total, owner), tokens
-    if cumulative == before.total:
-        return None, tokens
-    info = TokenUsageInfo(cumulative, difference, before.model_context_window)
-    return ThreadUsage(info, owner), tokens
+    return Accounting(as_it_was, applied=True, duplicate=True)

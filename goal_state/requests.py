@@ -5,6 +5,7 @@ So a malformed call is refused before a transaction begins, and what is carried 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Generic, Literal, TypeVar
 
 from goal_state.errors import InvalidValueError
@@ -33,12 +34,14 @@ __all__ = [
     "Baseline",
     "Change",
     "Charge",
+    "Charges",
     "Clearing",
     "Creation",
     "CumulativeUsage",
     "Reconciliation",
     "Request",
     "Resumption",
+    "ThreadRequest",
 ]
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -47,6 +50,12 @@ Result_co = TypeVar("Result_co", covariant=True)
 class Request(Generic[Result_co]):
     """Something to be done in one transaction; `Result_co` is what comes back."""
 
+    __slots__ = ()
+
+
+class ThreadRequest(Request[Result_co]):
+    """Something to be done with one thread's goal or usage."""
+
     __slots__ = ("thread_id", "turn_id")
 
     def __init__(self, thread_id: object, turn_id: object) -> None:
@@ -54,7 +63,7 @@ class Request(Generic[Result_co]):
         self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
 
 
-class Creation(Request[Goal]):
+class Creation(ThreadRequest[Goal]):
     """A new goal; `in_any_case` also where there is one that is not complete."""
 
     __slots__ = ("in_any_case", "objective", "status", "token_budget")
@@ -76,7 +85,7 @@ class Creation(Request[Goal]):
         self.in_any_case: bool = in_any_case
 
 
-class Change(Request[Goal]):
+class Change(ThreadRequest[Goal]):
     """New values for a goal, which is made if it is missing and an objective is given."""
 
     __slots__ = (
@@ -122,7 +131,7 @@ class Change(Request[Goal]):
             raise InvalidValueError("blocked_reason", "goes with status blocked only")
 
 
-class Resumption(Request[Goal]):
+class Resumption(ThreadRequest[Goal]):
     """A goal shall be active again, with another budget if one is given."""
 
     __slots__ = ("expected_goal_id", "token_budget")
@@ -137,7 +146,7 @@ class Resumption(Request[Goal]):
         )
 
 
-class Clearing(Request["Goal | None"]):
+class Clearing(ThreadRequest["Goal | None"]):
     """A goal shall be removed."""
 
     __slots__ = ("expected_goal_id",)
@@ -149,32 +158,53 @@ class Clearing(Request["Goal | None"]):
         )
 
 
-class Charge(Request[Accounting]):
-    """Usage to be added to a goal."""
+class Charge(ThreadRequest[Accounting]):
+    """Usage to be added to a goal; see `GoalOperations.account` for what the arguments mean.
+
+    Raises:
+        InvalidValueError: a value is out of its bounds.
+    """
 
     __slots__ = ("expected_goal_id", "idempotency_key", "mode", "time_ms", "tokens")
 
     def __init__(
         self,
-        thread_id: object,
-        tokens: object,
-        seconds: object,
-        mode: object,
-        expected_goal_id: object,
-        turn_id: object,
-        idempotency_key: object,
+        thread_id: str,
+        *,
+        tokens: int = 0,
+        seconds: float = 0,
+        mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
+        expected_goal_id: str | None = None,
+        turn_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
         super().__init__(thread_id, turn_id)
         self.tokens: int = check_amount("tokens", tokens)
         self.time_ms: int = check_milliseconds("seconds", seconds)
         self.mode: AccountingMode = check_mode(mode)
-        self.expected_goal_id: str | None = check_optional_name(
-            "expected_goal_id", expected_goal_id
+        self.expected_goal_id: str | None = (
+            None if expected_goal_id is None else check_name("expected_goal_id", expected_goal_id)
         )
-        self.idempotency_key: str | None = check_optional_name("idempotency_key", idempotency_key)
+        self.idempotency_key: str | None = (
+            None if idempotency_key is None else check_name("idempotency_key", idempotency_key)
+        )
 
 
-class CumulativeUsage(Request[Accounting]):
+class Charges(Request[list[Accounting]]):
+    """Many charges, of all of which each or none is to be made."""
+
+    __slots__ = ("charges",)
+
+    def __init__(self, charges: Iterable[Charge]) -> None:
+        self.charges: list[Charge] = list(charges)
+        for number, charge in enumerate(self.charges):
+            if not isinstance(charge, Charge):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidValueError(
+                    "charges", f"must be of Charge, number {number} is {type(charge).__name__}"
+                )
+
+
+class CumulativeUsage(ThreadRequest[Accounting]):
     """What a thread has used so far, of which the new part is to be charged."""
 
     __slots__ = ("expected_goal_id", "mode", "time_ms", "total")
@@ -197,7 +227,7 @@ class CumulativeUsage(Request[Accounting]):
         )
 
 
-class Baseline(Request[None]):
+class Baseline(ThreadRequest[None]):
     """What a thread has used so far, of which nothing is to be charged."""
 
     __slots__ = ("total",)
@@ -207,7 +237,7 @@ class Baseline(Request[None]):
         self.total: TokenUsage | TokenUsageInfo = _check_total(total)
 
 
-class Reconciliation(Request[Accounting]):
+class Reconciliation(ThreadRequest[Accounting]):
     """What a thread has used, as another source knows it."""
 
     __slots__ = ("total",)

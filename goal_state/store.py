@@ -371,12 +371,12 @@ class GoalStore(GoalOperations):
 
         def rows(behind: Any) -> Iterator[Result]:
             while True:
+                self._check_open()
                 with reading(self._readers) as reader:
                     batch = page(reader, behind)
                 yield from batch
                 if len(batch) < _PAGE:
                     return
-                self._check_open()
                 behind = key(batch[-1])
 
         return rows(behind)

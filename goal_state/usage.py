@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Self, cast
 from goal_state.errors import InvalidValueError
 from goal_state.validation import check_amount
 
-__all__ = ["ThreadUsage", "TokenUsage", "TokenUsageInfo"]
+__all__ = ["ThreadUsage", "TokenUsage", "TokenUsageInfo", "UsageBaseline"]
 
 
 class _Derived(int):
@@ -239,6 +239,14 @@ class ThreadUsage(NamedTuple):
     """What a thread has used and the turn that used it last (None where no turn was named)."""
 
     info: TokenUsageInfo
+    turn_id: str | None
+
+
+class UsageBaseline(NamedTuple):
+    """What a thread had used when it was last recorded: what of it a charge needs to know."""
+
+    total: TokenUsage
+    model_context_window: int | None
     turn_id: str | None
 
 

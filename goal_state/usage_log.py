@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -10,9 +10,9 @@ from sqlalchemy.sql import Executable
 
 from goal_state.executor import Executor, Statement
 from goal_state.tables import thread_usage
-from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
+from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 
-__all__ = ["Baseline", "UsageLog"]
+__all__ = ["UsageLog"]
 
 _COLUMNS: Final = [column.name for column in thread_usage.columns]
 
@@ -56,14 +56,6 @@ _TOUCH = Statement(
 )
 
 
-class Baseline(NamedTuple):
-    """A thread's cumulative usage, the size of its model's context, and the turn that used it last."""
-
-    total: TokenUsage
-    model_context_window: int | None
-    turn_id: str | None
-
-
 class UsageLog:
     """Reads and moves baselines inside a transaction that its owner began."""
 
@@ -78,10 +70,12 @@ class UsageLog:
         total, last = TokenUsage.of_valid(*row[1:7]), TokenUsage.of_valid(*row[7:13])
         return ThreadUsage(TokenUsageInfo(total, last, row[13]), row[0])
 
-    def baseline(self, thread_id: str) -> Baseline | None:
+    def baseline(self, thread_id: str) -> UsageBaseline | None:
         """What of it a charge needs."""
         row = self._executor.run(_BASELINE, (thread_id,)).fetchone()
-        return None if row is None else Baseline(TokenUsage.of_valid(*row[1:7]), row[7], row[0])
+        return (
+            None if row is None else UsageBaseline(TokenUsage.of_valid(*row[1:7]), row[7], row[0])
+        )
 
     def goal_id(self, thread_id: str) -> str | None:
         """The goal that the thread had when its baseline was recorded; None without a goal or baseline.

@@ -54,8 +54,10 @@ def _text(field: str, value: object) -> str:
 
 def check_name(field: str, value: object) -> str:
     """A name given by the host (thread, turn, goal, key, consumer): 1 to 256 characters, kept as it is."""
-    is_plain = type(value) is str and value.isascii() and "\0" not in value  # as nearly all are
-    text = value if is_plain else _text(field, value)
+    plain = (
+        type(value) is str and value.isascii() and "\0" not in value and value
+    )  # as nearly all are
+    text = plain or _text(field, value)
     if not 1 <= len(text) <= MAX_NAME_CHARACTERS:
         raise InvalidValueError(
             field, f"must have 1 to {MAX_NAME_CHARACTERS} characters, has {len(text)}"

@@ -69,7 +69,7 @@ class Writer:
         call = _Call(work)
         self._waiting.append(call)
         with self.lock:
-            if not call.done:
+            while not call.done:  # more than once where so many wait that it is in no early group
                 if self.refusal is not None:
                     raise self.refusal
                 self._lead(call)
@@ -98,6 +98,7 @@ class Writer:
         executor = self._executor
         call = group[0]
         failure: BaseException | None = None
+        committing = False
         try:
             executor.begin()
             try:
@@ -111,11 +112,18 @@ class Writer:
                     return False
                 failure = error
             else:
+                committing = True
                 executor.commit()
                 self._on_commit()
         except Exception as error:  # the database's: nobody's work is to blame
             self._undo()
             failure = error
+        except BaseException:
+            if committing and not executor.in_transaction:  # too late: nothing may be done again
+                self._on_commit()
+                for call in group:
+                    call.done = True
+            raise
         for call in group:
             call.error = failure
             call.done = True

@@ -1,0 +1,86 @@
+"""What a charge makes of a goal, and a cumulative usage of a baseline. Pure: no I/O, no clock, no SQL."""
+
+from __future__ import annotations
+
+import logging
+
+from goal_state.errors import UsageOverflowError
+from goal_state.goals import Accounting, Goal, charged_status
+from goal_state.requests import Charge, CumulativeUsage
+from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
+from goal_state.validation import MAX_INTEGER
+
+__all__ = ["charge_goal", "next_baseline"]
+
+_logger = logging.getLogger(__name__)
+
+
+def charge_goal(
+    request: Charge | CumulativeUsage,
+    goal: Goal | None,
+    tokens: int,
+    key: str | None,
+    now_ms: int,
+) -> Accounting:
+    """What a charge of so many tokens makes of the thread's goal.
+
+    Raises:
+        UsageOverflowError: the goal's usage would reach 2^63.
+    """
+    expected = request.expected_goal_id
+    if goal is None or (expected is not None and goal.goal_id != expected):
+        _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
+        return Accounting(goal, applied=False)
+    time_ms = request.time_ms
+    used = goal.tokens_used + tokens
+    time_used = goal.time_used_ms + time_ms
+    status = charged_status(
+        goal.status, request.mode, tokens_used=used, token_budget=goal.token_budget
+    )
+    if status is None:
+        _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
+        return Accounting(goal, applied=False)
+    if not tokens and not time_ms and key is None:
+        return Accounting(goal, applied=False)
+    if used > MAX_INTEGER:
+        raise UsageOverflowError(
+            "tokens", f"{goal.tokens_used} used and {tokens} more would be 2^63 or more"
+        )
+    if time_used > MAX_INTEGER:
+        raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
+    is_same = status is goal.status
+    charged = Goal(
+        goal.thread_id,
+        goal.goal_id,
+        goal.objective,
+        status,
+        goal.token_budget,
+        used,
+        time_used,
+        goal.created_at_ms,
+        max(now_ms, goal.updated_at_ms),
+        goal.resume_at_ms if is_same else None,
+        goal.blocked_reason if is_same else None,
+    )
+    return Accounting(charged, applied=True)
+
+
+def next_baseline(
+    before: UsageBaseline | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
+) -> tuple[ThreadUsage | None, int]:
+    """The baseline that a new cumulative total makes (None: the one that there is), and what a goal pays
+    for the way to it: nothing for the first total of a thread, nor for one that is lower.
+    """
+    if before is None:
+        info = total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, TokenUsage())
+        return ThreadUsage(info, turn_id), 0
+    cumulative = total.total if isinstance(total, TokenUsageInfo) else total
+    difference = cumulative - before.total
+    tokens = 0 if cumulative.is_below(before.total) else difference.goal_tokens
+    owner = before.turn_id if turn_id is None else turn_id
+    if isinstance(total, TokenUsageInfo):
+        return ThreadUsage(total, owner), tokens
+    if cumulative == before.total:
+        return None, tokens
+    info = TokenUsageInfo(cumulative, difference, before.model_context_window)
+    return ThreadUsage(info, owner), tokens
