@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
 from typing import Final, Literal
 
 from goal_state.errors import InvalidValueError
+from goal_state.validation import check_amount, check_name, check_objective, check_token_budget
 
 __all__ = [
     "KEEP",
@@ -17,9 +18,11 @@ __all__ = [
     "GoalStatus",
     "Keep",
     "charged_status",
+    "check_goal",
     "check_mode",
     "check_status",
     "requested_status",
+    "status_by_budget",
     "utc_from_ms",
 ]
 
@@ -219,3 +222,44 @@ def charged_status(
     if flips and _is_spent(tokens_used, token_budget):
         return GoalStatus.BUDGET_LIMITED
     return current
+
+
+_GOAL_ID_CHARACTERS: Final = 36
+_MAX_TIME_MS: Final = 253_402_300_799_999
+"""The last millisecond that a datetime can tell."""
+
+
+def status_by_budget(goal: Goal) -> GoalStatus:
+    """Active, or budget limited where the usage has reached the budget."""
+    spent = _is_spent(goal.tokens_used, goal.token_budget)
+    return GoalStatus.BUDGET_LIMITED if spent else GoalStatus.ACTIVE
+
+
+def check_goal(goal: Goal) -> Goal:
+    """A goal that was not made by this library, as it will be stored.
+
+    Raises:
+        InvalidValueError: a value is out of its bounds, or contradicts another one.
+    """
+    check_name("thread_id", goal.thread_id)
+    if len(check_name("goal_id", goal.goal_id)) != _GOAL_ID_CHARACTERS:
+        raise InvalidValueError("goal_id", f"must be a UUID of {_GOAL_ID_CHARACTERS} characters")
+    objective, status = check_objective(goal.objective), check_status(goal.status)
+    check_token_budget(goal.token_budget)
+    check_amount("tokens_used", goal.tokens_used)
+    check_amount("time_used_ms", goal.time_used_ms)
+    for field in ("created_at_ms", "updated_at_ms"):
+        if check_amount(field, getattr(goal, field)) > _MAX_TIME_MS:
+            raise InvalidValueError(field, "must be a time before the year 10000")
+    if goal.updated_at_ms < goal.created_at_ms:
+        raise InvalidValueError("updated_at_ms", "must not be before created_at_ms")
+    if status is GoalStatus.ACTIVE and status_by_budget(goal) is not GoalStatus.ACTIVE:
+        raise InvalidValueError("status", "must not be active: the token budget is used up")
+    if goal.resume_at_ms is not None and status is not GoalStatus.USAGE_LIMITED:
+        raise InvalidValueError("resume_at_ms", "goes with status usage_limited only")
+    reason = goal.blocked_reason
+    if reason is not None:
+        if status is not GoalStatus.BLOCKED:
+            raise InvalidValueError("blocked_reason", "goes with status blocked only")
+        reason = check_objective(reason, "blocked_reason")
+    return replace(goal, objective=objective, status=status, blocked_reason=reason)

@@ -36,8 +36,10 @@ from goal_state.goals import (
     Accounting,
     Goal,
     GoalStatus,
+    check_goal,
     check_status,
     requested_status,
+    status_by_budget,
 )
 from goal_state.identifiers import new_id
 from goal_state.operations import GoalOperations
@@ -318,27 +320,30 @@ class GoalRepository(GoalOperations):
             GoalExistsError: the thread has a goal, or there was a goal of that id before.
             InvalidValueError: a value is out of its bounds, or the goal is active with its budget spent.
         """
-        goal = _checked(goal)
+        goal = check_goal(goal)
         self.executor.join_transaction()
         old = self._select(goal.thread_id)
         if old is not None:
             raise GoalExistsError(f"thread {goal.thread_id!r} has goal {old.goal_id} already")
         if self.log.page_of_goal(goal.goal_id, 0, 1):
-            raise GoalExistsError(f"there was a goal {goal.goal_id} before; an id is never used again")
+            raise GoalExistsError(
+                f"there was a goal {goal.goal_id} before; an id is never used again"
+            )
         self._insert_row(goal)
-        begun = changed(goal, status=GoalStatus.ACTIVE)
+        begun = charged = changed(goal, status=GoalStatus.ACTIVE)
         self.log.append(EventKind.CREATED, begun, turn_id=None, now_ms=goal.created_at_ms)
-        charged = begun
         if goal.tokens_used or goal.time_used_ms:
-            charged = changed(goal, status=_charged_in_full(goal))
-            self.log.append_charge(
-                charged,
-                tokens=goal.tokens_used,
-                time_ms=goal.time_used_ms,
-                previous_status=begun.status,
-                turn_id=None,
-                idempotency_key=None,
-                now_ms=goal.updated_at_ms,
+            charged = changed(goal, status=status_by_budget(goal))
+            self.log.add(
+                charge_rows(
+                    charged,
+                    tokens=goal.tokens_used,
+                    time_ms=goal.time_used_ms,
+                    previous_status=begun.status,
+                    turn_id=None,
+                    idempotency_key=None,
+                    now_ms=goal.updated_at_ms,
+                )
             )
         if goal.status is not charged.status:
             self.log.append(

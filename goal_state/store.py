@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Engine
@@ -40,8 +41,9 @@ from goal_state.operations import GoalOperations
 from goal_state.readers import PooledReaders, Readers, SharedReader, reading
 from goal_state.repository import GoalRepository
 from goal_state.requests import Request
+from goal_state.retention import last_prunable_position, prune_chunk, prune_ended
 from goal_state.usage import ThreadUsage
-from goal_state.validation import check_amount, check_name, check_optional_name
+from goal_state.validation import check_amount, check_name, check_optional_name, check_time_ms
 from goal_state.verification import Difference, verify
 from goal_state.writer import Writer
 
@@ -307,6 +309,34 @@ class GoalStore(GoalOperations):
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
         return self._read(lambda reader: reader.log.last_position())
+
+    def prune_events(self, *, before: datetime) -> int:
+        """Deletes events from before a time, in small transactions, so that others go on writing.
+
+        What `verify` needs is kept: of each goal the `created` event and a balance of what was pruned. Of
+        a goal that is gone nothing is left once its last event is pruned. No event is pruned that a
+        durable consumer has not taken yet. An idempotency key is forgotten with its event: a repeat of a
+        charge older than `before` would be charged again.
+
+        Args:
+            before: an aware datetime.
+
+        Returns:
+            How many events were deleted.
+
+        Raises:
+            InvalidValueError: the time has no time zone.
+        """
+        before_ms = check_time_ms("before", before)
+        through = self._read(lambda reader: last_prunable_position(reader, before_ms))
+        pruned = 0
+        while (
+            count := self.transact(lambda repository: prune_chunk(repository, through, 2000))
+        ) is not None:
+            pruned += count
+        while count := self.transact(lambda repository: prune_ended(repository, through)):
+            pruned += count
+        return pruned
 
     # -- transactions ------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ __all__ = [
     "HEAD_REVISION",
     "VERSION_TABLE",
     "event_cursors",
+    "goal_balances",
     "goal_events",
     "goals",
     "metadata",
@@ -33,7 +34,7 @@ __all__ = [
 VERSION_TABLE: Final = "goal_state_alembic_version"
 """Where alembic notes the schema's revision: a table of our own, so as to live in a host's database."""
 
-HEAD_REVISION: Final = "0002"
+HEAD_REVISION: Final = "0003"
 """The newest revision in `migrations/`. Known here so that opening a current file needs no alembic."""
 
 metadata: Final = MetaData(
@@ -161,6 +162,19 @@ thread_usage: Final = Table(
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"
     ),
+    sqlite_strict=True,
+)
+
+goal_balances: Final = Table(
+    "goal_balances",
+    metadata,
+    Column("goal_id", Text, primary_key=True, nullable=False),
+    Column("through_position", Integer, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("time_ms", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    CheckConstraint("tokens >= 0 AND time_ms >= 0", name="sums"),
+    CheckConstraint("through_position > 0", name="through_position"),
     sqlite_strict=True,
 )
 

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, literal_column, select, union
 
 from goal_state.executor import Executor, Statement
 from goal_state.goals import Goal, GoalStatus
 from goal_state.repository import GoalRepository
-from goal_state.tables import goal_events
+from goal_state.tables import goal_balances, goal_events, goals
 
 __all__ = ["Difference", "verify"]
 
 _E = goal_events.c
+_B = goal_balances.c
+_CREATED = goal_events.alias("created")
 _COLUMNS = (
     _E.goal_id,
     _E.kind,
@@ -27,15 +29,30 @@ _COLUMNS = (
     _E.cumulative_tokens,
     _E.cumulative_time_ms,
     _E.position,
+    _B.tokens,
+    _B.time_ms,
+    _B.status,
 )
-_LEDGERS = Statement(lambda: select(*_COLUMNS).order_by(_E.goal_id, _E.position))
+_FROM = goal_events.outerjoin(goal_balances, _B.goal_id == _E.goal_id)
+_LEDGERS = Statement(lambda: select(*_COLUMNS).select_from(_FROM).order_by(_E.goal_id, _E.position))
 _LEDGERS_OF_THREAD = Statement(
     lambda: (
         select(*_COLUMNS)
-        .where(_E.thread_id == bindparam("thread_id"))
+        .select_from(_FROM)
+        .where(
+            _E.goal_id.in_(
+                union(
+                    select(_CREATED.c.goal_id).where(
+                        _CREATED.c.thread_id == bindparam("thread_id"),
+                        _CREATED.c.kind == literal_column("'created'"),
+                    ),
+                    select(goals.c.goal_id).where(goals.c.thread_id == bindparam("same_thread_id")),
+                )
+            )
+        )
         .order_by(_E.goal_id, _E.position)
     ),
-    "thread_id",
+    "thread_id same_thread_id",
 )
 
 _PAGE: Final = 500
@@ -80,7 +97,7 @@ class _Ledger:
 
     def add(self, row: tuple[Any, ...]) -> None:
         _, kind, _, status, _, tokens, time_ms, cumulative_tokens, cumulative_time_ms, position = (
-            row
+            row[:10]
         )
         if self.cleared:
             self._differs(f"event {position}", kind, "nothing after cleared")
@@ -91,6 +108,9 @@ class _Ledger:
         self.tokens += tokens
         self.time_ms += time_ms
         self.status = status
+        if kind == "created" and row[10] is not None:
+            # What was pruned came behind it; the balance says what that added up to.
+            self.tokens, self.time_ms, self.status = row[10:13]
         if kind == "usage_accounted":
             if cumulative_tokens != self.tokens:
                 self._differs(f"event {position} cumulative_tokens", cumulative_tokens, self.tokens)
@@ -121,20 +141,20 @@ def verify(repository: GoalRepository, thread_id: str | None) -> Iterator[Differ
     """Yields the differences between goals and log, as of one snapshot, in bounded memory."""
     executor = repository.executor
     with executor.snapshot():
-        goals = _stored(repository, thread_id)
-        goal = next(goals, None)
+        stored = _stored(repository, thread_id)
+        goal = next(stored, None)
         for ledger in _ledgers(executor, thread_id):
             while goal is not None and goal.goal_id < ledger.goal_id:
                 yield _without_log(goal)
-                goal = next(goals, None)
+                goal = next(stored, None)
             if goal is not None and goal.goal_id == ledger.goal_id:
                 ledger.compare(goal)
                 yield from _budget(goal)
-                goal = next(goals, None)
+                goal = next(stored, None)
             yield from ledger.differences
         while goal is not None:
             yield _without_log(goal)
-            goal = next(goals, None)
+            goal = next(stored, None)
 
 
 def _stored(repository: GoalRepository, thread_id: str | None) -> Iterator[Goal]:
@@ -153,7 +173,7 @@ def _ledgers(executor: Executor, thread_id: str | None) -> Iterator[_Ledger]:
     if thread_id is None:
         rows = executor.stream(_LEDGERS)
     else:
-        rows = executor.stream(_LEDGERS_OF_THREAD, (thread_id,))
+        rows = executor.stream(_LEDGERS_OF_THREAD, (thread_id, thread_id))
     ledger: _Ledger | None = None
     for row in rows:
         if ledger is None or ledger.goal_id != row[0]:

@@ -1,0 +1,105 @@
+"""Pruning the log keeps every sum, every goal and every event that somebody still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from goal_state import EventKind, GoalStore, InvalidValueError
+
+FUTURE = datetime.now(UTC) + timedelta(days=1)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def store() -> Iterator[GoalStore]:
+    with GoalStore.open(":memory:") as store:
+        yield store
+
+
+def fill(store: GoalStore) -> None:
+    for number in range(5):
+        thread = f"thread-{number}"
+        store.create(thread, "work", token_budget=1000)
+        for _ in range(10):
+            store.account(thread, tokens=99 + number, seconds=0.5)
+    store.set("thread-1", status="paused")
+    store.clear("thread-3")
+    store.replace("thread-4", "other work")
+
+
+def test_sums_and_statuses_survive(store: GoalStore) -> None:
+    fill(store)
+    before = list(store.goals())
+    assert store.prune_events(before=FUTURE) > 50
+    assert list(store.goals()) == before
+    assert store.verify() == []
+    assert [store.verify(goal.thread_id) for goal in before] == [[]] * 4
+    kinds = {event.kind for event in store.events()}
+    assert kinds == {EventKind.CREATED}
+    assert {e.goal_id for e in store.events()} == {goal.goal_id for goal in before}
+
+
+def test_charging_goes_on_and_is_pruned_again(store: GoalStore) -> None:
+    fill(store)
+    store.prune_events(before=FUTURE)
+    store.account("thread-0", tokens=7, seconds=0.25)
+    store.resume("thread-1", token_budget=None)
+    store.account("thread-1", tokens=5)
+    assert store.verify() == []
+    store.prune_events(before=FUTURE)
+    assert store.verify() == []
+    assert store.prune_events(before=FUTURE) == 0
+
+
+def test_verify_still_finds_what_is_wrong(store: GoalStore) -> None:
+    fill(store)
+    store.prune_events(before=FUTURE)
+
+    def tamper(repository: object) -> None:
+        driver = store._engine.raw_connection()  # type: ignore[attr-defined]
+        driver.cursor().execute("UPDATE goals SET tokens_used = 1 WHERE thread_id = 'thread-0'")
+
+    store.transact(tamper)
+    assert [(d.thread_id, d.column, d.stored) for d in store.verify()] == [
+        ("thread-0", "tokens_used", 1)
+    ]
+
+
+def test_young_events_stay(store: GoalStore) -> None:
+    fill(store)
+    events = list(store.events())
+    assert store.prune_events(before=PAST) == 0
+    assert list(store.events()) == events
+
+
+def test_no_consumer_is_passed(store: GoalStore) -> None:
+    fill(store)
+    taken: list[int] = []
+    with store.consume("slow", lambda events: taken.extend(e.position for e in events)) as consumer:
+        assert consumer.drain(10)
+    position = max(taken)
+    fill_more = store.account("thread-0", tokens=1)
+    assert fill_more.applied
+    store.prune_events(before=FUTURE)
+    left = [e.position for e in store.events() if e.kind is not EventKind.CREATED]
+    assert left == [position + 1]
+    with store.consume("slow", lambda events: taken.extend(e.position for e in events)) as consumer:
+        assert consumer.drain(10)
+    assert taken == list(range(1, position + 2))
+
+
+def test_events_of_a_thread_are_found_after_pruning(store: GoalStore) -> None:
+    fill(store)
+    store.prune_events(before=FUTURE)
+    charge = store.account("thread-4", tokens=3)
+    assert charge.applied
+    events = list(store.events(thread_id="thread-4"))
+    assert [e.kind for e in events] == [EventKind.CREATED, EventKind.USAGE_ACCOUNTED]
+
+
+def test_a_naive_time_is_refused(store: GoalStore) -> None:
+    with pytest.raises(InvalidValueError, match="before: must be aware"):
+        store.prune_events(before=datetime(2026, 1, 1))  # noqa: DTZ001
