@@ -44,6 +44,7 @@ the last commits may be missing after a power cut; the database is consistent al
 _MINIMUM_SQLITE: Final = (3, 37, 0)  # STRICT tables
 
 _HEADER: Final = b"SQLite format 3\0"
+_WRITE_VERSION: Final = 18  # where in the header it stands: 2 with write-ahead logging, else 1
 
 
 def create_engine(
@@ -147,6 +148,14 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
         raise UnsupportedDatabaseError(
             f"goals are kept in SQLite; {url.get_backend_name()!r} is not supported yet"
         )
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise UnsupportedDatabaseError(
+            f"goals are kept through Python's own sqlite3, not {url.drivername!r}; write sqlite:///…"
+        )
+    if url.host or url.port or url.username or url.password:
+        raise DatabaseLocationError(
+            "a SQLite URL names no host and no user; write sqlite:///path/to/goals.db"
+        )
     if url.query:
         raise DatabaseLocationError(
             f"the URL has parameters ({', '.join(sorted(url.query))}); pass an Engine to set them"
@@ -204,10 +213,15 @@ def inspect_file(path: Path) -> str | None:
             f"{str(path)!r} is read-only for this user; allow writing to it"
         )
     with path.open("rb") as file:
-        if file.read(len(_HEADER)) != _HEADER:
-            raise NotADatabaseError(f"{str(path)!r} is not a SQLite database; name another file")
+        header = file.read(_WRITE_VERSION + 1)
+    if not header.startswith(_HEADER):
+        raise NotADatabaseError(f"{str(path)!r} is not a SQLite database; name another file")
+    # To read a file with write-ahead logging SQLite makes a log, and takes it away again only where it may
+    # write. Where there is a log already, closing must not write it back.
+    is_logged = header[_WRITE_VERSION:] == b"\x02"
+    mode = "rw" if is_logged and not path.with_name(f"{path.name}-wal").exists() else "ro"
     with translating():
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
         try:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}

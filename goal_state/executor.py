@@ -6,9 +6,7 @@ the layers above neither know nor care.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -36,10 +34,6 @@ __all__ = [
     "translated",
     "translating",
 ]
-
-_logger = logging.getLogger(__name__)
-
-_SLOW_WAIT_SECONDS: Final = 1.0
 
 _CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
 """A STRICT table refused a value: a sum that no longer is an integer. `sqlite3` has no name for it."""
@@ -197,14 +191,15 @@ class Executor:
                 self._cursor.execute("BEGIN IMMEDIATE")
 
     def begin(self) -> None:
-        """Begins a transaction of our own with the write lock in hand."""
-        started = time.monotonic()
+        """Begins a transaction of our own with the write lock in hand.
+
+        Raises:
+            DatabaseBusyError: another connection has it, and had it for the busy timeout.
+        """
         try:
             self._cursor.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             raise translated(error) from error
-        if (waited := time.monotonic() - started) > _SLOW_WAIT_SECONDS:
-            _logger.warning("waited %.1f s for the write lock", waited)
 
     def commit(self) -> None:
         """Ends the transaction; on an error it was rolled back."""
@@ -231,9 +226,9 @@ class Executor:
         finally:
             self.rollback()
 
-    def total_changes(self) -> int:
-        """Rows changed through this connection so far."""
-        return self._driver.total_changes
+    def wait_for_lock(self, milliseconds: int) -> None:
+        """How long `begin` waits for another connection to end its transaction."""
+        self._cursor.execute(f"PRAGMA busy_timeout = {milliseconds:d}")
 
     def close(self) -> None:
         """Closes the cursor and the connection."""

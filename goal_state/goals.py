@@ -255,8 +255,10 @@ def check_goal(goal: Goal) -> Goal:
         raise InvalidValueError("updated_at_ms", "must not be before created_at_ms")
     if status is GoalStatus.ACTIVE and status_by_budget(goal) is not GoalStatus.ACTIVE:
         raise InvalidValueError("status", "must not be active: the token budget is used up")
-    if goal.resume_at_ms is not None and status is not GoalStatus.USAGE_LIMITED:
-        raise InvalidValueError("resume_at_ms", "goes with status usage_limited only")
+    if goal.resume_at_ms is not None:
+        check_amount("resume_at_ms", goal.resume_at_ms)
+        if status is not GoalStatus.USAGE_LIMITED:
+            raise InvalidValueError("resume_at_ms", "goes with status usage_limited only")
     reason = goal.blocked_reason
     if reason is not None:
         if status is not GoalStatus.BLOCKED:

@@ -42,6 +42,7 @@ from goal_state.readers import PooledReaders, Readers, SharedReader, reading
 from goal_state.repository import GoalRepository
 from goal_state.requests import Request
 from goal_state.retention import last_prunable_position, prune_chunk, prune_ended
+from goal_state.turnstile import Turnstile, gate
 from goal_state.usage import ThreadUsage
 from goal_state.validation import check_amount, check_name, check_optional_name, check_time_ms
 from goal_state.verification import Difference, verify
@@ -62,14 +63,20 @@ class GoalStore(GoalOperations):
     child; open it again there. Use it as a context manager, or call `close()`.
     """
 
-    def __init__(self, engine: Engine, connect: Callable[[], GoalRepository]) -> None:
+    def __init__(
+        self, engine: Engine, connect: Callable[[], GoalRepository], busy_timeout_seconds: float
+    ) -> None:
         """Use `GoalStore.open`."""
         self._engine = engine
         self._refusal: RequestError | None = None
         self._listeners = Listeners()
         self._repository = connect()
+        self._gate = gate(database_path(engine), busy_timeout_seconds)
+        if isinstance(self._gate, Turnstile):
+            self._repository.executor.wait_for_lock(0)  # the turnstile waits
         self._writer = Writer(
             self._repository,
+            self._gate,
             on_commit=self._listeners.commit,
             on_rollback=self._listeners.rollback,
         )
@@ -140,7 +147,7 @@ class GoalStore(GoalOperations):
             enable_wal(connection, busy_timeout_seconds=busy_timeout_seconds)
             return GoalRepository(connection)
 
-        return cls(engine, connect)
+        return cls(engine, connect, busy_timeout_seconds)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -371,6 +378,7 @@ class GoalStore(GoalOperations):
             self._writer.refusal = self._refusal
             self._readers.close()
             self._repository.executor.close()
+            self._gate.close()
         _open_stores.discard(self)
 
     def __enter__(self) -> Self:

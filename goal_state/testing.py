@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -168,7 +169,7 @@ def _write(
 
 def _usage_lines(thread_id: str, usage: TokenUsageInfo) -> list[tuple[str, dict[str, Any]]]:
     """A usage as it is recorded: the response's own line, and the count that clients were told."""
-    total, last = _counts(usage.total), _counts(usage.last)
+    total, last = asdict(usage.total), asdict(usage.last)
     record = {
         "thread_id": thread_id,
         "turn_id": TURN_ID,
@@ -184,17 +185,6 @@ def _usage_lines(thread_id: str, usage: TokenUsageInfo) -> list[tuple[str, dict[
         ("token_usage_record", record),
         _event("token_count", info=info, rate_limits=None),
     ]
-
-
-def _counts(usage: TokenUsage) -> dict[str, int]:
-    return {
-        "input_tokens": usage.input_tokens,
-        "cached_input_tokens": usage.cached_input_tokens,
-        "cache_write_input_tokens": usage.cache_write_input_tokens,
-        "output_tokens": usage.output_tokens,
-        "reasoning_output_tokens": usage.reasoning_output_tokens,
-        "total_tokens": usage.total_tokens,
-    }
 
 
 def _event(kind: str, **payload: Any) -> tuple[str, dict[str, Any]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from time import monotonic, time
 from typing import Final, Self
 
 try:
@@ -135,10 +135,10 @@ def _read_out(response: httpx.Response) -> None:
     """
     if response.is_stream_consumed:  # by a hook of the host's client
         return
-    end = time.monotonic() + _TIMEOUT_SECONDS
+    end = monotonic() + _TIMEOUT_SECONDS
     with suppress(httpx.HTTPError):
         for _ in response.iter_raw():
-            if response.num_bytes_downloaded > _MAX_ANSWER_BYTES or time.monotonic() > end:
+            if response.num_bytes_downloaded > _MAX_ANSWER_BYTES or monotonic() > end:
                 return
 
 
@@ -160,7 +160,7 @@ def _seconds_until(retry_after: str | None) -> float:
         seconds = float(int(retry_after))
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time()
         except (ValueError, OverflowError):
             return 0.0
     except OverflowError:

@@ -15,8 +15,10 @@ import click
 
 from goal_state.cli.events import events
 from goal_state.cli.goals import clear, list_goals, set_goal, show, verify
+from goal_state.cli.importing import import_command
 from goal_state.cli.meter import meter
 from goal_state.cli.output import printable
+from goal_state.cli.resuming import resume
 from goal_state.cli.schema import db
 from goal_state.errors import DatabaseError, RequestError
 
@@ -61,7 +63,10 @@ def program() -> None:
     """
 
 
-for _command in (db, list_goals, show, set_goal, clear, events, verify, meter):
+for _command in (
+    *(db, list_goals, show, set_goal, clear, events, verify, meter),
+    *(resume, import_command),
+):
     program.add_command(_command)
 
 

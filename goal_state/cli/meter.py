@@ -118,7 +118,7 @@ def meter(
     if skipped.count:
         first = skipped.noted[0]
         click.echo(
-            f"{_number(skipped.count, 'line')} of the rollout could not be used and passed over,"
+            f"{_number(skipped.count, 'line')} of the rollout could not be used and were passed over,"
             f" the first at byte {first.offset:,}: {first.reason}."
         )
     if database_file is None:
@@ -172,10 +172,12 @@ def _survey(reader: RolloutReader, progress: Progress) -> _Contents:
     if meta is None:
         raise NotARolloutError(f"{reader.path}: none of its first lines names a thread")
     token_counts, baseline = 0, TokenUsage()
-    for usage in progress.track(reader.usages(), description="Reading the rollout"):
+    task = progress.add_task("Reading the rollout", total=None)
+    for usage in progress.track(reader.usages(), task_id=task):
         if token_counts == 0 and meta.history_base is not None:
             baseline = usage.info.total - usage.info.last
         token_counts += 1
+    progress.update(task, total=token_counts)
     return _Contents(meta.thread_id, token_counts, baseline)
 
 

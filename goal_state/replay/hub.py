@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from goal_state.errors import GoalExistsError, RequestError
@@ -108,10 +108,10 @@ class ThreadHub:
             try:
                 if self._store.usage(thread_id) is None:
                     self._store.set_baseline(thread_id, TokenUsage())
+                self._attach(thread, connection, request_id, result)
             except BaseException:
                 self._forget(thread)
                 raise
-            self._attach(thread, connection, request_id, result)
 
     def resume(
         self,
@@ -177,10 +177,10 @@ class ThreadHub:
                 self._store.set_baseline(
                     new_thread_id, inherited, turn_id=fork.usage_turn_id or None
                 )
+                return self._attach(fork, connection, request_id, result)
             except BaseException:
                 self._forget(fork)
                 raise
-            return self._attach(fork, connection, request_id, result)
 
     def detach(self, connection: Connection, thread_id: str | None = None) -> None:
         """A client leaves a thread, or (None) all of them: it is told nothing more of it."""
@@ -219,8 +219,7 @@ class ThreadHub:
             InvalidValueError: an id is out of its bounds.
         """
         turn_id = check_name("turn_id", turn_id)
-        thread = self._live(check_name("thread_id", thread_id))
-        with thread.lock:
+        with self._live(check_name("thread_id", thread_id)) as thread:
             thread.turns[turn_id] = TurnStatus(status)
             self._forget_if_idle(thread)
 
@@ -235,9 +234,8 @@ class ThreadHub:
             InvalidValueError: an id is out of its bounds.
         """
         turn_id = check_name("turn_id", turn_id)
-        thread = self._live(check_name("thread_id", thread_id))
         message = token_usage_updated(thread_id, turn_id, info)
-        with thread.lock:
+        with self._live(check_name("thread_id", thread_id)) as thread:
             came_late = thread.info is not None and info.total.is_below(thread.info.total)
             if came_late and turn_id == thread.usage_turn_id:
                 return
@@ -330,45 +328,52 @@ class ThreadHub:
         self, thread: _Thread, rollout: str | os.PathLike[str] | None, must_exist: bool
     ) -> None:
         """What is known of a thread that is not live: its rollout's tail, and the store's baseline."""
+        thread_id, home = thread.thread_id, self._home
         path = rollout
-        if path is None and self._home is not None:
-            path = find_rollout(self._home, thread.thread_id)
-        restored = None
+        if path is None and home is not None:
+            path = find_rollout(home, thread_id)
+        restored, last_turn_id = None, ""
         if path is not None:
-            home = self._home
             tail = RolloutReader(path).restored(
                 None if home is None else lambda parent_id: find_rollout(home, parent_id)
             )
-            restored = RestoredUsage.from_tail(thread.thread_id, tail)
+            restored, last_turn_id = RestoredUsage.from_tail(thread_id, tail), tail.last_turn_id or ""
             if restored is not None:
-                turn_id = tail.usage_turn_id
-                self._store.reconcile(thread.thread_id, restored.info, turn_id=turn_id)
-        stored = RestoredUsage.from_stored(thread.thread_id, self._store.usage(thread.thread_id))
-        if (
-            must_exist
-            and path is None
-            and stored is None
-            and self._store.get(thread.thread_id) is None
-        ):
+                self._store.reconcile(thread_id, restored.info, turn_id=tail.usage_turn_id)
+        usage = self._store.usage(thread_id)
+        if must_exist and path is None and usage is None and self._store.get(thread_id) is None:
             raise ThreadNotFoundError(
-                f"thread {thread.thread_id!r} is not live, and there is no rollout and no record of it"
+                f"thread {thread_id!r} is not live, and there is no rollout and no record of it"
             )
+        stored = RestoredUsage.from_stored(thread_id, usage)
         if restored is None or (
             stored is not None and restored.info.total.is_below(stored.info.total)
         ):
             restored = stored
         if restored is not None:
+            if not restored.turn_id:
+                restored = replace(restored, turn_id=last_turn_id)
             thread.info = restored.info
             thread.usage_turn_id = restored.turn_id
             if restored.turn_id:
                 thread.turns[restored.turn_id] = TurnStatus.COMPLETED
 
-    def _live(self, thread_id: str) -> _Thread:
-        with self._lock:
-            thread = self._threads.get(thread_id)
-        if thread is None:
-            raise ThreadNotFoundError(f"thread {thread_id!r} is not live; start or resume it first")
-        return thread
+    @contextmanager
+    def _live(self, thread_id: str) -> Generator[_Thread]:
+        """A thread that is live, with its lock held."""
+        while True:
+            with self._lock:
+                thread = self._threads.get(thread_id)
+            if thread is None:
+                raise ThreadNotFoundError(
+                    f"thread {thread_id!r} is not live; start or resume it first"
+                )
+            with thread.lock:
+                with self._lock:
+                    is_live = self._threads.get(thread_id) is thread
+                if is_live:  # else it was forgotten meanwhile, and perhaps is live anew
+                    yield thread
+                    return
 
     def _add(self, thread: _Thread) -> None:
         with self._lock:
@@ -382,7 +387,8 @@ class ThreadHub:
                 del self._threads[thread.thread_id]
 
     def _forget_if_idle(self, thread: _Thread) -> None:
-        if not thread.outboxes and not thread.is_running:
+        has_clients = any(not outbox.is_dropped for outbox in thread.outboxes.values())
+        if not has_clients and not thread.is_running:
             self._forget(thread)
 
     def _outbox(self, connection: Connection) -> Outbox:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from goal_state.goals import Goal
 from goal_state.rollout import RolloutTail, Turn, TurnStatus
-from goal_state.usage import ThreadUsage, TokenUsageInfo
+from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
 
 __all__ = [
     "Message",
@@ -57,8 +57,10 @@ class RestoredUsage:
 
     @classmethod
     def from_stored(cls, thread_id: str, usage: ThreadUsage | None) -> RestoredUsage | None:
-        """From the store's baseline of a thread. None where it has none."""
-        return None if usage is None else cls(thread_id, usage.turn_id or "", usage.info)
+        """From the store's baseline of a thread. None where it has none, or has used nothing yet."""
+        if usage is None or usage.info.total == TokenUsage():
+            return None
+        return cls(thread_id, usage.turn_id or "", usage.info)
 
     def message(self) -> Message:
         """The notification."""

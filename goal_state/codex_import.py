@@ -1,0 +1,333 @@
+"""Taking over what a Codex data directory holds: its goals, and what its threads have used.
+
+Nothing in the directory is changed, not even by SQLite: the goals are read from a copy.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from goal_state.errors import (
+    DatabaseBusyError,
+    DatabaseLocationError,
+    GoalExistsError,
+    InvalidValueError,
+    NotADatabaseError,
+    RequestError,
+)
+from goal_state.executor import translating
+from goal_state.goals import Goal, GoalStatus, check_goal, check_status, status_by_budget
+from goal_state.repository import GoalRepository
+from goal_state.rollout import (
+    MissingZstandardError,
+    NotARolloutError,
+    RolloutPath,
+    RolloutReader,
+    find_rollouts,
+)
+from goal_state.store import GoalStore
+from goal_state.usage import ThreadUsage
+from goal_state.validation import check_milliseconds
+
+__all__ = ["CodexSchemaError", "ImportReport", "Skipped", "import_codex"]
+
+_logger = logging.getLogger(__name__)
+
+_GOALS_FILE: Final = "goals_1.sqlite"
+_TABLE: Final = "thread_goals"
+_COLUMNS: Final = (
+    "thread_id",
+    "goal_id",
+    "objective",
+    "status",
+    "token_budget",
+    "tokens_used",
+    "time_used_seconds",
+    "created_at_ms",
+    "updated_at_ms",
+)
+_COPY_ATTEMPTS: Final = 20
+_COPY_PAUSE_SECONDS: Final = 0.05
+
+Progress = Callable[[int, int], object]
+"""Told after each goal and each rollout how many are done, and of how many."""
+
+
+class CodexSchemaError(RequestError):
+    """The goals are kept in a way that is not known here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that was not taken over.
+
+    Attributes:
+        kind: what it is.
+        name: the thread of a goal; the path of a rollout.
+        reason: why.
+    """
+
+    kind: Literal["goal", "rollout"]
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import did, or would do.
+
+    Attributes:
+        goals: how many goals were taken over.
+        baselines: of how many threads it was stated what they have used so far.
+        budget_limited: the threads whose goal was active with its budget spent and is budget limited now.
+        skipped: what was left out and why, in the order of the source.
+    """
+
+    goals: int
+    baselines: int
+    budget_limited: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def import_codex(
+    home: str | os.PathLike[str],
+    store: GoalStore,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Takes over the goals of a data directory, with their ids, usage and times, and the usage of its
+    rollouts as baselines, charging nothing. What the store has already stays as it is, so that a second
+    import changes nothing.
+
+    A thread's baseline comes from its newest rollout and only where the store has none: one that is there
+    belongs to the charges made so far, and what a rollout knows beyond it is charged when the thread is
+    resumed.
+
+    Each goal and each baseline is a transaction of its own; after a failure it can be run again.
+
+    Args:
+        home: the data directory, with `goals_1.sqlite`, `sessions/`, or both.
+        store: where to.
+        dry_run: find out only; nothing is written.
+        progress: see `Progress`.
+
+    Raises:
+        DatabaseLocationError: it is no such directory.
+        NotADatabaseError: `goals_1.sqlite` is no SQLite database.
+        CodexSchemaError: its table of goals is missing or has other columns.
+        DatabaseCorruptError: it is damaged.
+        DatabaseBusyError: it is being written to all the time.
+        OSError: a directory cannot be listed.
+        DatabaseError: the store could not be read or written.
+    """
+    home = Path(home)
+    database = home / _GOALS_FILE
+    if not database.exists() and not (home / "sessions").is_dir():
+        raise DatabaseLocationError(
+            f"{str(home)!r} is no data directory: it has neither {_GOALS_FILE!r} nor 'sessions'"
+        )
+    rows = _rows(database) if database.exists() else []
+    rollouts = list(find_rollouts(home))
+    run = _Import(store, rollouts, dry_run=dry_run)
+    done, total = 0, len(rows) + len(rollouts)
+    for row in rows:
+        run.take_goal(row)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    for rollout in rollouts:
+        run.take_rollout(rollout)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    report = run.report()
+    _logger.info(
+        "%s %d goals and %d baselines from a data directory, %d skipped",
+        "would import" if dry_run else "imported",
+        report.goals,
+        report.baselines,
+        len(report.skipped),
+    )
+    return report
+
+
+class _Import:
+    """One import under way."""
+
+    def __init__(self, store: GoalStore, rollouts: list[RolloutPath], *, dry_run: bool) -> None:
+        self._store = store
+        self._dry_run = dry_run
+        # The newest comes first, and of a thread the newest is the one that counts.
+        self._newest = {rollout.thread_id: rollout.path for rollout in reversed(rollouts)}
+        self._goal_ids: set[str] = set()
+        self._baselines = 0
+        self._budget_limited: list[str] = []
+        self._skipped: list[Skipped] = []
+
+    def report(self) -> ImportReport:
+        return ImportReport(
+            len(self._goal_ids),
+            self._baselines,
+            tuple(self._budget_limited),
+            tuple(self._skipped),
+        )
+
+    def take_goal(self, row: tuple[Any, ...]) -> None:
+        try:
+            found = _goal(row)
+            status = found.status
+            if status is GoalStatus.ACTIVE:
+                status = status_by_budget(found)
+            goal = check_goal(replace(found, status=status))
+            self._check_new(goal)
+            if not self._dry_run:
+                self._store.transact(lambda repository: repository.import_goal(goal))
+        except (InvalidValueError, GoalExistsError) as error:
+            self._skipped.append(Skipped("goal", str(row[0]), str(error)))
+            return
+        self._goal_ids.add(goal.goal_id)
+        if goal.status is not found.status:
+            self._budget_limited.append(goal.thread_id)
+
+    def _check_new(self, goal: Goal) -> None:
+        old = self._store.get(goal.thread_id)
+        if old is not None:
+            same = old.goal_id == goal.goal_id
+            raise GoalExistsError(
+                "was imported already" if same else "the thread has a goal of its own in the store"
+            )
+        first = next(self._store.events(goal_id=goal.goal_id, limit=1), None)
+        if goal.goal_id in self._goal_ids or (first and first.thread_id != goal.thread_id):
+            raise GoalExistsError("another thread has, or had, a goal of the same id")
+        if first is not None:
+            raise GoalExistsError("was imported already, and cleared or replaced since")
+
+    def take_rollout(self, rollout: RolloutPath) -> None:
+        reason = self._take_baseline(rollout)
+        if reason is not None:
+            self._skipped.append(Skipped("rollout", str(rollout.path), reason))
+
+    def _take_baseline(self, rollout: RolloutPath) -> str | None:
+        """Takes over what a thread has used; or says why not."""
+        thread_id = rollout.thread_id
+        if rollout.path != self._newest[thread_id]:
+            return "the thread has a newer rollout"
+        try:
+            tail = RolloutReader(rollout.path).restored(self._newest.get)
+        except (NotARolloutError, MissingZstandardError, OSError) as error:
+            return f"cannot be read: {error}"
+        if tail.info is None:
+            return "states no usage"
+        usage = ThreadUsage(tail.info, tail.usage_turn_id)
+        try:
+            if (known := self._store.usage(thread_id)) is not None:
+                return _why_kept(known, usage)
+            if not self._dry_run:
+                self._store.transact(lambda repository: _state(repository, thread_id, usage))
+        except InvalidValueError as error:
+            return str(error)
+        self._baselines += 1
+        return None
+
+
+def _state(repository: GoalRepository, thread_id: str, usage: ThreadUsage) -> None:
+    if repository.usage(thread_id) is None:  # else somebody was quicker
+        repository.set_baseline(thread_id, usage.info, turn_id=usage.turn_id)
+
+
+def _why_kept(known: ThreadUsage, usage: ThreadUsage) -> str:
+    if known.info.total == usage.info.total:
+        return "its usage was imported already"
+    if known.info.total.is_below(usage.info.total):
+        return "the store knows less of the thread: resume it there, and the difference is charged"
+    return "the store knows more of the thread"
+
+
+# -- reading the goals -------------------------------------------------------------------------------
+
+
+def _goal(row: tuple[Any, ...]) -> Goal:
+    thread_id, goal_id, objective, status, budget, tokens, seconds, created_ms, updated_ms = row
+    return Goal(
+        thread_id,
+        goal_id,
+        objective,
+        check_status(status),
+        budget,
+        tokens,
+        check_milliseconds("time_used_seconds", seconds),
+        created_ms,
+        updated_ms,
+    )
+
+
+def _rows(database: Path) -> list[tuple[Any, ...]]:
+    with tempfile.TemporaryDirectory(prefix="goal-state-") as folder, translating():
+        copied = _copy(database.resolve(), Path(folder))
+        with closing(sqlite3.connect(copied)) as connection:
+            connection.text_factory = _text
+            names = connection.execute(f"SELECT name FROM pragma_table_info('{_TABLE}')").fetchall()  # noqa: S608
+            columns = {name for (name,) in names}
+            if not columns:
+                raise CodexSchemaError(f"{str(database)!r} has no table {_TABLE!r}")
+            if missing := [column for column in _COLUMNS if column not in columns]:
+                raise CodexSchemaError(
+                    f"{str(database)!r}: the table {_TABLE!r} has no column {missing[0]!r}"
+                )
+            listed = ", ".join(_COLUMNS)
+            return connection.execute(
+                f"SELECT {listed} FROM {_TABLE} ORDER BY created_at_ms, thread_id"  # noqa: S608
+            ).fetchall()
+
+
+def _text(value: bytes) -> str:
+    """Text that is not UTF-8 becomes what the checks refuse, instead of the end of the whole import."""
+    return value.decode(errors="surrogateescape")
+
+
+def _copy(database: Path, folder: Path) -> Path:
+    """A copy of a database and its logs as they were at one moment, also while others write to it.
+
+    Even a connection that only reads leaves files beside a database with a write-ahead log; and where the
+    folder cannot be written to, it cannot read.
+
+    Raises:
+        DatabaseBusyError: no moment was found at which nobody wrote.
+    """
+    names = [f"{database.name}{suffix}" for suffix in ("", "-wal", "-journal")]
+    with database.open("rb") as file:
+        head = file.read(len(_HEADER))
+    if head != _HEADER:
+        raise NotADatabaseError(f"{str(database)!r} is not a SQLite database")
+    for _ in range(_COPY_ATTEMPTS):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        try:
+            present = [name for name in names if (database.parent / name).exists()]
+            for name in present:
+                shutil.copyfile(database.parent / name, folder / name)
+            # What is the same after the last of them was copied was so at that moment.
+            if present == [name for name in names if (database.parent / name).exists()] and all(
+                filecmp.cmp(database.parent / name, folder / name, shallow=False)
+                for name in present
+            ):
+                return folder / database.name
+        except FileNotFoundError:  # a log that was done with meanwhile
+            pass
+        time.sleep(_COPY_PAUSE_SECONDS)
+    raise DatabaseBusyError(f"{str(database)!r} is being written to all the time; try again")
+
+
+_HEADER: Final = b"SQLite format 3\0"

@@ -1,0 +1,52 @@
+"""Settings of hypothesis, and the fixtures that most suites share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from goal_state import GoalStore
+
+# An example that waits for a disk is not slow, and one that failed can be run again from what is printed.
+settings.register_profile("ci", deadline=None, print_blob=True)
+settings.register_profile("dev", settings.get_profile("ci"), max_examples=20)
+settings.register_profile(
+    "proof",
+    settings.get_profile("ci"),
+    max_examples=5_000,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a database may be made."""
+    return tmp_path / "goals.db"
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without a row in it, not to be opened: making one takes as long as many a test."""
+    path = tmp_path_factory.mktemp("made_once") / "goals.db"
+    GoalStore.open(path).close()
+    return path
+
+
+@pytest.fixture
+def database(made_once: Path, path: Path) -> Path:
+    """A database of its own for each test, without a row in it."""
+    shutil.copy(made_once, path)
+    return path
+
+
+@pytest.fixture
+def store(database: Path) -> Iterator[GoalStore]:
+    """An open store on a file of its own."""
+    with GoalStore.open(database, durability="normal") as store:
+        yield store

@@ -1,0 +1,65 @@
+"""Other Python processes, run beside a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["CHECKOUT", "PATIENCE_SECONDS", "finish", "python", "running"]
+
+CHECKOUT = Path(__file__).parents[1]
+
+PATIENCE_SECONDS = 60.0
+"""Longer than anything takes that works: what is not there by then will not come."""
+
+
+def _command(code: str, arguments: tuple[object, ...]) -> list[str]:
+    return [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(CHECKOUT)}
+
+
+def python(code: str, *arguments: object, cwd: Path | None = None) -> str:
+    """Runs a program to its end and returns what it printed; fails if it failed."""
+    done = subprocess.run(
+        _command(code, arguments),
+        env=_environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def running(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A program that runs meanwhile; what is left of it at the end is killed."""
+    process = subprocess.Popen(
+        _command(code, arguments),
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Waits for the end of a running program and returns what else it printed; fails if it failed."""
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, err
+    return out
