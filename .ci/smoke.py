@@ -146,7 +146,7 @@ def command() -> None:
     connection = sqlite3.connect("goals.db")
     [(revision,)] = connection.execute("SELECT version_num FROM goal_state_alembic_version")
     connection.close()
-    shown = run(program, "db", "current", "goals.db")
+    shown = run(program, "db", "current", "--db", "goals.db")
     expect(revision in re.findall(r"\w+", shown), True, f"db current shows {revision}: {shown!r}")
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "inspect_file",
     "is_memory",
     "set_pragmas",
+    "vacuum",
 ]
 
 Durability: TypeAlias = Literal["full", "normal"]
@@ -80,11 +81,12 @@ def create_engine(
 
     @event.listens_for(engine, "connect")
     def _on_connect(dbapi_connection: sqlite3.Connection, _record: object) -> None:
+        dbapi_connection.isolation_level = None
         set_pragmas(dbapi_connection, durability, timeout_ms)
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # The driver's own BEGIN is off (see set_pragmas): it comes late, is deferred, and leaves DDL
+        # The driver's own BEGIN is off: it comes late, is deferred, and leaves DDL
         # out. This one takes the write lock at the start and makes migrations transactional.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -112,7 +114,6 @@ def set_pragmas(
     dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int
 ) -> None:
     """What holds for one connection only, and leaves the file as it is."""
-    dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {timeout_ms:d}")
     cursor.execute("PRAGMA foreign_keys = ON")
@@ -252,9 +253,9 @@ def detached_connection(engine: Engine) -> Connection:
     """
     with translating():
         connection = engine.connect()
-        if not is_memory(engine):
+        if not is_memory(engine):  # there the one connection stays its host's
             connection.detach()
-        driver_connection(connection).isolation_level = None
+            driver_connection(connection).isolation_level = None
         return connection
 
 
@@ -271,3 +272,16 @@ def enable_wal(connection: Connection, *, busy_timeout_seconds: float = 10.0) ->
                     raise
                 time.sleep(0.005)
     cursor.close()
+
+
+def vacuum(engine: Engine) -> None:
+    """Gives the room of deleted rows back to the file system. Nobody can write meanwhile.
+
+    Raises:
+        DatabaseBusyError: others went on writing for the busy timeout.
+        DatabaseFullError: there is no room for the copy that this needs.
+    """
+    with translating(), detached_connection(engine) as connection:
+        driver = driver_connection(connection)
+        driver.execute("VACUUM")
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Dialect, Select, bindparam, exc, literal_column
@@ -225,6 +226,28 @@ class Executor:
             yield
         finally:
             self.rollback()
+
+    def copy_to(self, path: Path, progress: Callable[[int, int], None] | None) -> None:
+        """Copies the database to a file, as of one snapshot, while others go on writing.
+
+        Args:
+            path: an empty file.
+            progress: called with the pages left and the pages in all.
+        """
+
+        def report(_status: int, left: int, total: int) -> None:
+            if progress is not None:
+                progress(left, total)
+
+        with translating():
+            target = sqlite3.connect(path)
+            try:
+                # With a transaction of its own open, the copy does not begin anew at each commit.
+                with self.snapshot():
+                    self._cursor.execute("SELECT 1 FROM sqlite_master").fetchall()
+                    self._driver.backup(target, pages=1000, progress=report)
+            finally:
+                target.close()
 
     def wait_for_lock(self, milliseconds: int) -> None:
         """How long `begin` waits for another connection to end its transaction."""

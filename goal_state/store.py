@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Engine
@@ -42,6 +43,7 @@ from goal_state.readers import PooledReaders, Readers, SharedReader, reading
 from goal_state.repository import GoalRepository
 from goal_state.requests import Request
 from goal_state.retention import last_prunable_position, prune_chunk, prune_ended
+from goal_state.transfer import back_up, export_lines, import_lines
 from goal_state.turnstile import Turnstile, gate
 from goal_state.usage import ThreadUsage
 from goal_state.validation import check_amount, check_name, check_optional_name, check_time_ms
@@ -344,6 +346,52 @@ class GoalStore(GoalOperations):
         while count := self.transact(lambda repository: prune_ended(repository, through)):
             pruned += count
         return pruned
+
+    def backup(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Makes a consistent copy of the database while others go on writing.
+
+        Args:
+            path: a new file; it appears when the copy is whole, readable by its owner only.
+            progress: called now and then with the pages left and the pages in all.
+
+        Raises:
+            DatabaseLocationError: the file exists, or its folder does not.
+            DatabaseError: the copy could not be made; nothing of it is left.
+        """
+        self._read(lambda reader: back_up(reader, Path(path), progress))
+
+    def export_lines(self) -> Iterator[str]:
+        """Everything in the store as lines of JSON, as of one snapshot, in bounded memory.
+
+        A store in memory can do nothing else until the last line was taken.
+        """
+        self._check_open()
+
+        def lines() -> Iterator[str]:
+            with reading(self._readers) as reader:
+                yield from export_lines(reader)
+
+        return lines()
+
+    def import_lines(self, lines: Callable[[], Iterable[str]]) -> int:
+        """Puts what `export_lines` gave into this store, which must be empty; all of it or nothing.
+
+        Args:
+            lines: gives the lines from the first on, each time it is called.
+
+        Returns:
+            How many rows there were.
+
+        Raises:
+            StoreNotEmptyError: the store holds something.
+            NotAnExportError: a line is not one of ours.
+        """
+        return self.transact(lambda repository: import_lines(repository, lines()))
 
     # -- transactions ------------------------------------------------------------------------------
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
 from goal_state import migrate
-from goal_state.cli.opening import Location, locate, locate_existing
+from goal_state.cli.opening import Location, locate, locate_existing, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import write_json
-from goal_state.database import create_file
+from goal_state.database import create_file, vacuum
 from goal_state.store import GoalStore
 from goal_state.tables import HEAD_REVISION
 
@@ -120,6 +121,43 @@ def stamp(revision: str, database: str, as_json: bool) -> None:
     location = locate_existing(database)
     migrate.stamp(location.engine, revision)
     _report_change(location, as_json)
+
+
+@db.command("vacuum")
+@database_option
+@json_option
+def vacuum_database(database: str, as_json: bool) -> None:
+    """Give the room of deleted rows back to the file system. Nobody can write meanwhile."""
+    location = locate_existing(database)
+    before = location.path.stat().st_size
+    vacuum(location.engine)
+    after = location.path.stat().st_size
+    if as_json:
+        write_json({"database": str(location.path), "bytes": after, "previous_bytes": before})
+    else:
+        click.echo(f"{location.path}: {before:,} → {after:,} bytes")
+
+
+@db.command()
+@click.option(
+    "--before",
+    required=True,
+    metavar="TIME",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="Delete events from before this time, in UTC.",
+)
+@database_option
+@json_option
+def prune(before: datetime, database: str, as_json: bool) -> None:
+    """Delete old events; every goal can be verified all the same. Needed events stay: those that a
+    consumer has not taken yet.
+    """
+    with open_existing(database) as store:
+        pruned = store.prune_events(before=before.replace(tzinfo=UTC))
+    if as_json:
+        write_json({"pruned_events": pruned})
+    else:
+        click.echo(f"{pruned:,} events pruned")
 
 
 def _state(location: Location, revision: str | None) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""Databases that cannot be used: a sentence for each, the exit code that tells whose fault it is, and the
+file as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from goal_state import GoalStore
+from goal_state.tables import HEAD_REVISION, VERSION_TABLE
+from tests.cli.program import ENVIRONMENT, PATIENCE_SECONDS, SMALL, finish, refused, start
+from tests.databases import execute, fingerprints
+
+OTHER_APPLICATIONS = Path(__file__).parents[1] / "data/other-applications"
+
+READING = [["list"], ["show", "t"], ["events"], ["events", "--follow"], ["verify"]]
+CHANGING = [
+    ["set", "t", "--status", "paused"],
+    ["clear", "t"],
+    ["db", "current"],
+    ["db", "check"],
+    ["db", "stamp", "head"],
+    ["db", "downgrade", "base", "--yes"],
+]
+MAKING = [
+    ["set", "t", "--objective", "x"],
+    ["db", "upgrade"],
+    ["meter", str(SMALL), "--budget", "5"],
+]
+
+
+def every(commands: list[list[str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("command", commands, ids=" ".join)
+
+
+@every(READING + CHANGING)
+def test_a_missing_file_is_not_made(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "missing.db"
+    sentence = refused(*command, "--db", path)
+    assert sentence == (
+        f"there is no database {str(path)!r}; to make one, run: goal-state db upgrade --db {path}"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@every(READING + CHANGING + MAKING)
+def test_a_missing_folder_is_not_made(tmp_path: Path, command: list[str]) -> None:
+    sentence = refused(*command, "--db", tmp_path / "nowhere" / "goals.db")
+    assert sentence == f"the folder {str(tmp_path / 'nowhere')!r} does not exist; make it first"
+    assert list(tmp_path.iterdir()) == []
+
+
+@every(READING + CHANGING + MAKING)
+def test_a_directory(tmp_path: Path, command: list[str]) -> None:
+    assert refused(*command, "--db", tmp_path) == (
+        f"{str(tmp_path)!r} is a directory; name a file in it"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@every(READING + CHANGING + MAKING)
+def test_a_file_that_is_no_database(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Buy milk.\n" * 1000)
+    before = fingerprints(tmp_path)
+    assert refused(*command, "--db", path) == (
+        f"{str(path)!r} is not a SQLite database; name another file"
+    )
+    assert fingerprints(tmp_path) == before
+
+
+@every(READING + CHANGING + MAKING)
+def test_the_database_of_another_application(tmp_path: Path, command: list[str]) -> None:
+    path = shutil.copyfile(OTHER_APPLICATIONS / "goals_1.sqlite", tmp_path / "theirs.db")
+    before = fingerprints(tmp_path)
+    assert refused(*command, "--db", path).startswith(
+        f"{str(path)!r} belongs to another application (it has a table "
+    )
+    assert fingerprints(tmp_path) == before
+
+
+@every(READING)
+def test_an_empty_file_is_left_empty(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "goals.db"
+    path.touch()
+    assert refused(*command, "--db", path).endswith(f"run: goal-state db upgrade --db {path}")
+    assert [(file.name, file.stat().st_size) for file in tmp_path.iterdir()] == [("goals.db", 0)]
+
+
+@every([*READING, ["clear", "t"], *MAKING, ["db", "check"], ["db", "downgrade", "base", "--yes"]])
+def test_a_database_of_a_newer_version(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "goals.db"
+    GoalStore.open(path).close()
+    execute(path, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    before = path.read_bytes()
+    assert refused(*command, "--db", path).startswith(
+        "the database is at revision 9999, which this version of goal-state does not know"
+        f" (it goes up to {HEAD_REVISION})"
+    )
+    assert path.read_bytes() == before
+
+
+@every([*READING, ["clear", "t"], *MAKING])
+def test_a_damaged_database(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "goals.db"
+    GoalStore.open(path).close()
+    image = bytearray(path.read_bytes())
+    image[100:] = b"\xa5" * (len(image) - 100)
+    path.write_bytes(image)
+    before = path.read_bytes()
+    assert refused(*command, "--db", path, code=1).startswith("the database file is damaged")
+    assert path.read_bytes() == before
+
+
+@every(READING + MAKING)
+def test_a_database_in_memory_is_none_for_a_command(command: list[str]) -> None:
+    assert "is in memory and would be gone" in refused(*command, "--db", ":memory:")
+
+
+@every(READING + MAKING)
+def test_another_kind_of_database(command: list[str]) -> None:
+    sentence = refused(*command, "--db", "postgresql://host/goals")
+    assert sentence == "goals are kept in SQLite; 'postgresql' is not supported yet"
+
+
+def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
+    assert "File name too long" in refused("list", "--db", tmp_path / ("x" * 300) / "goals.db")
+
+
+def test_no_name_at_all() -> None:
+    assert refused("list", "--db", "").endswith("must name a file")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["list", "--db", "/"], 2),
+        (["list", "--sideways"], 2),
+        (["set", "t", "--budget", "0"], 2),
+        (["show"], 2),
+        (["dance"], 2),
+        (["verify", "--db", "damaged.db"], 1),
+    ],
+)
+def test_a_process_ends_with_a_sentence_and_the_code(
+    tmp_path: Path, words: list[str], code: int
+) -> None:
+    (tmp_path / "damaged.db").write_bytes(b"SQLite format 3\0" + b"\xa5" * 5000)
+    stdout, stderr = finish(start(*words, cwd=tmp_path), code=code)
+    assert stdout == ""
+    assert stderr.splitlines()[-1].startswith("Error: ")
+
+
+# -- what may not be written to ----------------------------------------------------------------------
+
+AS_NOBODY = """
+import os, sys
+from goal_state.cli import main
+from goal_state import migrate
+migrate.history()  # imports what that other user may not be able to read
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+main()
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder with a database, which any user may read and none but its owner write to."""
+    # Nobody else may enter the folders that tmp_path is in.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with GoalStore.open(folder / "goals.db") as store:
+            store.create("t", "x")
+        (folder / "goals.db").chmod(0o444)
+        yield folder
+        folder.chmod(0o700)
+
+
+def run_as_nobody(*words: object) -> tuple[int, str, str]:
+    """Runs the program as a user who may not write; root may, whatever the file says."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", AS_NOBODY, *map(str, words)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    if "PermissionError" in done.stderr and "setuid" in done.stderr:
+        pytest.skip("this root may not become another user, and root may write to read-only files")
+    return done.returncode, done.stdout, done.stderr
+
+
+@every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
+def test_a_read_only_file(shared: Path, command: list[str]) -> None:
+    shared.chmod(0o777)
+    path, before = shared / "goals.db", fingerprints(shared)
+    sentence = f"Error: {str(path)!r} is read-only for this user; allow writing to it\n"
+    assert run_as_nobody(*command, "--db", path) == (1, "", sentence)
+    assert fingerprints(shared) == before
+
+
+@every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
+def test_a_read_only_folder(shared: Path, command: list[str]) -> None:
+    shared.chmod(0o555)
+    path, before = shared / "goals.db", fingerprints(shared)
+    code, stdout, stderr = run_as_nobody(*command, "--db", path)
+    assert (code, stdout) == (1, "")
+    assert stderr.startswith(f"Error: the folder {str(shared)!r} is read-only")
+    assert fingerprints(shared) == before

@@ -1,0 +1,251 @@
+"""`list`, `show`, `set`, `clear`, `verify`."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from goal_state import EventKind, GoalStatus, GoalStore, TokenUsage
+from tests.cli.program import refused, run, run_json, run_json_lines
+
+STRANGE = "[red]not red[/red] :smile: \x1b[31m and\x07\nmore [/]"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """A database with three goals: charged and over its budget, without budget, and complete."""
+    path = tmp_path / "goals.db"
+    with GoalStore.open(path) as store:
+        store.create("over", "Ship the parser", token_budget=100)
+        store.set_baseline("over", TokenUsage())
+        store.record_usage(
+            "over",
+            TokenUsage(input_tokens=150, cached_input_tokens=30, output_tokens=20),
+            seconds=2.5,
+            turn_id="turn-1",
+        )
+        store.create("free", STRANGE)
+        store.create("done", "Rest", status="complete", token_budget=1_000)
+    return path
+
+
+def fields(text: str) -> dict[str, str]:
+    """The lines `name   value` of a goal that was shown."""
+    return dict(re.findall(r"^(\w+) +(.*)$", text, re.MULTILINE))
+
+
+def test_set_makes_a_goal_and_its_database(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    shown = fields(run("set", "t", "--objective", "Ship it", "--budget", 10, "--db", path).stdout)
+    with GoalStore.open(path, migrate=False) as store:
+        goal = store.get("t")
+    assert goal is not None
+    assert (goal.objective, goal.token_budget, goal.status) == ("Ship it", 10, "active")
+    assert shown["goal"] == goal.goal_id
+    assert shown["objective"] == "Ship it"
+    assert shown["tokens"] == "0 of 10 used, 10 remaining"
+
+
+def test_set_changes_only_what_is_named(db: Path) -> None:
+    with GoalStore.open(db) as store:
+        before = store.get("done")
+    assert before is not None
+    changed = run_json("set", "done", "--budget", 7, "--turn", "turn-9", "--db", db)
+    with GoalStore.open(db) as store:
+        after = store.get("done")
+    assert after is not None
+    assert (after.goal_id, after.objective, after.status) == (
+        before.goal_id,
+        before.objective,
+        before.status,
+    )
+    assert changed["token_budget"] == after.token_budget == 7
+    assert run_json("set", "done", "--no-budget", "--db", db)["token_budget"] is None
+
+
+def test_set_names_the_turn_that_causes_it(db: Path) -> None:
+    run("set", "free", "--status", "paused", "--turn", "turn-7", "--db", db)
+    with GoalStore.open(db) as store:
+        last = list(store.events())[-1]
+    assert (last.kind, last.turn_id) == (EventKind.STATUS_CHANGED, "turn-7")
+
+
+def test_set_resume_raises_the_budget_and_reactivates(db: Path) -> None:
+    assert "has used 140 of 100 tokens" in refused("set", "over", "--resume", "--db", db)
+    resumed = run_json("set", "over", "--resume", "--budget", 200, "--db", db)
+    assert (resumed["status"], resumed["remaining_tokens"]) == ("active", 60)
+
+
+def test_set_of_another_goal_than_expected_is_refused(db: Path) -> None:
+    sentence = refused("set", "free", "--status", "paused", "--expected-goal-id", "x", "--db", db)
+    assert "expected goal x" in sentence
+    with GoalStore.open(db) as store:
+        goal = store.get("free")
+    assert goal is not None
+    assert goal.status is GoalStatus.ACTIVE
+    same = ("--expected-goal-id", goal.goal_id)
+    assert run_json("set", "free", "--status", "paused", *same, "--db", db)["status"] == "paused"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name what to set"),
+        (["--budget", "5", "--no-budget"], "exclude each other"),
+        (["--resume", "--status", "active"], "--resume goes with a budget only"),
+        (["--resume", "--objective", "x"], "--resume goes with a budget only"),
+        (["--budget", "many"], "'many' is not a valid integer"),
+        (["--budget", "0"], "token_budget: must be more than 0, is 0"),
+        (["--budget", str(2**63)], f"token_budget: must be below 2^63, is {2**63}"),
+        (["--objective", " "], "objective: must have 1 to 4000 characters after stripping, has 0"),
+        (["--objective", "x" * 4001], "objective: must have 1 to 4000 characters"),
+    ],
+)
+def test_set_refuses_what_makes_no_sense_and_makes_no_file(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    assert said in refused("set", "t", *words, "--db", tmp_path / "new.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["set", "t"]])
+def test_an_unknown_status_is_answered_with_the_known_ones(db: Path, command: list[str]) -> None:
+    sentence = refused(*command, "--status", "asleep", "--db", db)
+    assert "asleep" in sentence
+    assert all(status.value in sentence for status in GoalStatus)
+
+
+def test_list_shows_every_goal_in_order(db: Path) -> None:
+    lines = run("list", "--db", db).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["thread", "over", "free", "done", "3"]
+    assert re.search(r"budget_limited +140 +100 +█{10} 140 % +Ship the parser", lines[1])
+    assert r"[red]not red[/red] :smile: \x1b[31m and\x07\nmore [/]" in lines[2]
+
+
+def test_list_for_programs_is_what_the_store_holds(db: Path) -> None:
+    listed = run_json_lines("list", "--db", db)
+    with GoalStore.open(db) as store:
+        goals = list(store.goals())
+    assert [one["goal_id"] for one in listed] == [goal.goal_id for goal in goals]
+    for one, goal in zip(listed, goals, strict=True):
+        stated = {name: getattr(goal, name) for name in one if not name.endswith("_at")}
+        assert stated == {name: value for name, value in one.items() if not name.endswith("_at")}
+        for name in ("created_at", "updated_at"):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", one[name])
+            assert one[name] == getattr(goal, name).isoformat(timespec="milliseconds").replace(
+                "+00:00", "Z"
+            )
+    assert listed[0]["time_used_ms"] == 2500
+    assert listed[1]["objective"] == STRANGE
+    assert [
+        one["thread_id"] for one in run_json_lines("list", "--status", "complete", "--db", db)
+    ] == ["done"]
+
+
+def test_show_tells_goal_budget_baseline_and_last_events(db: Path) -> None:
+    text = run("show", "over", "--db", db).stdout
+    shown = fields(text)
+    assert shown["status"] == "budget_limited"
+    assert shown["tokens"] == "140 of 100 used, 0 remaining"
+    assert shown["budget"] == "█" * 40 + " 140 %"
+    assert shown["time"] == "2.5 s"
+    assert shown["baseline"] == (
+        "170 tokens in the whole thread, 30 of them cached and free, last by turn turn-1"
+    )
+    assert [line.split()[3] for line in text.partition("\n\n")[2].splitlines()] == [
+        "created",
+        "usage_accounted",
+        "status_changed",
+    ]
+    assert "+140 tokens = 140 of 100  +2.5 s  turn turn-1" in text
+
+
+def test_a_bar_is_filled_as_far_as_the_budget_is_used(db: Path) -> None:
+    run("set", "over", "--budget", 280, "--db", db)
+    assert fields(run("show", "over", "--db", db).stdout)["budget"] == "█" * 20 + "░" * 20 + " 50 %"
+
+
+def test_what_users_wrote_is_shown_as_it_is(db: Path) -> None:
+    text = run("show", "free", "--db", db).stdout
+    assert "objective  [red]not red[/red] :smile: \\x1b[31m and\\x07\n           more [/]\n" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_show_for_programs(db: Path) -> None:
+    shown = run_json("show", "over", "--db", db)
+    with GoalStore.open(db) as store:
+        goal, usage, events = store.get("over"), store.usage("over"), list(store.events())
+    assert goal is not None
+    assert usage is not None
+    assert shown["goal"]["goal_id"] == goal.goal_id
+    assert shown["goal"]["remaining_tokens"] == 0
+    assert shown["usage"]["total"]["input_tokens"] == usage.info.total.input_tokens == 150
+    assert shown["usage"]["turn_id"] == "turn-1"
+    assert [one["event_id"] for one in shown["last_events"]] == [
+        event.event_id for event in events if event.thread_id == "over"
+    ]
+    assert run_json("show", "free", "--db", db)["usage"] is None
+
+
+def test_show_finds_the_last_events_far_back_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "goals.db"
+    with GoalStore.open(path, durability="normal") as store:
+        store.create("old", "x")
+        for number in range(8):
+            store.account("old", tokens=number + 1)
+        store.create("busy", "y")
+        for _ in range(200):
+            store.account("busy", tokens=1)
+    shown = run_json("show", "old", "--db", path)["last_events"]
+    assert [one["tokens_delta"] for one in shown] == [4, 5, 6, 7, 8]
+
+
+def test_show_of_a_thread_without_a_goal(db: Path) -> None:
+    assert refused("show", "nobody", "--db", db) == "thread 'nobody' has no goal"
+
+
+def test_clear_prints_the_deleted_row(db: Path) -> None:
+    with GoalStore.open(db) as store:
+        goal = store.get("over")
+    assert goal is not None
+    deleted = run_json("clear", "over", "--turn", "turn-2", "--db", db)
+    with GoalStore.open(db) as store:
+        assert store.get("over") is None
+        last = list(store.events())[-1]
+    assert (last.kind, last.turn_id) == (EventKind.CLEARED, "turn-2")
+    assert (deleted["goal_id"], deleted["tokens_used"]) == (goal.goal_id, 140)
+    assert fields(run("clear", "free", "--db", db).stdout)["thread"] == "free"
+
+
+def test_clear_where_there_is_nothing_is_content(db: Path) -> None:
+    assert run("clear", "nobody", "--db", db).stdout == (
+        "Nothing to clear: thread nobody has no goal.\n"
+    )
+    assert run_json("clear", "nobody", "--db", db) is None
+    assert run_json("clear", "over", "--expected-goal-id", "other", "--db", db) is None
+    with GoalStore.open(db) as store:
+        assert store.get("over") is not None
+
+
+def test_verify_agrees(db: Path) -> None:
+    assert run("verify", "--db", db).stdout == "3 goals recomputed: all as the log says.\n"
+    assert run_json("verify", "--db", db) == {"goals": 3, "differences": []}
+    assert run_json("verify", "over", "--db", db) == {"goals": 1, "differences": []}
+
+
+def test_verify_exits_with_1_when_it_finds_a_difference(db: Path) -> None:
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("UPDATE goals SET tokens_used = 141 WHERE thread_id = 'over'")
+    text = run("verify", "--db", db, code=1).stdout
+    assert "thread 'over': tokens_used is 141, the log says 140" in text
+    found = run_json("verify", "--db", db, code=1)
+    assert [
+        (one["thread_id"], one["column"], one["stored"], one["recomputed"])
+        for one in found["differences"]
+    ] == [("over", "tokens_used", 141, 140)]
+    assert run_json("verify", "free", "--db", db) == {"goals": 1, "differences": []}
