@@ -38,7 +38,7 @@ from goal_state.rollout import (
 )
 from goal_state.store import GoalStore
 from goal_state.usage import ThreadUsage
-from goal_state.validation import check_milliseconds
+from goal_state.validation import check_amount, check_milliseconds, check_token_budget
 
 __all__ = ["CodexSchemaError", "ImportReport", "Skipped", "import_codex"]
 
@@ -265,8 +265,8 @@ def _goal(row: tuple[Any, ...]) -> Goal:
         goal_id,
         objective,
         check_status(status),
-        budget,
-        tokens,
+        check_token_budget(budget),
+        check_amount("tokens_used", tokens),
         check_milliseconds("time_used_seconds", seconds),
         created_ms,
         updated_ms,

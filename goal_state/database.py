@@ -191,11 +191,20 @@ def inspect_file(path: Path) -> str | None:
     `goal_state.migrate.upgrade`.
 
     Raises:
-        DatabaseLocationError: the folder is missing, or the path is a directory.
+        DatabaseLocationError: the folder is missing or cannot be entered, or the path is a directory.
         NotADatabaseError: the file is no SQLite database.
         ForeignDatabaseError: it is another application's.
         DatabaseReadOnlyError: the file or its folder cannot be written to.
     """
+    try:
+        return _inspect_file(path)
+    except OSError as error:
+        raise DatabaseLocationError(
+            f"{str(path)!r} cannot be reached: {error.strerror}; see the rights of its folders"
+        ) from error
+
+
+def _inspect_file(path: Path) -> str | None:
     folder = path.parent
     if not folder.is_dir():
         raise DatabaseLocationError(f"the folder {str(folder)!r} does not exist; make it first")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -244,7 +245,7 @@ def _require_current(engine: Engine, revision: str | None) -> None:
     if revision == HEAD_REVISION:
         return
     _refuse_newer(revision)
-    path = database_path(engine)
+    path = shlex.quote(str(database_path(engine)))
     found = "has no tables of ours" if revision is None else f"is at revision {revision}"
     raise SchemaOutOfDateError(
         f"the database {found}, the library needs {HEAD_REVISION}; run: goal-state db upgrade --db {path}"

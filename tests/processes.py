@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["CHECKOUT", "PATIENCE_SECONDS", "finish", "python", "running"]
+__all__ = ["CHECKOUT", "PATIENCE_SECONDS", "all_at_once", "finish", "python", "running"]
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -63,3 +63,18 @@ def finish(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     return out
+
+
+def all_at_once(code: str, argument: object, *, processes: int) -> list[str]:
+    """Runs a program several times at once, with the argument and a number. Each prints a line when it is
+    ready, and begins when it can read one. What each printed after that."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(running(code, argument, n)) for n in range(processes)]
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return [finish(process) for process in started]

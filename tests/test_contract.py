@@ -974,6 +974,26 @@ def test_the_repository_tells_of_each_event_as_it_is_written(engine: Engine) -> 
         assert GoalRepository(connection).log.page(0, 100) == told
 
 
+def test_a_plain_engine_in_memory_stays_its_hosts() -> None:
+    """The one connection there is has the host's transactions on it, before and after."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE host_notes (id INTEGER PRIMARY KEY)"))
+    with GoalStore.open(engine) as store:
+        store.create("t", "Ship")
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO host_notes DEFAULT VALUES"))
+        GoalRepository(connection).account("t", tokens=5)
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO host_notes DEFAULT VALUES"))
+        connection.rollback()
+        assert connection.execute(text("SELECT count(*) FROM host_notes")).scalar_one() == 1
+        GoalRepository(connection).account("t", tokens=5)
+        connection.rollback()
+        assert [goal.tokens_used for goal in GoalRepository(connection).goals_page()] == [5]
+    engine.dispose()
+
+
 def test_modes_are_taken_by_name(subject: Subject) -> None:
     with_status(subject, COMPLETE)
     for mode in (AccountingMode.ACTIVE_OR_COMPLETE, "active_or_complete"):

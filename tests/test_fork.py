@@ -15,28 +15,29 @@ from tests.processes import python
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 _FORKING = """
-import os, sys, warnings
+import os, sys
 from goal_state import ForkedStoreError, GoalStore
 
 def child():
     {child}
 
-with GoalStore.open(sys.argv[1]) as store:
-    store.create("before", "Ship")
-    heard = []
-    store.subscribe(lambda event: heard.append(event.thread_id))
-    store.get("before")  # so that a reader's connection is open as well
-    process = os.fork()
-    if process == 0:
-        child()
-        {leave}
-    store.create("meanwhile", "Ship")
-    _, status = os.waitpid(process, 0)
-    assert status == 0, status
-    store.create("after", "Ship")
-    assert [goal.thread_id for goal in store.goals()][-1] == "after"
-    assert heard == ["meanwhile", "after"], heard
-    assert store.verify() == []
+store = GoalStore.open(sys.argv[1])
+store.create("before", "Ship")
+heard = []
+store.subscribe(lambda event: heard.append(event.thread_id))
+store.get("before")  # so that a reader's connection is open as well
+process = os.fork()
+if process == 0:
+    child()
+    {leave}
+store.create("meanwhile", "Ship")
+_, status = os.waitpid(process, 0)
+assert status == 0, status
+store.create("after", "Ship")
+assert [goal.thread_id for goal in store.goals()][-1] == "after"
+assert heard == ["meanwhile", "after"], heard
+assert store.verify() == []
+store.close()
 """
 
 
@@ -117,9 +118,10 @@ def test_a_fork_in_the_midst_of_a_transaction(database: Path) -> None:
     """The child has the parent's memory of an open transaction, which is not its own to end."""
     python(
         """
-import os, sys, threading
+import os, sys, threading, warnings
 from goal_state import ForkedStoreError, GoalStore
 
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads
 with GoalStore.open(sys.argv[1]) as store:
     def work(repository):
         repository.create("t", "Ship")
@@ -154,9 +156,10 @@ with GoalStore.open(sys.argv[1]) as store:
 def test_consumers_stay_with_the_parent(database: Path) -> None:
     python(
         """
-import os, sys
+import os, sys, warnings
 from goal_state import GoalStore
 
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads
 taken = []
 with GoalStore.open(sys.argv[1]) as store:
     consumer = store.consume("audit", lambda events: taken.extend(e.position for e in events))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -293,44 +295,64 @@ for migrate in (True, False):
 
 
 @pytest.fixture
-def within_reach(tmp_path: Path) -> Path:
-    """A folder that every user of the machine can look into."""
-    folder = tmp_path
-    while folder.owner() == Path(tmp_path).owner() and folder.stat().st_mode & 0o005 != 0o005:
-        folder.chmod(folder.stat().st_mode | 0o005)
-        folder = folder.parent
-    return tmp_path
+def within_reach(made_once: Path) -> Iterator[Path]:
+    """A database in a folder that every user of the machine can enter, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copy(made_once, folder / "goals.db")
+        yield folder / "goals.db"
+        folder.chmod(0o755)
 
 
-def test_a_file_that_may_only_be_read(database: Path, within_reach: Path) -> None:
-    database.chmod(0o444)
-    within_reach.chmod(0o777)
-    before = fingerprints(within_reach)
-    lines = python(_AS_ANYBODY, database).splitlines()
+def opened_by_anybody(path: Path) -> list[str]:
+    """What comes of opening the path as a user without rights, with migrating and without."""
+    return python(_AS_ANYBODY, path).splitlines()
+
+
+def test_a_file_that_may_only_be_read(within_reach: Path) -> None:
+    within_reach.chmod(0o444)
+    within_reach.parent.chmod(0o777)
+    before = fingerprints(within_reach.parent)
+    lines = opened_by_anybody(within_reach)
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("DatabaseReadOnlyError")
         assert "is read-only for this user; allow writing to it" in line
-    assert fingerprints(within_reach) == before
+    assert fingerprints(within_reach.parent) == before
 
 
 @pytest.mark.parametrize("there_is_a_file", [True, False])
-def test_a_folder_that_may_only_be_read(
-    database: Path, within_reach: Path, there_is_a_file: bool
-) -> None:
+def test_a_folder_that_may_only_be_read(within_reach: Path, there_is_a_file: bool) -> None:
     if there_is_a_file:
-        database.chmod(0o666)
+        within_reach.chmod(0o666)
     else:
-        database.unlink()
-    within_reach.chmod(0o555)
-    before = fingerprints(within_reach)
-    lines = python(_AS_ANYBODY, database).splitlines()
+        within_reach.unlink()
+    within_reach.parent.chmod(0o555)
+    before = fingerprints(within_reach.parent)
+    lines = opened_by_anybody(within_reach)
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("DatabaseReadOnlyError")
         assert "is read-only; SQLite keeps its log beside the database" in line
-    assert fingerprints(within_reach) == before
-    within_reach.chmod(0o755)
+    assert fingerprints(within_reach.parent) == before
+
+
+@pytest.mark.parametrize(("mode", "folder_mode"), [(0o666, 0o000), (0o222, 0o777)])
+def test_a_place_that_may_not_be_looked_into(
+    within_reach: Path, mode: int, folder_mode: int
+) -> None:
+    within_reach.chmod(mode)
+    within_reach.parent.chmod(folder_mode)
+    lines = opened_by_anybody(within_reach)
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("DatabaseLocationError")
+        assert "cannot be reached: Permission denied; see the rights of its folders" in line
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    refused(tmp_path / ("x" * 300), DatabaseLocationError, "cannot be reached: File name too long")
 
 
 def test_read_only_is_a_fault_of_the_database_not_of_the_call() -> None:

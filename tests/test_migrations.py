@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -32,7 +33,7 @@ from goal_state import (
 from goal_state.database import create_engine
 from goal_state.tables import HEAD_REVISION, VERSION_TABLE, metadata
 from tests.databases import contents, execute, fingerprints
-from tests.processes import CHECKOUT, PATIENCE_SECONDS, finish, python, running
+from tests.processes import CHECKOUT, PATIENCE_SECONDS, all_at_once, python
 
 REVISIONS = [known.revision for known in migrate.history()]
 
@@ -242,11 +243,11 @@ def test_check_of_a_database_without_our_tables(engine: Engine) -> None:
 
 
 def test_without_migrating_a_new_file_is_refused_and_not_made(tmp_path: Path) -> None:
-    path = tmp_path / "goals.db"
+    path = tmp_path / "two words.db"
     with pytest.raises(SchemaOutOfDateError, match="has no tables of ours") as caught:
         GoalStore.open(path, migrate=False)
-    assert "goal-state db upgrade --db" in str(caught.value)
-    assert str(path) in str(caught.value)
+    command = str(caught.value).partition("run: ")[2]
+    assert shlex.split(command) == ["goal-state", "db", "upgrade", "--db", str(path)]
     assert fingerprints(tmp_path) == {}
 
 
@@ -492,26 +493,7 @@ with GoalStore.open(sys.argv[1]) as store:
 
 
 def test_eight_processes_open_one_new_file_at_once(path: Path) -> None:
-    with (
-        running(_OPENING, path, 0) as a,
-        running(_OPENING, path, 1) as b,
-        running(_OPENING, path, 2) as c,
-        running(_OPENING, path, 3) as d,
-        running(_OPENING, path, 4) as e,
-        running(_OPENING, path, 5) as f,
-        running(_OPENING, path, 6) as g,
-        running(_OPENING, path, 7) as h,
-    ):
-        processes = (a, b, c, d, e, f, g, h)
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in processes:
-            finish(process)
+    all_at_once(_OPENING, path, processes=8)
     with GoalStore.open(path, migrate=False) as store:
         assert sorted(goal.thread_id for goal in store.goals()) == [f"t{n}" for n in range(8)]
         assert store.verify() == []

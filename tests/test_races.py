@@ -24,8 +24,7 @@ from goal_state import (
     TokenUsage,
     UsageOverflowError,
 )
-from goal_state.writer import _Call
-from tests.processes import PATIENCE_SECONDS, finish, running
+from tests.processes import PATIENCE_SECONDS, all_at_once
 
 Result = TypeVar("Result")
 
@@ -40,21 +39,6 @@ def at_once(*calls: Callable[[], Result]) -> list[Result]:
 
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(run, calls))
-
-
-def in_processes(code: str, path: Path, *, processes: int) -> list[str]:
-    """Runs a program several times at once. Each prints a line when it is ready and waits for one before
-    it begins; what each printed after that."""
-    with ExitStack() as stack:
-        started = [stack.enter_context(running(code, path, n)) for n in range(processes)]
-        for process in started:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in started:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        return [finish(process) for process in started]
 
 
 def tokens_used(store: GoalStore, thread_id: str = "t") -> int:
@@ -120,7 +104,7 @@ def test_of_many_processes_that_clear_exactly_one_gets_the_goal(
     store: GoalStore, database: Path
 ) -> None:
     goal = store.create("t", "Ship")
-    printed = in_processes(_CLEARING, database, processes=4)
+    printed = all_at_once(_CLEARING, database, processes=4)
     assert " ".join(printed).split() == [goal.goal_id]
     assert [event.kind for event in store.events()] == [EventKind.CREATED, EventKind.CLEARED]
 
@@ -196,7 +180,7 @@ with GoalStore.open(sys.argv[1], durability="normal") as store:
 
 def test_charges_of_many_processes_add_up(store: GoalStore, database: Path) -> None:
     store.create("t", "Ship", token_budget=100)
-    in_processes(_CHARGING, database, processes=4)
+    all_at_once(_CHARGING, database, processes=4)
     goal = store.get("t")
     assert goal is not None
     # Every process used the same hundred keys.
@@ -340,12 +324,6 @@ def test_more_callers_than_fit_into_one_group(
     assert [number for _, number in outcomes] == list(range(40))
     assert sorted(result.goal.tokens_used for result, _ in outcomes) == list(range(1, 41))
 
-    def give_up(_: GoalRepository) -> None:
-        """Of callers who were interrupted while they waited."""
-
-    store._writer._waiting.extend(_Call(give_up) for _ in range(5))
-    assert store.account("t", tokens=1).applied
-
 
 class Interrupt(BaseException):
     """As `SystemExit` or a cancellation: no `Exception`."""
@@ -374,16 +352,16 @@ def test_an_interrupt_in_a_group_hurts_its_caller_alone(
 
 def test_an_interrupt_right_after_the_commit_repeats_nothing(store: GoalStore) -> None:
     store.create("t", "Ship")
-    on_commit = store._writer._on_commit
-
+    executor = store._writer._executor
+    commit = executor.commit
     commits = iter([False, True])  # the transaction that the others wait for, then theirs
 
     def interrupted() -> None:
-        on_commit()
+        commit()
         if next(commits, False):
             raise Interrupt
 
-    store._writer._on_commit = interrupted
+    executor.commit = interrupted
     outcomes = _hold_back(store, [lambda: store.account("t", tokens=1)] * 10)
     assert [type(one) for one in outcomes].count(Interrupt) == 1
     assert tokens_used(store) == 10

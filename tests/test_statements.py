@@ -63,10 +63,10 @@ def test_a_statement_goes_through_an_index(database: Path, name: str) -> None:
         plan = connection.execute(
             f"EXPLAIN QUERY PLAN {text}", [1] * len(STATEMENTS[name]._parameters)
         ).fetchall()
-    steps = [step for *_, step in plan]
-    assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], steps
-    if not text.startswith("INSERT"):
-        assert steps
+    # SQLite's own list of the tables that count their rows has one row.
+    steps = [step for *_, step in plan if step != "SCAN sqlite_sequence"]
+    assert not [step for step in steps if step.startswith(("SCAN", "USE TEMP"))], steps
+    assert plan or text.startswith("INSERT")
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE_TABLE))

@@ -120,17 +120,18 @@ AGAIN_AS = (
             ["time_used_ms", "tokens_used"],
         ),
         (
-            f"{AGAIN_AS.format("'cleared'")} FROM goal_events WHERE goal_id = :a AND kind = 'created'",
+            AGAIN_AS.format("'cleared'")
+            + " FROM goal_events WHERE goal_id = :a AND kind = 'created'",
             "a",
             ["goal_id"],
         ),
         (
-            f"{AGAIN_AS.format('kind')} FROM goal_events WHERE goal_id = :a AND kind = 'created'",
+            AGAIN_AS.format("kind") + " FROM goal_events WHERE goal_id = :a AND kind = 'created'",
             "a",
             ["event"],
         ),
         (
-            f"{AGAIN_AS.format("'status_changed'")} FROM goal_events WHERE kind = 'cleared'",
+            AGAIN_AS.format("'status_changed'") + " FROM goal_events WHERE kind = 'cleared'",
             "c",
             ["event"],
         ),

@@ -1,0 +1,478 @@
+"""The pure part: token counts and where they come from, statuses and how they change, names and times."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from dataclasses import FrozenInstanceError, fields
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import goal_state
+from goal_state import (
+    KEEP,
+    AccountingMode,
+    EventKind,
+    Goal,
+    GoalStateError,
+    GoalStatus,
+    InvalidValueError,
+    TokenUsage,
+    TokenUsageInfo,
+    errors,
+)
+from goal_state.events import check_kind
+from goal_state.goals import charged_status, requested_status, utc_from_ms
+from goal_state.identifiers import new_id
+
+ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED, COMPLETE = GoalStatus
+LARGEST = 2**63 - 1
+
+COUNTS = [field.name for field in fields(TokenUsage)]
+counts = st.integers(0, LARGEST // 4)
+usages = st.builds(TokenUsage, *[counts] * 6)
+
+
+# -- TokenUsage --------------------------------------------------------------------------------------
+
+
+def test_a_usage_is_zero_until_told_otherwise() -> None:
+    usage = TokenUsage()
+    assert [getattr(usage, name) for name in COUNTS] == [0] * 6
+    assert usage.goal_tokens == 0
+
+
+def test_the_total_is_input_and_output_where_it_is_left_out() -> None:
+    assert TokenUsage(10, 4, 2, 5, 3).total_tokens == 15
+    assert TokenUsage(10, 4, 2, 5, 3, 99).total_tokens == 99
+    assert TokenUsage(10, total_tokens=0).total_tokens == 0
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [-1, 2**63, 1.0, True, "1", None])
+def test_a_count_out_of_its_bounds_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        TokenUsage(**{name: value})
+    assert caught.value.field == name
+
+
+def test_a_total_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="total_tokens: must be below"):
+        TokenUsage(LARGEST, output_tokens=1)
+
+
+def test_a_usage_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        TokenUsage().input_tokens = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (TokenUsage(1000, 800, 0, 30, 20), 230),
+        (TokenUsage(1000, 1000), 0),
+        (TokenUsage(10, 20, 0, 5), 5),
+        (TokenUsage(0, 0, 500, 7, 7), 7),
+    ],
+)
+def test_cached_input_is_free(usage: TokenUsage, tokens: int) -> None:
+    assert usage.goal_tokens == tokens
+
+
+@given(usages, usages)
+def test_a_sum_and_a_difference_field_by_field(one: TokenUsage, two: TokenUsage) -> None:
+    for name in COUNTS:
+        first, second = getattr(one, name), getattr(two, name)
+        assert getattr(one + two, name) == first + second
+        assert getattr(one - two, name) == max(first - second, 0)
+
+
+@given(usages, usages)
+def test_what_was_added_can_be_taken_away(one: TokenUsage, two: TokenUsage) -> None:
+    assert one + two == two + one
+    assert (one + two) - two == one
+    assert one + TokenUsage() == one - TokenUsage() == one
+    assert one - one == TokenUsage()
+
+
+@given(usages, usages)
+def test_goal_tokens_never_fall_while_a_thread_goes_on(one: TokenUsage, two: TokenUsage) -> None:
+    assert one.goal_tokens >= 0
+    assert (one + two - one).goal_tokens == two.goal_tokens
+
+
+# -- TokenUsage: constructors ------------------------------------------------------------------------
+
+RESPONSES = {
+    "input_tokens": 120,
+    "input_tokens_details": {"cached_tokens": 100},
+    "output_tokens": 30,
+    "output_tokens_details": {"reasoning_tokens": 20},
+    "total_tokens": 150,
+}
+CHAT = {
+    "prompt_tokens": 120,
+    "prompt_tokens_details": {"cached_tokens": 100, "audio_tokens": 0},
+    "completion_tokens": 30,
+    "completion_tokens_details": {"reasoning_tokens": 20, "accepted_prediction_tokens": 0},
+    "total_tokens": 150,
+}
+ANTHROPIC = {
+    "input_tokens": 15,
+    "cache_read_input_tokens": 100,
+    "cache_creation_input_tokens": 5,
+    "output_tokens": 30,
+    "service_tier": "standard",
+}
+
+
+def as_object(mapping: dict[str, Any]) -> Any:
+    return SimpleNamespace(
+        **{k: as_object(v) if isinstance(v, dict) else v for k, v in mapping.items()}
+    )
+
+
+@pytest.mark.parametrize("form", [dict, as_object])
+@pytest.mark.parametrize("usage", [RESPONSES, CHAT], ids=["Responses", "Chat"])
+def test_from_openai(usage: dict[str, Any], form: Any) -> None:
+    assert TokenUsage.from_openai(form(usage)) == TokenUsage(120, 100, 0, 30, 20, 150)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"input_tokens": 5, "output_tokens": 2}, TokenUsage(5, 0, 0, 2, 0, 7)),
+        ({"prompt_tokens": 5}, TokenUsage(5)),
+        ({"prompt_tokens": 0, "completion_tokens": None}, TokenUsage()),
+        (
+            {"input_tokens": 5, "input_tokens_details": None, "output_tokens_details": {}},
+            TokenUsage(5),
+        ),
+        (
+            {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": None}},
+            TokenUsage(9),
+        ),
+        (
+            {"input_tokens": 9, "input_tokens_details": {"cache_write_tokens": 4}},
+            TokenUsage(9, 0, 4),
+        ),
+    ],
+)
+def test_from_openai_with_parts_missing(usage: dict[str, Any], expected: TokenUsage) -> None:
+    assert TokenUsage.from_openai(usage) == expected
+    assert TokenUsage.from_openai(as_object(usage)) == expected
+
+
+@pytest.mark.parametrize("form", [dict, as_object])
+def test_from_anthropic(form: Any) -> None:
+    usage = TokenUsage.from_anthropic(form(ANTHROPIC))
+    assert usage == TokenUsage(120, 100, 5, 30, 0, 150)
+    assert usage.goal_tokens == 15 + 5 + 30
+
+
+def test_from_anthropic_without_a_cache() -> None:
+    usage = {"input_tokens": 5, "cache_read_input_tokens": None, "output_tokens": 2}
+    assert TokenUsage.from_anthropic(usage) == TokenUsage(5, 0, 0, 2)
+
+
+@pytest.mark.parametrize("usage", [{}, None, 5, {"tokens": 5}, {"input_tokens": None}])
+@pytest.mark.parametrize("constructor", [TokenUsage.from_openai, TokenUsage.from_anthropic])
+def test_what_is_no_usage_is_refused(constructor: Any, usage: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^usage: must have input_tokens"):
+        constructor(usage)
+
+
+def test_a_usage_of_the_chat_api_is_none_of_anthropics() -> None:
+    with pytest.raises(InvalidValueError, match=r"must have input_tokens \(Messages API\)"):
+        TokenUsage.from_anthropic(CHAT)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "5", True, 2**63])
+@pytest.mark.parametrize(
+    ("constructor", "usage", "field"),
+    [
+        (TokenUsage.from_openai, {"input_tokens": None}, "input_tokens"),
+        (TokenUsage.from_openai, {"input_tokens": 5, "output_tokens": None}, "output_tokens"),
+        (
+            TokenUsage.from_openai,
+            {"prompt_tokens": 5, "completion_tokens": None},
+            "completion_tokens",
+        ),
+        (
+            TokenUsage.from_anthropic,
+            {"input_tokens": 1, "cache_read_input_tokens": None},
+            "cache_read_input_tokens",
+        ),
+        (TokenUsage.from_mapping, {"cachedInputTokens": None}, "cached_input_tokens"),
+    ],
+)
+def test_a_malformed_count_is_refused_by_name(
+    constructor: Any, usage: dict[str, Any], field: str, value: Any
+) -> None:
+    given = {key: value if count is None else count for key, count in usage.items()}
+    with pytest.raises(InvalidValueError) as caught:
+        constructor(given)
+    assert caught.value.field == field
+
+
+@given(usages)
+def test_to_mapping_and_back(usage: TokenUsage) -> None:
+    assert TokenUsage.from_mapping(usage.to_mapping()) == usage
+    assert TokenUsage.from_mapping({name: getattr(usage, name) for name in COUNTS}) == usage
+
+
+def test_to_mapping_has_the_names_that_clients_know() -> None:
+    assert TokenUsage(6, 5, 4, 3, 2, 1).to_mapping() == {
+        "totalTokens": 1,
+        "inputTokens": 6,
+        "cachedInputTokens": 5,
+        "cacheWriteInputTokens": 4,
+        "outputTokens": 3,
+        "reasoningOutputTokens": 2,
+    }
+
+
+def test_from_mapping_takes_what_it_knows() -> None:
+    usage = {"inputTokens": 5, "output_tokens": 2, "somethingNew": "x"}
+    assert TokenUsage.from_mapping(usage) == TokenUsage(5, 0, 0, 2)
+
+
+@pytest.mark.parametrize("usage", [{}, {"tokens": 5}, None, [("input_tokens", 5)], 5])
+def test_a_mapping_that_is_no_usage_is_refused(usage: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^usage: must"):
+        TokenUsage.from_mapping(usage)
+
+
+# -- TokenUsageInfo ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"total": {"inputTokens": 5}, "last": {"inputTokens": 2}, "modelContextWindow": 9},
+        {
+            "total_token_usage": {"input_tokens": 5},
+            "last_token_usage": {"input_tokens": 2},
+            "model_context_window": 9,
+        },
+        {
+            "totalTokenUsage": {"inputTokens": 5},
+            "lastTokenUsage": {"inputTokens": 2},
+            "model_context_window": 9,
+        },
+    ],
+)
+def test_an_info_from_the_mappings_that_there_are(mapping: dict[str, Any]) -> None:
+    assert TokenUsageInfo.from_mapping(mapping) == TokenUsageInfo(TokenUsage(5), TokenUsage(2), 9)
+
+
+@given(usages, usages, st.none() | counts)
+def test_an_info_to_a_mapping_and_back(total: TokenUsage, last: TokenUsage, window: Any) -> None:
+    info = TokenUsageInfo(total, last, window)
+    assert TokenUsageInfo.from_mapping(info.to_mapping()) == info
+
+
+def test_an_info_with_its_total_alone() -> None:
+    info = TokenUsageInfo.from_mapping({"total": {"inputTokens": 5}})
+    assert info == TokenUsageInfo(TokenUsage(5), TokenUsage(), None)
+
+
+@pytest.mark.parametrize("mapping", [{}, None, 5, {"last": {"inputTokens": 5}}, {"total": None}])
+def test_a_mapping_that_is_no_info_is_refused(mapping: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^info: must"):
+        TokenUsageInfo.from_mapping(mapping)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ((5, TokenUsage()), "total"),
+        ((TokenUsage(), None), "last"),
+        ((TokenUsage(), TokenUsage(), -1), "model_context_window"),
+        ((TokenUsage(), TokenUsage(), 1.0), "model_context_window"),
+    ],
+)
+def test_a_malformed_info_is_refused(arguments: Any, field: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        TokenUsageInfo(*arguments)
+    assert caught.value.field == field
+
+
+# -- statuses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [0, 99, 100, 101])
+@pytest.mark.parametrize("budget", [None, 100])
+@pytest.mark.parametrize("requested", [KEEP, *GoalStatus])
+@pytest.mark.parametrize("current", GoalStatus)
+def test_the_status_that_a_request_leads_to(
+    current: GoalStatus, requested: Any, budget: int | None, used: int
+) -> None:
+    spent = budget is not None and used >= budget
+    asked = current if requested is KEEP else requested
+    if asked is ACTIVE:
+        expected = BUDGET_LIMITED if spent else ACTIVE
+    elif current is BUDGET_LIMITED and asked in (PAUSED, BLOCKED):
+        expected = BUDGET_LIMITED
+    else:
+        expected = asked
+    assert requested_status(current, requested, tokens_used=used, token_budget=budget) is expected
+
+
+@pytest.mark.parametrize("mode", AccountingMode)
+@pytest.mark.parametrize("current", GoalStatus)
+def test_without_a_budget_a_charge_changes_no_status(
+    current: GoalStatus, mode: AccountingMode
+) -> None:
+    after = charged_status(current, mode, tokens_used=LARGEST, token_budget=None)
+    assert after in (current, None)
+
+
+@pytest.mark.parametrize("mode", AccountingMode)
+@pytest.mark.parametrize("budget", [1, 100])
+@pytest.mark.parametrize("current", GoalStatus)
+def test_no_charge_leaves_a_spent_goal_active(
+    current: GoalStatus, budget: int, mode: AccountingMode
+) -> None:
+    after = charged_status(current, mode, tokens_used=100, token_budget=budget)
+    assert after is not ACTIVE
+    assert after in (None, current, BUDGET_LIMITED)
+
+
+def test_the_texts_that_are_stored_and_sent() -> None:
+    assert [str(status) for status in GoalStatus] == [
+        "active",
+        "paused",
+        "blocked",
+        "usage_limited",
+        "budget_limited",
+        "complete",
+    ]
+    assert [str(kind) for kind in EventKind] == [
+        "created",
+        "usage_accounted",
+        "status_changed",
+        "cleared",
+    ]
+    assert [str(mode) for mode in AccountingMode] == [
+        "active_status_only",
+        "active_only",
+        "active_or_complete",
+        "active_or_stopped",
+    ]
+    assert repr(KEEP) == "KEEP"
+
+
+@pytest.mark.parametrize("value", ["made", None, 5, "x" * 10_000])
+def test_a_kind_that_there_is_not(value: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^kinds: must be among created") as caught:
+        check_kind(value)
+    assert len(str(caught.value)) < 250
+
+
+# -- Goal --------------------------------------------------------------------------------------------
+
+
+def _goal(**changes: Any) -> Goal:
+    values: dict[str, Any] = {
+        "thread_id": "t",
+        "goal_id": "g",
+        "objective": "Ship",
+        "status": ACTIVE,
+        "token_budget": None,
+        "tokens_used": 0,
+        "time_used_ms": 0,
+        "created_at_ms": 0,
+        "updated_at_ms": 0,
+    }
+    return Goal(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("budget", "used", "remaining"),
+    [(None, 5, None), (10, 0, 10), (10, 9, 1), (10, 10, 0), (10, 11, 0)],
+)
+def test_what_is_left_of_a_budget(budget: int | None, used: int, remaining: int | None) -> None:
+    goal = _goal(token_budget=budget, tokens_used=used)
+    assert goal.remaining_tokens == remaining
+    assert goal.has_token_budget is (budget is not None)
+
+
+@pytest.mark.parametrize(("ms", "seconds"), [(0, 0), (999, 0), (1000, 1), (1999, 1)])
+def test_whole_seconds(ms: int, seconds: int) -> None:
+    assert _goal(time_used_ms=ms).time_used_seconds == seconds
+
+
+@given(st.integers(-62_135_596_800_000, 253_402_300_799_999))
+def test_times_are_exact_to_the_millisecond(ms: int) -> None:
+    time = utc_from_ms(ms)
+    assert time.tzinfo is UTC
+    assert time.microsecond % 1000 == 0
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    difference = time - epoch
+    assert (difference.days * 86_400 + difference.seconds) * 1000 + (
+        difference.microseconds // 1000
+    ) == ms
+
+
+def test_a_goal_does_not_change() -> None:
+    goal = _goal(created_at_ms=1_500, updated_at_ms=2_500)
+    assert goal.created_at == datetime(1970, 1, 1, 0, 0, 1, 500_000, UTC)
+    assert goal.updated_at == datetime(1970, 1, 1, 0, 0, 2, 500_000, UTC)
+    with pytest.raises(FrozenInstanceError):
+        goal.tokens_used = 5  # type: ignore[misc]
+
+
+# -- identifiers -------------------------------------------------------------------------------------
+
+
+def test_ids_are_uuids_of_version_7_that_rise() -> None:
+    ids = [new_id() for _ in range(10_000)]
+    assert ids == sorted(set(ids))
+    for one in (ids[0], ids[-1]):
+        parsed = uuid.UUID(one)
+        assert (str(parsed), parsed.version, parsed.variant) == (one, 7, uuid.RFC_4122)
+
+
+def test_ids_rise_when_the_clock_jumps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = new_id()
+    monkeypatch.setattr("goal_state.identifiers.time.time_ns", lambda: 0)
+    assert new_id() > before
+
+
+def test_ids_of_many_threads_are_all_different() -> None:
+    made: list[list[str]] = [[] for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda mine=mine: mine.extend(new_id() for _ in range(2000)))
+        for mine in made
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({one for mine in made for one in mine}) == 16_000
+    assert all(mine == sorted(mine) for mine in made)
+
+
+# -- the tree of errors, and the names that are given out --------------------------------------------
+
+
+def test_every_error_is_in_the_tree_and_on_one_branch() -> None:
+    branches = (errors.RequestError, errors.DatabaseError, errors.DeliveryError)
+    for name in errors.__all__:
+        error = getattr(errors, name)
+        assert issubclass(error, GoalStateError)
+        assert sum(issubclass(error, branch) for branch in branches) == (
+            error is not GoalStateError
+        )
+        assert error.__doc__
+
+
+def test_every_public_name_is_there() -> None:
+    assert len(set(goal_state.__all__)) == len(goal_state.__all__)
+    assert all(hasattr(goal_state, name) for name in goal_state.__all__)
