@@ -40,7 +40,7 @@ from goal_state.store import GoalStore
 from goal_state.usage import ThreadUsage
 from goal_state.validation import check_amount, check_milliseconds, check_token_budget
 
-__all__ = ["CodexSchemaError", "ImportReport", "Skipped", "import_codex"]
+__all__ = ["CodexHome", "CodexSchemaError", "ImportReport", "Skipped", "import_codex"]
 
 _logger = logging.getLogger(__name__)
 
@@ -100,8 +100,42 @@ class ImportReport:
     skipped: tuple[Skipped, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CodexHome:
+    """What a data directory holds, as it was when it was read.
+
+    Attributes:
+        goals: the rows of its table of goals, as they are.
+        rollouts: its rollouts, newest first.
+    """
+
+    goals: tuple[tuple[Any, ...], ...]
+    rollouts: tuple[RolloutPath, ...]
+
+    @classmethod
+    def read(cls, home: str | os.PathLike[str]) -> CodexHome:
+        """Reads a data directory: `goals_1.sqlite`, `sessions/`, or both. No rollout is opened yet.
+
+        Raises:
+            DatabaseLocationError: it is no such directory.
+            NotADatabaseError: `goals_1.sqlite` is no SQLite database.
+            CodexSchemaError: its table of goals is missing or has other columns.
+            DatabaseCorruptError: it is damaged.
+            DatabaseBusyError: it is being written to all the time.
+            OSError: a directory cannot be listed, or the database cannot be read.
+        """
+        home = Path(home)
+        database = home / _GOALS_FILE
+        if not database.exists() and not (home / "sessions").is_dir():
+            raise DatabaseLocationError(
+                f"{str(home)!r} is no data directory: it has neither {_GOALS_FILE!r} nor 'sessions'"
+            )
+        rows = _rows(database) if database.exists() else []
+        return cls(tuple(rows), tuple(find_rollouts(home)))
+
+
 def import_codex(
-    home: str | os.PathLike[str],
+    home: CodexHome,
     store: GoalStore,
     *,
     dry_run: bool = False,
@@ -118,40 +152,27 @@ def import_codex(
     Each goal and each baseline is a transaction of its own; after a failure it can be run again.
 
     Args:
-        home: the data directory, with `goals_1.sqlite`, `sessions/`, or both.
+        home: the data directory.
         store: where to.
         dry_run: find out only; nothing is written.
         progress: see `Progress`.
 
     Raises:
-        DatabaseLocationError: it is no such directory.
-        NotADatabaseError: `goals_1.sqlite` is no SQLite database.
-        CodexSchemaError: its table of goals is missing or has other columns.
-        DatabaseCorruptError: it is damaged.
-        DatabaseBusyError: it is being written to all the time.
-        OSError: a directory cannot be listed.
         DatabaseError: the store could not be read or written.
     """
-    home = Path(home)
-    database = home / _GOALS_FILE
-    if not database.exists() and not (home / "sessions").is_dir():
-        raise DatabaseLocationError(
-            f"{str(home)!r} is no data directory: it has neither {_GOALS_FILE!r} nor 'sessions'"
-        )
-    rows = _rows(database) if database.exists() else []
-    rollouts = list(find_rollouts(home))
-    run = _Import(store, rollouts, dry_run=dry_run)
-    done, total = 0, len(rows) + len(rollouts)
-    for row in rows:
+    run = _Import(store, home.rollouts, dry_run=dry_run)
+    total = len(home.goals) + len(home.rollouts)
+
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    for done, row in enumerate(home.goals, start=1):
         run.take_goal(row)
-        done += 1
-        if progress is not None:
-            progress(done, total)
-    for rollout in rollouts:
+        tell(done)
+    for done, rollout in enumerate(home.rollouts, start=len(home.goals) + 1):
         run.take_rollout(rollout)
-        done += 1
-        if progress is not None:
-            progress(done, total)
+        tell(done)
     report = run.report()
     _logger.info(
         "%s %d goals and %d baselines from a data directory, %d skipped",
@@ -166,7 +187,9 @@ def import_codex(
 class _Import:
     """One import under way."""
 
-    def __init__(self, store: GoalStore, rollouts: list[RolloutPath], *, dry_run: bool) -> None:
+    def __init__(
+        self, store: GoalStore, rollouts: tuple[RolloutPath, ...], *, dry_run: bool
+    ) -> None:
         self._store = store
         self._dry_run = dry_run
         # The newest comes first, and of a thread the newest is the one that counts.
@@ -232,19 +255,23 @@ class _Import:
             return "states no usage"
         usage = ThreadUsage(tail.info, tail.usage_turn_id)
         try:
-            if (known := self._store.usage(thread_id)) is not None:
-                return _why_kept(known, usage)
-            if not self._dry_run:
-                self._store.transact(lambda repository: _state(repository, thread_id, usage))
+            known = self._store.usage(thread_id)
+            if known is None and not self._dry_run:
+                known = self._store.transact(lambda found: _state(found, thread_id, usage))
         except InvalidValueError as error:
             return str(error)
+        if known is not None:
+            return _why_kept(known, usage)
         self._baselines += 1
         return None
 
 
-def _state(repository: GoalRepository, thread_id: str, usage: ThreadUsage) -> None:
-    if repository.usage(thread_id) is None:  # else somebody was quicker
+def _state(repository: GoalRepository, thread_id: str, usage: ThreadUsage) -> ThreadUsage | None:
+    """States what a thread has used; where somebody was quicker, what that one said."""
+    known = repository.usage(thread_id)
+    if known is None:
         repository.set_baseline(thread_id, usage.info, turn_id=usage.turn_id)
+    return known
 
 
 def _why_kept(known: ThreadUsage, usage: ThreadUsage) -> str:

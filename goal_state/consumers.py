@@ -74,6 +74,7 @@ class Consumer:
         self._holder = new_id()
         self._position: int | None = None
         self._failures = 0
+        self._waits_its_turn = False
         self._state = threading.Condition()
         self._stop = threading.Event()
         self._nudge = threading.Event()
@@ -110,7 +111,8 @@ class Consumer:
         if self._stop.is_set():
             return True
         ends = time.monotonic() + timeout_seconds
-        drained = self.drain(timeout_seconds)
+        # One that waits its turn leaves the log to the holder of the name.
+        drained = not self._waits_its_turn and self.drain(timeout_seconds)
         self._stop.set()
         self._nudge.set()
         with self._state:
@@ -187,7 +189,8 @@ class Consumer:
             return position is not None
 
         position: int | None = None
-        if not self._source.transact(claim):
+        self._waits_its_turn = not self._source.transact(claim)
+        if self._waits_its_turn:
             return False
         self._moved_to(position)
         return True

@@ -21,6 +21,7 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
 )
 from goal_state.executor import driver_connection, primary_code, translating
+from goal_state.files import OpenedFile
 from goal_state.tables import VERSION_TABLE
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "enable_wal",
     "inspect_file",
     "is_memory",
+    "opened_file",
     "set_pragmas",
     "vacuum",
 ]
@@ -266,6 +268,13 @@ def detached_connection(engine: Engine) -> Connection:
             connection.detach()
             driver_connection(connection).isolation_level = None
         return connection
+
+
+def opened_file(connection: Connection) -> OpenedFile:
+    """The file that a connection has open."""
+    with translating():
+        databases = driver_connection(connection).execute("PRAGMA database_list").fetchall()
+    return OpenedFile(next(path for _, name, path in databases if name == "main") or "")
 
 
 def enable_wal(connection: Connection, *, busy_timeout_seconds: float = 10.0) -> None:

@@ -145,7 +145,7 @@ class DatabaseBusyError(DatabaseError):
 
 
 class DatabaseCorruptError(DatabaseError):
-    """The database file is damaged."""
+    """The database file is damaged, or its disk: SQLite takes a part that cannot be read for a damaged one."""
 
 
 class DatabaseFullError(DatabaseError):
@@ -161,7 +161,8 @@ class DatabaseIOError(DatabaseError):
 
 
 class DatabaseReplacedError(DatabaseError):
-    """The file was deleted or replaced by another one while the store had it open."""
+    """The file was moved, deleted or replaced by another one while the store had it open. Nothing is written
+    to it any more. Once it is back in its place the store goes on; for another file open a new store."""
 
 
 class DeliveryError(GoalStateError):

@@ -47,7 +47,7 @@ _BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
     sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "another connection holds a table; try again"),
     sqlite3.SQLITE_CORRUPT: (
         DatabaseCorruptError,
-        "the database file is damaged; restore a backup",
+        "the database file is damaged, or the disk that it lies on; restore a backup",
     ),
     sqlite3.SQLITE_NOTADB: (
         DatabaseCorruptError,
@@ -84,7 +84,7 @@ def translated(error: sqlite3.Error) -> Exception:
     if code is None:
         return error
     if code == _CONSTRAINT_DATATYPE:
-        return UsageOverflowError("usage", "the sum would be 2^63 or more")
+        return _too_large()
     kind, sentence = _BY_CODE.get(code & 0xFF, (None, ""))
     if kind is None:
         return error
@@ -143,27 +143,49 @@ class Executor:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
         self._dialect = connection.dialect
         self._dialect_name = self._dialect.name
+        self._use(connection)
+
+    def _use(self, connection: Connection) -> None:
+        self._connection = connection
         self._driver = driver_connection(connection)
         self._cursor = self._driver.cursor()
+        self.failure: DatabaseError | None = None
+        """What the database failed at on this connection. It may have undone the transaction, and may
+        keep what it should not (pages that were damaged, a file that could only be read)."""
+
+    def replace_connection(self, connection: Connection) -> None:
+        """Goes on with another connection to the same database; the one before is closed."""
+        self.close()
+        self._use(connection)
+
+    def failed(self, error: sqlite3.Error) -> Exception:
+        """The library's error for one of the driver's. Unless it was busy, `failure` is that from now on."""
+        known = translated(error)
+        if isinstance(known, DatabaseError) and not isinstance(known, DatabaseBusyError):
+            self.failure = known
+        return known
 
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Runs a statement. The cursor that comes back is the same one each time: fetch at once."""
         text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
         try:
             return self._cursor.execute(text, values)
-        except (sqlite3.Error, OverflowError) as error:
-            raise _raised(error) from error
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+        except OverflowError as error:
+            raise _too_large() from error
 
     def run_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
         """Runs a statement once for each row of values."""
         text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
         try:
             self._cursor.executemany(text, rows)
-        except (sqlite3.Error, OverflowError) as error:
-            raise _raised(error) from error
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+        except OverflowError as error:
+            raise _too_large() from error
 
     def stream(self, statement: Statement, values: Sequence[Any] = ()) -> Iterator[Any]:
         """The rows of a long result, one by one, on a cursor of their own."""
@@ -172,7 +194,7 @@ class Executor:
         try:
             yield from cursor.execute(text, values)
         except sqlite3.Error as error:
-            raise _raised(error) from error
+            raise self.failed(error) from error
         finally:
             cursor.close()
 
@@ -200,7 +222,7 @@ class Executor:
         try:
             self._cursor.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise translated(error) from error
+            raise self.failed(error) from error
 
     def commit(self) -> None:
         """Ends the transaction; on an error it was rolled back."""
@@ -208,12 +230,15 @@ class Executor:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
             self.rollback()
-            raise translated(error) from error
+            raise self.failed(error) from error
 
     def rollback(self) -> None:
         """Undoes the transaction, if there still is one: SQLite itself ends it after some errors."""
         if self._driver.in_transaction:
-            self._cursor.execute("ROLLBACK")
+            try:
+                self._cursor.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                self.failed(error)  # the transaction ends with the connection
 
     @contextmanager
     def snapshot(self) -> Generator[None]:
@@ -259,9 +284,7 @@ class Executor:
         self._connection.close()
 
 
-def _raised(error: Exception) -> Exception:
-    if isinstance(error, sqlite3.Error):
-        return translated(error)
+def _too_large() -> UsageOverflowError:
     return UsageOverflowError("usage", "the sum would be 2^63 or more")
 
 

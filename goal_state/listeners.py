@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Self
 
+from goal_state.errors import InvalidValueError
 from goal_state.events import EventKind, GoalEvent, check_kind
 from goal_state.validation import check_optional_name
 
@@ -78,6 +79,8 @@ class Listeners:
         thread_id: str | None,
     ) -> Subscription:
         """Adds a listener; see `GoalStore.subscribe`."""
+        if not (kinds is None or isinstance(kinds, Iterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("kinds", f"must be many, not {type(kinds).__name__}")
         wanted = None if kinds is None else frozenset(check_kind(kind) for kind in kinds)
         thread_id = check_optional_name("thread_id", thread_id)
         subscription = Subscription(self, listener, wanted, thread_id)

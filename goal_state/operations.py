@@ -166,7 +166,8 @@ class GoalOperations(ABC):
         """Adds usage to the thread's goal; a charge that fills the budget makes it `budget_limited`.
 
         A charge that no status accepts, that finds no goal or another one than expected, or that is of
-        nothing, changes nothing; `applied` is False then.
+        nothing (without a key), changes nothing; `applied` is False then. One of nothing with a key is
+        recorded, so that the key is taken.
 
         Args:
             thread_id: the conversation.

@@ -6,6 +6,7 @@ its readers share with the writer.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -50,7 +51,10 @@ class PooledReaders:
             return self._connect()
 
     def release(self, reader: GoalRepository) -> None:
-        """Keeps the connection for the next reader."""
+        """Keeps the connection for the next reader, unless the database has failed on it."""
+        if reader.executor.failure is not None:
+            reader.executor.close()
+            return
         self._idle.append(reader)
         if self._closed:
             self.close()
@@ -97,5 +101,7 @@ def reading(readers: Readers) -> Generator[GoalRepository]:
     reader = readers.acquire()
     try:
         yield reader
+    except sqlite3.Error as error:  # from fetching the rows of a statement that began well
+        raise reader.executor.failed(error) from error
     finally:
         readers.release(reader)

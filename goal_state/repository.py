@@ -26,6 +26,7 @@ from goal_state.errors import (
     GoalExistsError,
     GoalNotFoundError,
     IdempotencyConflictError,
+    InvalidValueError,
     StaleGoalError,
 )
 from goal_state.event_log import EventLog, EventRow, RecordedCharge, charge_rows
@@ -59,7 +60,7 @@ from goal_state.requests import (
 from goal_state.tables import goals
 from goal_state.usage import ThreadUsage, TokenUsageInfo
 from goal_state.usage_log import UsageLog
-from goal_state.validation import check_name
+from goal_state.validation import check_amount, check_name
 
 __all__ = ["GoalRepository", "wall_clock_ms"]
 
@@ -201,7 +202,14 @@ class GoalRepository(GoalOperations):
     def goals_page(
         self, *, after: str = "", status: GoalStatus | str | None = None, limit: int = 500
     ) -> list[Goal]:
-        """Up to `limit` goals with a `goal_id` behind `after`, in the order in which they were made."""
+        """Up to `limit` goals with a `goal_id` behind `after`, in the order in which they were made.
+
+        Raises:
+            InvalidValueError: an argument is out of its bounds.
+        """
+        if after != "":
+            after = check_name("after", after)
+        limit = check_amount("limit", limit)
         if status is None:
             rows = self.executor.run(_PAGE, (after, limit)).fetchall()
         else:
@@ -223,8 +231,11 @@ class GoalRepository(GoalOperations):
 
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request in the host's transaction and returns its result."""
+        handler = self._handlers.get(type(request))
+        if handler is None:
+            raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
         self.executor.join_transaction()
-        return self._handlers[type(request)](request)
+        return handler(request)
 
     def _create(self, request: Creation) -> Goal:
         old = self._select(request.thread_id)
@@ -426,9 +437,9 @@ class GoalRepository(GoalOperations):
         after, _ = next_baseline(before, request.total, request.turn_id)
         goal = self._select(request.thread_id)
         goal_id = None if goal is None else goal.goal_id
-        if after is None:
-            self.usage_log.touch(request.thread_id, goal_id, wall_clock_ms())
-        else:
+        if after is None and (stored := self.usage_log.read(request.thread_id)) is not None:
+            after = stored if request.turn_id is None else stored._replace(turn_id=request.turn_id)
+        if after is not None:
             self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
 
     def _reconcile(self, request: Reconciliation) -> Accounting:

@@ -196,6 +196,8 @@ class Charges(Request[list[Accounting]]):
     __slots__ = ("charges",)
 
     def __init__(self, charges: Iterable[Charge]) -> None:
+        if not isinstance(charges, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("charges", f"must be many, not {type(charges).__name__}")
         self.charges: list[Charge] = list(charges)
         for number, charge in enumerate(self.charges):
             if not isinstance(charge, Charge):  # pyright: ignore[reportUnnecessaryIsInstance]

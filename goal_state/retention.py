@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import and_, bindparam, delete, exists, func, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
@@ -42,7 +52,9 @@ def _carry_forward() -> Executable:
     )
     last = goal_events.alias("last")
     # A join by WHERE: after one by ON, SQLite would take ON CONFLICT for a part of it.
-    sums = select(*old.columns, last.c.goal_status).where(last.c.position == old.c.through_position)
+    cleared: ColumnElement[str] = literal_column("'cleared'")
+    status = case((last.c.kind == cleared, cleared), else_=last.c.goal_status)
+    sums = select(*old.columns, status).where(last.c.position == old.c.through_position)
     statement = insert(goal_balances).from_select([c.name for c in goal_balances.columns], sums)
     new = statement.excluded
     return statement.on_conflict_do_update(
@@ -77,6 +89,7 @@ def _ended() -> Executable:
             ~exists().where(goals.c.goal_id == _E.goal_id),
             ~exists().where(other.c.goal_id == _E.goal_id, other.c.position > _E.position),
         )
+        .order_by(_E.position)  # a goal before the one that took its place
         .limit(literal_column("1000"))
         .offset(literal_column("0"))
     )

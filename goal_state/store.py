@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
 from goal_state import migrate as migrations
@@ -25,6 +25,7 @@ from goal_state.database import (
     enable_wal,
     inspect_file,
     is_memory,
+    opened_file,
     set_pragmas,
 )
 from goal_state.errors import (
@@ -46,7 +47,7 @@ from goal_state.retention import last_prunable_position, prune_chunk, prune_ende
 from goal_state.transfer import back_up, export_lines, import_lines
 from goal_state.turnstile import Turnstile, gate
 from goal_state.usage import ThreadUsage
-from goal_state.validation import check_amount, check_name, check_optional_name, check_time_ms
+from goal_state.validation import check_amount, check_name, check_optional_name, check_path, check_time_ms
 from goal_state.verification import Difference, verify
 from goal_state.writer import Writer
 
@@ -66,26 +67,30 @@ class GoalStore(GoalOperations):
     """
 
     def __init__(
-        self, engine: Engine, connect: Callable[[], GoalRepository], busy_timeout_seconds: float
+        self, engine: Engine, connect: Callable[[], Connection], busy_timeout_seconds: float
     ) -> None:
         """Use `GoalStore.open`."""
         self._engine = engine
+        self._connect = connect
         self._refusal: RequestError | None = None
         self._listeners = Listeners()
-        self._repository = connect()
+        connection = connect()
+        self._file = opened_file(connection)
+        self._repository = GoalRepository(connection)
         self._gate = gate(database_path(engine), busy_timeout_seconds)
-        if isinstance(self._gate, Turnstile):
-            self._repository.executor.wait_for_lock(0)  # the turnstile waits
+        self._leave_waiting_to_gate()
         self._writer = Writer(
             self._repository,
             self._gate,
+            check_file=self._file.check,
+            reconnect=self._reconnect_writer,
             on_commit=self._listeners.commit,
             on_rollback=self._listeners.rollback,
         )
         self._readers: Readers = (
             SharedReader(self._repository, self._writer.lock)
             if is_memory(engine)
-            else PooledReaders(connect)
+            else PooledReaders(self._connect_reader)
         )
         self._consumers: set[Consumer] = set()
         _open_stores.add(self)
@@ -142,12 +147,16 @@ class GoalStore(GoalOperations):
                 create_file(path)
         migrations.ensure_current(engine, revision, migrate=migrate)
 
-        def connect() -> GoalRepository:
+        def connect() -> Connection:
             connection = detached_connection(engine)
-            if not own:
-                set_pragmas(driver_connection(connection), durability, timeout_ms)
-            enable_wal(connection, busy_timeout_seconds=busy_timeout_seconds)
-            return GoalRepository(connection)
+            try:
+                if not own:
+                    set_pragmas(driver_connection(connection), durability, timeout_ms)
+                enable_wal(connection, busy_timeout_seconds=busy_timeout_seconds)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
 
         return cls(engine, connect, busy_timeout_seconds)
 
@@ -164,6 +173,8 @@ class GoalStore(GoalOperations):
         reader = self._readers.acquire()
         try:
             return reader.get(thread_id)
+        except sqlite3.Error as error:  # as in `reading`
+            raise reader.executor.failed(error) from error
         finally:
             self._readers.release(reader)
 
@@ -312,7 +323,12 @@ class GoalStore(GoalOperations):
         return consumer
 
     def read_events(self, after: int, limit: int) -> list[GoalEvent]:
-        """One page of the log: up to `limit` events behind a position."""
+        """One page of the log: up to `limit` events behind a position.
+
+        Raises:
+            InvalidValueError: an argument is out of its bounds.
+        """
+        after, limit = check_amount("after", after), check_amount("limit", limit)
         return self._read(lambda reader: reader.log.page(after, limit))
 
     def last_position(self) -> int:
@@ -363,7 +379,8 @@ class GoalStore(GoalOperations):
             DatabaseLocationError: the file exists, or its folder does not.
             DatabaseError: the copy could not be made; nothing of it is left.
         """
-        self._read(lambda reader: back_up(reader, Path(path), progress))
+        place = check_path("path", path)
+        self._read(lambda reader: back_up(reader, place, progress))
 
     def export_lines(self) -> Iterator[str]:
         """Everything in the store as lines of JSON, as of one snapshot, in bounded memory.
@@ -434,6 +451,21 @@ class GoalStore(GoalOperations):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _connect_reader(self) -> GoalRepository:
+        self._file.check()  # else SQLite would make an empty file where there is none
+        return GoalRepository(self._connect())
+
+    def _reconnect_writer(self) -> None:
+        self._file.check()
+        self._repository.executor.replace_connection(self._connect())
+        self._leave_waiting_to_gate()
+
+    def _leave_waiting_to_gate(self) -> None:
+        if isinstance(self._gate, Turnstile):
+            self._repository.executor.wait_for_lock(0)
 
     # -- shared steps ------------------------------------------------------------------------------
 

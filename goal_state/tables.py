@@ -172,7 +172,7 @@ goal_balances: Final = Table(
     Column("through_position", Integer, nullable=False),
     Column("tokens", Integer, nullable=False),
     Column("time_ms", Integer, nullable=False),
-    Column("status", Text, nullable=False),
+    Column("status", Text, nullable=False),  # or "cleared"
     CheckConstraint("tokens >= 0 AND time_ms >= 0", name="sums"),
     CheckConstraint("through_position > 0", name="through_position"),
     sqlite_strict=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
@@ -46,16 +46,6 @@ _GOAL = Statement(
 _WRITE = Statement(_upsert, " ".join(_COLUMNS))
 
 
-_TOUCH = Statement(
-    lambda: (
-        update(thread_usage)
-        .where(thread_usage.c.thread_id == bindparam("b_thread_id"))
-        .values(goal_id=bindparam("b_goal_id"), updated_at_ms=bindparam("b_now_ms"))
-    ),
-    "b_now_ms b_goal_id b_thread_id",
-)
-
-
 class UsageLog:
     """Reads and moves baselines inside a transaction that its owner began."""
 
@@ -84,10 +74,6 @@ class UsageLog:
         """
         row = self._executor.run(_GOAL, (thread_id,)).fetchone()
         return None if row is None else row[0]
-
-    def touch(self, thread_id: str, goal_id: str | None, now_ms: int) -> None:
-        """Notes that the baseline is right, in the time of a goal (or of none)."""
-        self._executor.run(_TOUCH, (now_ms, goal_id, thread_id))
 
     def write(self, thread_id: str, usage: ThreadUsage, goal_id: str | None, now_ms: int) -> None:
         """Takes a usage as the thread's baseline, in the time of a goal (or of none)."""

@@ -7,7 +7,9 @@ field and the bound that it breaks.
 from __future__ import annotations
 
 import math
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from goal_state.errors import InvalidValueError
@@ -21,6 +23,7 @@ __all__ = [
     "check_name",
     "check_objective",
     "check_optional_name",
+    "check_path",
     "check_time_ms",
     "check_token_budget",
 ]
@@ -36,6 +39,8 @@ MAX_OBJECTIVE_CHARACTERS: Final = 4000
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MIN_TIME_MS: Final = -62_135_596_800_000
+_MAX_TIME_MS: Final = 253_402_300_799_999
 
 
 def _text(field: str, value: object) -> str:
@@ -68,6 +73,21 @@ def check_name(field: str, value: object) -> str:
 def check_optional_name(field: str, value: object) -> str | None:
     """A name, or None."""
     return None if value is None else check_name(field, value)
+
+
+def check_path(field: str, value: object) -> Path:
+    """A path, as text or as an `os.PathLike` of text, that a file can be named by."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if not isinstance(text, str):
+        raise InvalidValueError(field, f"must be a path, not {type(value).__name__}")
+    text = str.__str__(text)
+    if "\0" in text:
+        raise InvalidValueError(field, "must not contain a NUL character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InvalidValueError(field, "must not contain a lone surrogate") from None
+    return Path(text)
 
 
 def check_objective(value: object, field: str = "objective") -> str:
@@ -133,12 +153,17 @@ def check_milliseconds(field: str, value: object) -> int:
 
 
 def check_time_ms(field: str, value: object) -> int:
-    """An aware datetime as a Unix time in whole milliseconds."""
+    """An aware datetime, from the year 1 to 9999 in UTC, as a Unix time in whole milliseconds."""
     if not isinstance(value, datetime):
         raise InvalidValueError(field, f"must be a datetime, not {type(value).__name__}")
     if value.utcoffset() is None:
         raise InvalidValueError(field, "must be aware: give its time zone")
-    return (value - _EPOCH) // timedelta(milliseconds=1)
+    milliseconds = (value - _EPOCH) // timedelta(milliseconds=1)
+    if (
+        not _MIN_TIME_MS <= milliseconds <= _MAX_TIME_MS
+    ):  # one of another zone's first or last hours
+        raise InvalidValueError(field, "must be from the year 1 to 9999 in UTC")
+    return milliseconds
 
 
 def _shown(number: int) -> str:

@@ -55,6 +55,20 @@ _LEDGERS_OF_THREAD = Statement(
     "thread_id same_thread_id",
 )
 
+_REPLACED = Statement(
+    lambda: (
+        select(_E.position)
+        .where(
+            _E.thread_id == bindparam("thread_id"),
+            _E.kind == literal_column("'created'"),
+            _E.replaced_goal_id == bindparam("goal_id"),
+        )
+        .limit(literal_column("1"))
+        .offset(literal_column("0"))
+    ),
+    "thread_id goal_id",
+)
+
 _PAGE: Final = 500
 
 
@@ -104,13 +118,14 @@ class _Ledger:
         if (kind == "created") == self.created:
             self._differs(f"event {position}", kind, "one created, first")
         self.created = True
-        self.cleared = kind == "cleared"
+        self.cleared |= kind == "cleared"
         self.tokens += tokens
         self.time_ms += time_ms
         self.status = status
         if kind == "created" and row[10] is not None:
             # What was pruned came behind it; the balance says what that added up to.
             self.tokens, self.time_ms, self.status = row[10:13]
+            self.cleared = self.status == "cleared"
         if kind == "usage_accounted":
             if cumulative_tokens != self.tokens:
                 self._differs(f"event {position} cumulative_tokens", cumulative_tokens, self.tokens)
@@ -151,6 +166,8 @@ def verify(repository: GoalRepository, thread_id: str | None) -> Iterator[Differ
                 ledger.compare(goal)
                 yield from _budget(goal)
                 goal = next(stored, None)
+            elif not ledger.cleared and not _was_replaced(executor, ledger):
+                yield Difference(ledger.thread_id, ledger.goal_id, "goal_id", None, ledger.goal_id)
             yield from ledger.differences
         while goal is not None:
             yield _without_log(goal)
@@ -183,6 +200,10 @@ def _ledgers(executor: Executor, thread_id: str | None) -> Iterator[_Ledger]:
         ledger.add(row)
     if ledger is not None:
         yield ledger
+
+
+def _was_replaced(executor: Executor, ledger: _Ledger) -> bool:
+    return executor.run(_REPLACED, (ledger.thread_id, ledger.goal_id)).fetchone() is not None
 
 
 def _without_log(goal: Goal) -> Difference:

@@ -8,6 +8,7 @@ thread of its own, and a caller alone pays nothing for it.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -46,6 +47,8 @@ class Writer:
         repository: GoalRepository,
         gate: Gate,
         *,
+        check_file: Callable[[], None],
+        reconnect: Callable[[], None],
         on_commit: Callable[[], None],
         on_rollback: Callable[[], None],
     ) -> None:
@@ -53,12 +56,16 @@ class Writer:
         Args:
             repository: the one that all work is handed to.
             gate: how each transaction takes its turn with other processes.
+            check_file: called before each commit; raises if the file is no longer the one that was opened.
+            reconnect: gives the repository a new connection, after the database failed on the old one.
             on_commit: called after each commit, before the next transaction begins.
             on_rollback: called when a transaction was undone.
         """
         self._repository = repository
         self._executor = repository.executor
         self._gate = gate
+        self._check_file = check_file
+        self._reconnect = reconnect
         self._on_commit = on_commit
         self._on_rollback = on_rollback
         self._waiting: deque[_Call[Any]] = deque()
@@ -144,9 +151,8 @@ class Writer:
                     self._carry_out([call])
         except BaseException:
             # An interrupt of this caller. If it came just after the commit, all is done.
-            if not self._executor.in_transaction:
-                for call in self._committing:
-                    call.done = True
+            if self._committing and not self._executor.in_transaction:
+                self._conclude(self._committing, None)
             # Else the others' calls are for the next one to lead.
             self._undo()
             left = [call for call in group if not call.done and call is not own]
@@ -159,17 +165,22 @@ class Writer:
         executor = self._executor
         failure: BaseException | None = None
         try:
+            if executor.failure is not None:
+                self._reconnect()
             self._gate.enter(executor.begin)
             try:
                 for call in group:
                     call.result = call.work(self._repository)
+                if executor.failure is not None:  # and the work made light of it
+                    raise executor.failure
+                self._check_file()
             except KeyboardInterrupt:  # meant for the thread that leads, whoever's work it hit
                 raise
             except BaseException as error:
                 self._undo()
                 if len(group) > 1:
                     return False
-                failure = error
+                failure = executor.failed(error) if isinstance(error, sqlite3.Error) else error
             else:
                 self._committing = group
                 executor.commit()
@@ -178,12 +189,16 @@ class Writer:
             failure = error
         finally:
             self._gate.leave()
+        self._conclude(group, failure)
+        return True
+
+    def _conclude(self, group: list[_Call[Any]], failure: BaseException | None) -> None:
         for call in group:
             call.error = failure
             call.done = True
         if failure is None:
             self._on_commit()
-        return True
+        self._committing = []
 
     def _undo(self) -> None:
         self._executor.rollback()

@@ -30,7 +30,14 @@ from goal_state import (
     TokenUsage,
 )
 from goal_state import codex_import as importer
-from goal_state.codex_import import CodexSchemaError, Skipped, import_codex
+from goal_state.codex_import import (
+    CodexHome,
+    CodexSchemaError,
+    ImportReport,
+    Skipped,
+    import_codex,
+)
+from goal_state.meter import GoalMeter
 from goal_state.replay import ThreadHub
 from goal_state.rollout import find_rollout, find_rollouts
 from goal_state.testing import TURN_ID, USAGE, rollout, rollout_with_token_usage
@@ -66,6 +73,10 @@ def row(number: int = 1, **values: Any) -> Row:
         "created_at_ms": 1_700_000_000_000 + number,
         "updated_at_ms": 1_700_000_900_000 + number,
     } | values
+
+
+def imported(home: Path, store: GoalStore, **options: Any) -> ImportReport:
+    return import_codex(CodexHome.read(home), store, **options)
 
 
 def make_home(home: Path, *rows: Row, journal_mode: str = "DELETE") -> Path:
@@ -107,7 +118,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_goals_keep_their_ids_values_and_times(store: GoalStore, home: Path) -> None:
-    report = import_codex(home, store)
+    report = imported(home, store)
     goals = sorted(store.goals(), key=lambda goal: goal.thread_id)
     assert report.goals == len(goals) == 6
     for goal, source in zip(goals, source_rows(), strict=True):
@@ -120,7 +131,7 @@ def test_goals_keep_their_ids_values_and_times(store: GoalStore, home: Path) -> 
 
 
 def test_the_ledger_leads_to_the_goal(store: GoalStore, home: Path) -> None:
-    import_codex(home, store)
+    imported(home, store)
     for goal in store.goals():
         first, *rest = store.events(goal_id=goal.goal_id)
         assert (first.kind, first.occurred_at_ms) == (EventKind.CREATED, goal.created_at_ms)
@@ -137,7 +148,7 @@ def test_the_ledger_leads_to_the_goal(store: GoalStore, home: Path) -> None:
 def test_real_rollouts_give_the_totals_that_the_recorded_runs_had(
     store: GoalStore, home: Path
 ) -> None:
-    report = import_codex(home, store)
+    report = imported(home, store)
     rollouts = list(find_rollouts(home))
     assert report.baselines == len(rollouts) == 7
     assert report.skipped == ()
@@ -167,14 +178,14 @@ def test_real_rollouts_give_the_totals_that_the_recorded_runs_had(
 
 def test_the_directory_is_left_as_it_was(store: GoalStore, home: Path) -> None:
     before = fingerprints(home)
-    import_codex(home, store)
+    imported(home, store)
     assert fingerprints(home) == before
 
 
 def test_a_second_import_changes_nothing(store: GoalStore, database: Path, home: Path) -> None:
-    import_codex(home, store)
+    imported(home, store)
     before = contents(database)
-    report = import_codex(home, store)
+    report = imported(home, store)
     assert contents(database) == before
     assert (report.goals, report.baselines, report.budget_limited) == (0, 0, ())
     assert {skipped.reason for skipped in report.skipped} == {
@@ -185,7 +196,7 @@ def test_a_second_import_changes_nothing(store: GoalStore, database: Path, home:
 
 
 def test_resuming_what_was_imported_charges_nothing(store: GoalStore, home: Path) -> None:
-    import_codex(home, store)
+    imported(home, store)
     goals, events = list(store.goals()), list(store.events())
     hub, client = ThreadHub(store, home=home), Client()
     for number, goal in enumerate(goals):
@@ -196,7 +207,7 @@ def test_resuming_what_was_imported_charges_nothing(store: GoalStore, home: Path
 
 
 def test_an_imported_goal_pays_from_here_on(store: GoalStore, home: Path) -> None:
-    import_codex(home, store)
+    imported(home, store)
     [goal] = store.goals("active")
     known = store.usage(goal.thread_id)
     assert known is not None
@@ -212,16 +223,16 @@ def test_a_dry_run_says_the_same_and_writes_nothing(
 ) -> None:
     store.create(source_rows()[0][0], "A goal of its own")
     before, files = contents(database), fingerprints(home)
-    planned = import_codex(home, store, dry_run=True)
+    planned = imported(home, store, dry_run=True)
     assert contents(database) == before
     assert fingerprints(home) == files
     assert planned.goals == 5
-    assert import_codex(home, store) == planned
+    assert imported(home, store) == planned
 
 
 def test_progress_is_told_step_by_step(store: GoalStore, home: Path) -> None:
     steps: list[tuple[int, int]] = []
-    import_codex(home, store, progress=lambda done, total: steps.append((done, total)))
+    imported(home, store, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(done, 13) for done in range(1, 14)]
 
 
@@ -229,7 +240,7 @@ def test_progress_is_told_step_by_step(store: GoalStore, home: Path) -> None:
 
 
 def test_only_goals(store: GoalStore, tmp_path: Path) -> None:
-    report = import_codex(make_home(tmp_path / "home", row()), store)
+    report = imported(make_home(tmp_path / "home", row()), store)
     assert (report.goals, report.baselines, report.skipped) == (1, 0, ())
     assert only(store).tokens_used == 10
     assert only(store).time_used_ms == 3_000
@@ -241,13 +252,16 @@ def test_an_active_goal_that_has_spent_its_budget_is_budget_limited(
     store: GoalStore, tmp_path: Path, used: int
 ) -> None:
     home = make_home(tmp_path / "home", row(1, tokens_used=used), row(2, tokens_used=999))
-    report = import_codex(home, store)
+    report = imported(home, store)
     assert report.goals == 2
     assert report.budget_limited == ("thread-1",)
     assert [goal.status for goal in store.goals()] == ["budget_limited", "active"]
-    # As if a charge had filled it: the host was told once, and is not told again.
-    kinds = [event.kind for event in store.events(thread_id="thread-1")]
-    assert kinds == [EventKind.CREATED, EventKind.USAGE_ACCOUNTED, EventKind.STATUS_CHANGED]
+    told = [(event.kind, event.goal_status) for event in store.events(thread_id="thread-1")]
+    assert told == [
+        (EventKind.CREATED, GoalStatus.ACTIVE),
+        (EventKind.USAGE_ACCOUNTED, GoalStatus.BUDGET_LIMITED),
+        (EventKind.STATUS_CHANGED, GoalStatus.BUDGET_LIMITED),
+    ]
     assert store.verify() == []
 
 
@@ -257,7 +271,7 @@ def test_every_other_status_is_kept(
     store: GoalStore, tmp_path: Path, status: str, used: int
 ) -> None:
     home = make_home(tmp_path / "home", row(1, status=status, tokens_used=used))
-    report = import_codex(home, store)
+    report = imported(home, store)
     assert (report.goals, report.budget_limited, report.skipped) == (1, (), ())
     assert (only(store).status, only(store).tokens_used) == (status, used)
     assert store.verify() == []
@@ -265,7 +279,7 @@ def test_every_other_status_is_kept(
 
 def test_a_goal_of_its_own_is_kept(store: GoalStore, tmp_path: Path) -> None:
     own = store.create("thread-1", "Mine")
-    report = import_codex(make_home(tmp_path / "home", row(1), row(2)), store)
+    report = imported(make_home(tmp_path / "home", row(1), row(2)), store)
     assert report.goals == 1
     assert report.skipped == (
         Skipped("goal", "thread-1", "the thread has a goal of its own in the store"),
@@ -275,10 +289,10 @@ def test_a_goal_of_its_own_is_kept(store: GoalStore, tmp_path: Path) -> None:
 
 def test_a_goal_that_was_cleared_since_does_not_come_back(store: GoalStore, tmp_path: Path) -> None:
     home = make_home(tmp_path / "home", row())
-    import_codex(home, store)
+    imported(home, store)
     store.clear("thread-1")
     for dry_run in (True, False):
-        report = import_codex(home, store, dry_run=dry_run)
+        report = imported(home, store, dry_run=dry_run)
         [skipped] = report.skipped
         assert skipped.reason == "was imported already, and cleared or replaced since"
         assert store.count() == 0
@@ -288,11 +302,11 @@ def test_a_goal_that_was_cleared_since_does_not_come_back(store: GoalStore, tmp_
 def test_an_id_that_two_goals_have_is_taken_once(store: GoalStore, tmp_path: Path) -> None:
     home = make_home(tmp_path / "home", row(1), row(2, goal_id=goal_id(1)))
     expected = (Skipped("goal", "thread-2", "another thread has, or had, a goal of the same id"),)
-    planned = import_codex(home, store, dry_run=True)
+    planned = imported(home, store, dry_run=True)
     assert planned.skipped == expected
-    assert import_codex(home, store) == planned
+    assert imported(home, store) == planned
     assert only(store).thread_id == "thread-1"
-    assert expected[0] in import_codex(home, store).skipped
+    assert expected[0] in imported(home, store).skipped
 
 
 @pytest.mark.parametrize(
@@ -318,8 +332,8 @@ def test_what_cannot_be_a_goal_is_left_out_and_the_rest_taken(
     store: GoalStore, tmp_path: Path, values: Row, reason: str
 ) -> None:
     home = make_home(tmp_path / "home", row(1, **values), row(2))
-    planned = import_codex(home, store, dry_run=True)
-    report = import_codex(home, store)
+    planned = imported(home, store, dry_run=True)
+    report = imported(home, store)
     assert report == planned
     [skipped] = report.skipped
     assert skipped.kind == "goal"
@@ -335,7 +349,7 @@ def test_text_that_is_not_utf8_is_left_out_and_the_rest_taken(
         home / "goals_1.sqlite",
         "UPDATE thread_goals SET objective = CAST(x'ff41' AS TEXT) WHERE thread_id = 'thread-1'",
     )
-    report = import_codex(home, store)
+    report = imported(home, store)
     assert report.skipped == (
         Skipped("goal", "thread-1", "objective: must not contain a lone surrogate"),
     )
@@ -343,7 +357,7 @@ def test_text_that_is_not_utf8_is_left_out_and_the_rest_taken(
 
 
 def test_whitespace_around_an_objective_goes(store: GoalStore, tmp_path: Path) -> None:
-    import_codex(make_home(tmp_path / "home", row(objective="  Ship it\n")), store)
+    imported(make_home(tmp_path / "home", row(objective="  Ship it\n")), store)
     assert only(store).objective == "Ship it"
 
 
@@ -356,7 +370,7 @@ def test_columns_and_tables_that_are_not_known_are_no_matter(
         "ALTER TABLE thread_goals ADD COLUMN mood TEXT",
         "CREATE TABLE more (a)",
     )
-    assert import_codex(home, store).goals == 1
+    assert imported(home, store).goals == 1
 
 
 def test_a_goal_that_came_meanwhile_is_left_alone(
@@ -371,10 +385,23 @@ def test_a_goal_that_came_meanwhile_is_left_alone(
         store.create("thread-1", "Quicker")
 
     monkeypatch.setattr(importer._Import, "_check_new", check_and_lose)
-    report = import_codex(home, store)
+    report = imported(home, store)
     assert report.goals == 0
     assert len(report.skipped) == 1
     assert only(store).objective == "Quicker"
+
+
+def test_a_budget_that_was_used_up_before_the_import_is_not_announced_again(
+    store: GoalStore, tmp_path: Path
+) -> None:
+    imported(make_home(tmp_path / "home", row(tokens_used=1_000)), store)
+    store.resume("thread-1", token_budget=1_010)
+    meter = GoalMeter(store, "thread-1")
+    meter.start_turn("turn-1")
+    reading = meter.observe(TokenUsage(20))
+    assert reading.charged
+    assert only(store).status is GoalStatus.BUDGET_LIMITED
+    assert not reading.budget_exhausted
 
 
 # -- rollouts ----------------------------------------------------------------------------------------
@@ -382,7 +409,7 @@ def test_a_goal_that_came_meanwhile_is_left_alone(
 
 def test_only_rollouts(store: GoalStore, tmp_path: Path) -> None:
     used, silent = rollout_with_token_usage(tmp_path), rollout(tmp_path)
-    report = import_codex(tmp_path, store)
+    report = imported(tmp_path, store)
     assert (report.goals, report.baselines) == (0, 1)
     assert store.usage(used) == (USAGE, TURN_ID)
     assert store.usage(silent) is None
@@ -399,7 +426,7 @@ def test_a_baseline_that_is_there_stays(store: GoalStore, tmp_path: Path) -> Non
         store.create(thread_id, "Ship it")
         store.set_baseline(thread_id, TokenUsage(tokens), turn_id="mine")
     events = list(store.events())
-    report = import_codex(tmp_path, store)
+    report = imported(tmp_path, store)
     assert report.baselines == 0
     reasons = {Path(skipped.name).stem[-36:]: skipped.reason for skipped in report.skipped}
     assert "the difference is charged" in reasons[lower]
@@ -413,6 +440,27 @@ def test_a_baseline_that_is_there_stays(store: GoalStore, tmp_path: Path) -> Non
     assert goal.tokens_used == USAGE.total.goal_tokens - 1
 
 
+def test_a_baseline_that_came_meanwhile_is_left_alone(
+    store: GoalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread_id = rollout_with_token_usage(tmp_path)
+    look = store.usage
+
+    def look_and_lose(asked: str) -> Any:
+        known = look(asked)
+        store.set_baseline(thread_id, TokenUsage(7))
+        return known
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "usage", look_and_lose)
+        report = imported(tmp_path, store)
+    assert report.baselines == 0
+    assert len(report.skipped) == 1
+    known = store.usage(thread_id)
+    assert known is not None
+    assert known.info.total == TokenUsage(7)
+
+
 def test_of_several_rollouts_of_a_thread_the_newest_counts(
     store: GoalStore, tmp_path: Path
 ) -> None:
@@ -423,7 +471,7 @@ def test_of_several_rollouts_of_a_thread_the_newest_counts(
     older.mkdir(parents=True)
     old = older / f"rollout-2001-02-03T04-05-06-{thread_id}.jsonl"
     old.write_text(newest.read_text().replace("1200", "900"))
-    report = import_codex(tmp_path, store)
+    report = imported(tmp_path, store)
     assert report.baselines == 1
     assert store.usage(thread_id) == (USAGE, TURN_ID)
     assert report.skipped == (Skipped("rollout", str(old), "the thread has a newer rollout"),)
@@ -436,7 +484,7 @@ def test_a_rollout_that_cannot_be_read_is_left_out_and_the_rest_taken(
     path = find_rollout(tmp_path, broken)
     assert path is not None
     path.write_bytes(b"\x7fELF\0\0\0" * 100)
-    report = import_codex(tmp_path, store)
+    report = imported(tmp_path, store)
     assert report.baselines == 1
     assert store.usage(used) is not None
     [skipped] = report.skipped
@@ -449,7 +497,7 @@ def test_a_fork_begins_with_what_it_inherited(store: GoalStore, tmp_path: Path) 
     day = tmp_path / "sessions" / "2026" / "11" / "20"
     shutil.copytree(cases, day)
     parent, fork = sorted(day.iterdir())
-    assert import_codex(tmp_path, store).baselines == 2
+    assert imported(tmp_path, store).baselines == 2
     of_parent, of_fork = (store.usage(path.stem[-36:]) for path in (parent, fork))
     assert of_parent is not None
     assert of_fork is not None
@@ -491,7 +539,7 @@ def test_what_stands_in_the_write_ahead_log_alone_is_read_and_no_file_touched(
     if not has_shared_memory:
         (home / "goals_1.sqlite-shm").unlink()
     before = fingerprints(home)
-    assert import_codex(home, store).goals == 1
+    assert imported(home, store).goals == 1
     assert only(store).tokens_used == 777
     assert fingerprints(home) == before
 
@@ -503,10 +551,10 @@ def test_a_database_in_use_is_read_as_it_is_now(store: GoalStore, tmp_path: Path
         connection.execute("BEGIN IMMEDIATE")
         insert(connection, row(3))  # not committed
         before = fingerprints(home)
-        assert import_codex(home, store).goals == 2
+        assert imported(home, store).goals == 2
         assert fingerprints(home) == before
         connection.execute("COMMIT")
-        assert import_codex(home, store).goals == 1
+        assert imported(home, store).goals == 1
     assert store.count() == 3
 
 
@@ -523,7 +571,7 @@ def test_a_hot_journal_is_rolled_back_in_the_copy_alone(store: GoalStore, tmp_pa
         connection.execute("ROLLBACK")
     assert (home / "goals_1.sqlite-journal").stat().st_size > 0
     before = fingerprints(home)
-    assert import_codex(home, store).goals == 199
+    assert imported(home, store).goals == 199
     assert {goal.tokens_used % 10 for goal in store.goals()} == {0}
     assert fingerprints(home) == before
 
@@ -542,7 +590,7 @@ def sealed(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_directory_that_cannot_be_written_to(store: GoalStore, sealed: Path) -> None:
     names = sorted(path.name for path in sealed.iterdir())
-    assert import_codex(sealed, store).goals == 1
+    assert imported(sealed, store).goals == 1
     assert only(store).tokens_used == 777
     assert sorted(path.name for path in sealed.iterdir()) == names
 
@@ -555,7 +603,7 @@ def test_a_database_that_is_a_symlink_is_read_with_the_log_beside_its_target(
     home = tmp_path / "home"
     home.mkdir()
     (home / "goals_1.sqlite").symlink_to(elsewhere / "goals_1.sqlite")
-    assert import_codex(home, store).goals == 1
+    assert imported(home, store).goals == 1
     assert only(store).tokens_used == 777
 
 
@@ -576,7 +624,7 @@ def test_a_database_that_is_written_to_while_it_is_copied_is_copied_again(
                 insert(connection, row(4))
 
         monkeypatch.setattr(shutil, "copyfile", copy_and_write)
-        assert import_codex(home, store).goals == 4
+        assert imported(home, store).goals == 4
     assert copied == ["goals_1.sqlite", "goals_1.sqlite-wal"] * 2
 
 
@@ -594,7 +642,7 @@ def test_a_database_that_is_written_to_all_the_time_is_refused(
     monkeypatch.setattr(shutil, "copyfile", copy_and_write)
     monkeypatch.setattr(importer, "_COPY_PAUSE_SECONDS", 0)
     with pytest.raises(DatabaseBusyError, match="try again"):
-        import_codex(home, store)
+        imported(home, store)
 
 
 def test_imports_that_race_take_each_goal_and_each_baseline_once(
@@ -604,7 +652,7 @@ def test_imports_that_race_take_each_goal_and_each_baseline_once(
 
     def run() -> None:
         with GoalStore.open(database, durability="normal") as store:
-            reports.append(import_codex(home, store))
+            reports.append(imported(home, store))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -626,14 +674,14 @@ def test_what_is_no_data_directory_is_refused(store: GoalStore, tmp_path: Path) 
         with pytest.raises(
             DatabaseLocationError, match=r"neither 'goals_1\.sqlite' nor 'sessions'"
         ):
-            import_codex(folder, store)
+            imported(folder, store)
 
 
 def test_what_is_no_database_is_refused(store: GoalStore, tmp_path: Path) -> None:
     for content in (b"", b"{}" * 500):
         (tmp_path / "goals_1.sqlite").write_bytes(content)
         with pytest.raises(NotADatabaseError, match=r"goals_1\.sqlite"):
-            import_codex(tmp_path, store)
+            imported(tmp_path, store)
 
 
 def test_a_damaged_database_is_refused(store: GoalStore, tmp_path: Path) -> None:
@@ -642,7 +690,7 @@ def test_a_damaged_database_is_refused(store: GoalStore, tmp_path: Path) -> None
     content = path.read_bytes()
     path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     with pytest.raises(DatabaseCorruptError):
-        import_codex(home, store)
+        imported(home, store)
     assert store.count() == 0
 
 
@@ -651,10 +699,10 @@ def test_another_schema_is_refused(store: GoalStore, tmp_path: Path) -> None:
     path = home / "goals_1.sqlite"
     execute(path, "ALTER TABLE thread_goals RENAME COLUMN tokens_used TO spent")
     with pytest.raises(CodexSchemaError, match="'thread_goals' has no column 'tokens_used'"):
-        import_codex(home, store)
+        imported(home, store)
     execute(path, "DROP TABLE thread_goals")
     with pytest.raises(CodexSchemaError, match="has no table 'thread_goals'"):
-        import_codex(home, store)
+        imported(home, store)
     assert store.count() == 0
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from sqlalchemy import bindparam, delete
 
-from goal_state import EventKind, GoalStore, InvalidValueError
+from goal_state import EventKind, GoalStore, InvalidValueError, migrate
+from goal_state.database import create_engine
+from goal_state.executor import Statement
+from goal_state.tables import goals
 
 FUTURE = datetime.now(UTC) + timedelta(days=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -103,3 +108,31 @@ def test_events_of_a_thread_are_found_after_pruning(store: GoalStore) -> None:
 def test_a_naive_time_is_refused(store: GoalStore) -> None:
     with pytest.raises(InvalidValueError, match="before: must be aware"):
         store.prune_events(before=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_a_pruned_store_survives_the_way_down_and_up(tmp_path: Path) -> None:
+    path = tmp_path / "goals.db"
+    with GoalStore.open(path) as store:
+        fill(store)
+        store.clear("thread-2")
+        store.prune_events(before=FUTURE)
+        store.account("thread-0", tokens=1)
+        before = list(store.goals())
+    engine = create_engine(path)
+    migrate.downgrade(engine, "0002")
+    migrate.upgrade(engine)
+    with GoalStore.open(path) as store:
+        assert store.verify() == []
+        assert list(store.goals()) == before
+
+
+def test_a_row_that_vanished_is_a_difference(store: GoalStore) -> None:
+    goal = store.create("t", "work")
+    store.replace("u", "work")
+    store.replace("u", "more work")
+    assert store.verify() == []
+    vanish = Statement(lambda: delete(goals).where(goals.c.thread_id == bindparam("t")), "t")
+    store.transact(lambda repository: repository.executor.run(vanish, ("t",)))
+    assert [(d.goal_id, d.column, d.stored) for d in store.verify()] == [
+        (goal.goal_id, "goal_id", None)
+    ]

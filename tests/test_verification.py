@@ -112,7 +112,8 @@ AGAIN_AS = (
             ["event"],
         ),
         ("DELETE FROM goal_events WHERE goal_id = :a", "a", ["goal_id"]),
-        ("DELETE FROM goal_events WHERE goal_id = :b", "b", ["goal_id"]),
+        # With it went who took the place of the thread's first goal.
+        ("DELETE FROM goal_events WHERE goal_id = :b", "b", ["goal_id", "goal_id"]),
         ("DELETE FROM goal_events", "a", ["goal_id"]),
         (
             "DELETE FROM goal_events WHERE goal_id = :a AND kind = 'usage_accounted'",

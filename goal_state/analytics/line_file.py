@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from goal_state.errors import InvalidValueError
-from goal_state.validation import check_amount
+from goal_state.validation import check_amount, check_path
 
 __all__ = ["MAX_FILE_BYTES", "LineFile"]
 
@@ -40,7 +40,7 @@ class LineFile:
         if check_amount("max_file_bytes", max_file_bytes) < 1:
             raise InvalidValueError("max_file_bytes", "must be 1 or more")
         # A background thread writes: it must not matter where the process has gone meanwhile.
-        self.path: Final = Path(path).absolute()
+        self.path: Final = check_path("path", path).absolute()
         self._max_file_bytes = max_file_bytes
         os.close(self._open())
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, printable, write_json
-from goal_state.codex_import import ImportReport, import_codex
+from goal_state.codex_import import CodexHome, ImportReport, import_codex
 from goal_state.store import GoalStore
 
 __all__ = ["import_command"]
@@ -29,6 +29,8 @@ def import_command(home: Path, dry_run: bool, database: str, as_json: bool) -> N
     and times. What the database has already stays as it is. What was left out is listed.
     """
     console = out(err=True)
+    # Read before the store is opened, so that a directory that is none leaves no new database behind.
+    source = CodexHome.read(home)
     with (
         _store(database, dry_run=dry_run) as store,
         Progress(
@@ -43,7 +45,7 @@ def import_command(home: Path, dry_run: bool, database: str, as_json: bool) -> N
     ):
         task = bar.add_task("Importing", total=None)
         report = import_codex(
-            home,
+            source,
             store,
             dry_run=dry_run,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from goal_state.errors import GoalExistsError, RequestError
+from goal_state.errors import GoalExistsError, InvalidValueError, RequestError
 from goal_state.replay.outbox import Connection, Outbox
 from goal_state.replay.restored import (
     RestoredUsage,
@@ -103,6 +103,7 @@ class ThreadHub:
             InvalidValueError: the thread id is out of its bounds.
         """
         thread = _Thread(check_name("thread_id", thread_id))
+        _check_result(result)
         with thread.lock:
             self._add(thread)
             try:
@@ -142,6 +143,7 @@ class ThreadHub:
             DatabaseError: the store could not be read. The client was told nothing.
         """
         thread_id = check_name("thread_id", thread_id)
+        _check_result(result)
         with self._held(thread_id, rollout) as thread:
             return self._attach(thread, connection, request_id, result)
 
@@ -164,6 +166,7 @@ class ThreadHub:
         """
         thread_id = check_name("thread_id", thread_id)
         new_thread_id = check_name("new_thread_id", new_thread_id)
+        _check_result(result)
         with self._held(thread_id, rollout) as parent:
             turns = {
                 turn_id: TurnStatus.INTERRUPTED if status is TurnStatus.IN_PROGRESS else status
@@ -219,8 +222,9 @@ class ThreadHub:
             InvalidValueError: an id is out of its bounds.
         """
         turn_id = check_name("turn_id", turn_id)
+        status = _check_turn_status(status)
         with self._live(check_name("thread_id", thread_id)) as thread:
-            thread.turns[turn_id] = TurnStatus(status)
+            thread.turns[turn_id] = status
             self._forget_if_idle(thread)
 
     def usage_updated(self, thread_id: str, turn_id: str, info: TokenUsageInfo) -> None:
@@ -234,6 +238,8 @@ class ThreadHub:
             InvalidValueError: an id is out of its bounds.
         """
         turn_id = check_name("turn_id", turn_id)
+        if not isinstance(info, TokenUsageInfo):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("info", f"must be a TokenUsageInfo, not {type(info).__name__}")
         message = token_usage_updated(thread_id, turn_id, info)
         with self._live(check_name("thread_id", thread_id)) as thread:
             came_late = thread.info is not None and info.total.is_below(thread.info.total)
@@ -337,7 +343,8 @@ class ThreadHub:
             tail = RolloutReader(path).restored(
                 None if home is None else lambda parent_id: find_rollout(home, parent_id)
             )
-            restored, last_turn_id = RestoredUsage.from_tail(thread_id, tail), tail.last_turn_id or ""
+            restored = RestoredUsage.from_tail(thread_id, tail)
+            last_turn_id = tail.last_turn_id or ""
             if restored is not None:
                 self._store.reconcile(thread_id, restored.info, turn_id=tail.usage_turn_id)
         usage = self._store.usage(thread_id)
@@ -399,3 +406,15 @@ class ThreadHub:
                 # The connection is kept with its outbox, so that no other can have its id meanwhile.
                 self._outboxes[id(connection)] = (connection, outbox)
             return outbox
+
+
+def _check_result(value: object) -> None:
+    if not (value is None or isinstance(value, Mapping)):
+        raise InvalidValueError("result", f"must be a mapping, not {type(value).__name__}")
+
+
+def _check_turn_status(value: object) -> TurnStatus:
+    try:
+        return TurnStatus(value)
+    except ValueError:
+        raise InvalidValueError("status", f"must be one of {', '.join(TurnStatus)}") from None

@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
-from goal_state.errors import RequestError
+from goal_state.errors import InvalidValueError, RequestError
+from goal_state.validation import check_path
 
 __all__ = [
     "BYTE_ORDER_MARK",
@@ -33,6 +34,7 @@ __all__ = [
     "is_rollout_line",
     "open_rollout",
     "parse_object",
+    "rollout_place",
     "why_broken",
 ]
 
@@ -154,6 +156,14 @@ class OpenRollout:
         return _backwards(self._file, self.size if end is None else end)
 
 
+def rollout_place(path: object) -> Path:
+    """The path of a rollout; `NotARolloutError` for what is no path at all."""
+    try:
+        return check_path("path", path)
+    except InvalidValueError as error:
+        raise NotARolloutError(f"not a path: it {error.problem}") from None
+
+
 @contextmanager
 def open_rollout(path: PathLike) -> Generator[OpenRollout]:
     """Open a rollout, compressed or not, after a look at its first lines.
@@ -166,7 +176,7 @@ def open_rollout(path: PathLike) -> Generator[OpenRollout]:
         MissingZstandardError: it cannot be decompressed.
         OSError: it is missing or cannot be read.
     """
-    place = Path(path)
+    place = rollout_place(path)
     with _open_regular_file(place) as file:
         compression = _compression_of(file)
         size = os.fstat(file.fileno()).st_size
@@ -222,8 +232,6 @@ def _open_regular_file(path: Path) -> io.FileIO:
         if error.errno == errno.ENXIO:
             raise NotARolloutError(f"{path}: not a regular file") from error
         raise
-    except ValueError as error:  # a NUL character in the path
-        raise NotARolloutError(f"{str(path)!r}: not a path: {error}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotARolloutError(f"{path}: not a regular file")

@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from goal_state.errors import InvalidValueError
-from goal_state.validation import check_name
+from goal_state.goals import utc_from_ms
+from goal_state.validation import check_name, check_path, check_time_ms
 
 __all__ = ["RolloutPath", "find_rollout", "find_rollouts", "rollout_path"]
 
@@ -51,13 +52,11 @@ def rollout_path(home: str | os.PathLike[str], thread_id: str, started_at: datet
             "must be 1 to 200 letters, digits, '_', '.' or '-' and begin with none of the last two,"
             " to be part of a file name",
         )
-    if started_at.utcoffset() is None:
-        raise InvalidValueError("started_at", "must have a time zone")
-    moment = started_at.astimezone(UTC)
+    moment = utc_from_ms(check_time_ms("started_at", started_at))
     day = Path(f"{moment.year:04}", f"{moment.month:02}", f"{moment.day:02}")
     second = moment.replace(tzinfo=None, microsecond=0).isoformat().replace(":", "-")
     name = f"rollout-{second}-{thread_id}.jsonl"
-    return Path(home) / "sessions" / day / name
+    return check_path("home", home) / "sessions" / day / name
 
 
 def find_rollouts(home: str | os.PathLike[str]) -> Iterator[RolloutPath]:
@@ -69,7 +68,7 @@ def find_rollouts(home: str | os.PathLike[str]) -> Iterator[RolloutPath]:
     Raises:
         OSError: a directory cannot be listed. (A missing one has no rollouts.)
     """
-    yield from _within(Path(home) / "sessions", _DATE_LEVELS)
+    yield from _within(check_path("home", home) / "sessions", _DATE_LEVELS)
 
 
 def find_rollout(home: str | os.PathLike[str], thread_id: str) -> Path | None:

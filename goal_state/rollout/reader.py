@@ -21,6 +21,7 @@ from goal_state.rollout.lines import (
     SkippedLines,
     open_rollout,
     parse_object,
+    rollout_place,
     why_broken,
 )
 from goal_state.rollout.sayings import (
@@ -113,7 +114,7 @@ class RolloutReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = rollout_place(path)
         self._meta: SessionMeta | None = None
         self._ledger = SkipLedger()
 

@@ -22,6 +22,7 @@ from goal_state.rollout.lines import (
     NotARolloutError,
     open_rollout,
     parse_object,
+    rollout_place,
 )
 from goal_state.rollout.paths import rollout_path
 
@@ -58,7 +59,7 @@ class RolloutWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
-        self.path = Path(path)
+        self.path = rollout_place(path)
         self._fsync = fsync
         self._guard = threading.Lock()
         self._descriptor: int | None = _open_to_append(self.path)
@@ -91,10 +92,12 @@ class RolloutWriter:
 
         Raises:
             InvalidValueError: the thread id cannot be part of a file name (such as `../x`), the time has
-                no time zone, or `meta` cannot be written as JSON.
+                no time zone, `home` is no path, or `meta` cannot be written as JSON.
             FileExistsError: there is such a file already.
             OSError: it cannot be created.
         """
+        if not (meta is None or isinstance(meta, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("meta", f"must be a mapping, not {type(meta).__name__}")
         moment = datetime.now(UTC) if started_at is None else started_at
         path = rollout_path(home, thread_id, moment)
         timestamp = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -177,8 +180,6 @@ def _open_to_append(path: Path, extra_flags: int = 0) -> int:
         if error.errno == errno.ENXIO:
             raise NotARolloutError(f"{path}: not a regular file") from error
         raise
-    except ValueError as error:  # a NUL character in the path
-        raise NotARolloutError(f"{str(path)!r}: not a path: {error}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotARolloutError(f"{path}: not a regular file")

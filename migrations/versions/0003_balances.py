@@ -29,4 +29,21 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # The older schema knows no balances: each becomes one event, in the place of the last that it sums up.
+    op.execute(
+        "INSERT INTO goal_events (position, event_id, kind, thread_id, goal_id, goal_status,"
+        " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
+        " cumulative_time_ms, occurred_at_ms)"
+        " SELECT b.through_position, lower(hex(randomblob(16))),"
+        " CASE b.status WHEN 'cleared' THEN 'cleared' ELSE 'usage_accounted' END,"
+        " c.thread_id, c.goal_id, CASE b.status WHEN 'cleared' THEN c.goal_status ELSE b.status END,"
+        " c.goal_status, c.token_budget,"
+        " CASE b.status WHEN 'cleared' THEN 0 ELSE b.tokens END,"
+        " CASE b.status WHEN 'cleared' THEN 0 ELSE b.time_ms END,"
+        " CASE b.status WHEN 'cleared' THEN NULL ELSE b.tokens END,"
+        " CASE b.status WHEN 'cleared' THEN NULL ELSE b.time_ms END,"
+        " c.occurred_at_ms"
+        " FROM goal_balances AS b JOIN goal_events AS c"
+        " ON c.goal_id = b.goal_id AND c.kind = 'created'"
+    )
     op.drop_table("goal_balances")

@@ -1,0 +1,94 @@
+"""The file under an open database: whether its path still leads to it, and what kind of disk it lies on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from goal_state.errors import DatabaseReplacedError
+
+__all__ = ["OpenedFile", "network_file_system"]
+
+_logger = logging.getLogger(__name__)
+
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    "9p afs beegfs ceph cifs davfs fuse.ceph fuse.davfs2 fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.s3fs"
+    " fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
+)
+
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
+_warned_of: set[str] = set()
+
+
+class OpenedFile:
+    """A database file as it was when it was opened."""
+
+    def __init__(self, path: str) -> None:
+        """
+        Args:
+            path: the absolute path, as SQLite reports it; empty for a database in memory.
+        """
+        self._path = path
+        if path:
+            status = os.stat(path)  # noqa: PTH116
+            self._identity = (status.st_dev, status.st_ino)
+            self._warn_of_network()
+
+    def check(self) -> None:
+        """Makes sure that the path still leads to this file.
+
+        Raises:
+            DatabaseReplacedError: it leads nowhere, or to another file.
+        """
+        if not self._path:
+            return
+        try:
+            status = os.stat(self._path)  # noqa: PTH116
+        except FileNotFoundError:
+            raise DatabaseReplacedError(
+                f"{self._path!r} was moved or deleted while it was open; put it back, or open it anew"
+            ) from None
+        except OSError:  # the way to it is barred; the file that is open still is the file
+            return
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise DatabaseReplacedError(
+                f"{self._path!r} is another file than the one that was opened; open it anew"
+            )
+
+    def _warn_of_network(self) -> None:
+        kind = network_file_system(self._path)
+        if kind is not None and self._path not in _warned_of:
+            _warned_of.add(self._path)
+            _logger.warning(
+                "%s lies on a network file system (%s), where locks may fail and so corrupt it; keep it"
+                " on a local disk",
+                self._path,
+                kind,
+            )
+
+
+def network_file_system(path: str, mounts: Path = _MOUNTS) -> str | None:
+    """The kind of network file system that a file lies on; None on a local one, and where the platform
+    does not tell.
+
+    Args:
+        path: an absolute path without symbolic links.
+        mounts: the system's list of what is mounted where.
+    """
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    longest, found = "", None
+    for line in lines:
+        # 36 35 98:0 /root /mounted/here rw,noatime master:1 - ext4 /dev/sda rw
+        place, _, source = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split(" ")[4])
+        is_above = path == point or path.startswith(point.rstrip("/") + "/")
+        if is_above and len(point) >= len(longest):  # of two in one place the later one is seen
+            longest, found = point, source.split(" ")[0]
+    return found if found in _NETWORK_FILE_SYSTEMS else None
