@@ -42,7 +42,7 @@ def said_in_comments(code: str) -> list[str]:
 
 
 def matches(expected: str, found: str) -> bool:
-    """Whether the output is the one expected, but for ids, times and revisions, and for what `…` stands for."""
+    """Whether the output is the one expected, but for ids, times, revisions and what `…` stands for."""
     texts = []
     for text in (expected, found):
         for pattern, name in _MASKS:

@@ -1,0 +1,232 @@
+"""The limit: what an expert writes for one database with `sqlite3` and nothing else.
+
+The same file layout (made by the library's migrations), the same pragmas and the same rows as the library
+writes, so that it does the same work on disk: BEGIN IMMEDIATE, SELECT, decide in Python, UPDATE by primary
+key, INSERT the event, COMMIT. It checks no argument, builds no object, and serves one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from goal_state import GoalRepository, GoalStore, TokenUsage
+
+__all__ = ["BUDGET", "OBJECTIVE", "Limit", "new_file"]
+
+OBJECTIVE: Final = "Ship the parser, with tests for every branch of it"
+BUDGET: Final = 10**15
+
+_GOAL = (
+    "SELECT goal_id, status, token_budget, tokens_used, time_used_ms, updated_at_ms"
+    " FROM goals WHERE thread_id = ?"
+)
+_WHOLE_GOAL = (
+    "SELECT thread_id, goal_id, objective, status, token_budget, tokens_used, time_used_ms,"
+    " created_at_ms, updated_at_ms, resume_at_ms, blocked_reason FROM goals WHERE thread_id = ?"
+)
+_CHARGE = "UPDATE goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ? WHERE goal_id = ?"
+_CHARGE_AND_LIMIT = (
+    "UPDATE goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
+    " updated_at_ms = ? WHERE goal_id = ?"
+)
+_EVENT = (
+    "INSERT INTO goal_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
+    " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
+    " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)"
+)
+_KEY = (
+    "SELECT goal_id, tokens_delta, time_delta_ms FROM goal_events"
+    " WHERE thread_id = ? AND idempotency_key = ?"
+)
+_USAGE = (
+    "SELECT turn_id, input_tokens, cached_input_tokens, cache_write_input_tokens, output_tokens,"
+    " reasoning_output_tokens, total_tokens, model_context_window FROM thread_usage"
+    " WHERE thread_id = ?"
+)
+_MOVE = (
+    "UPDATE thread_usage SET turn_id = ?, input_tokens = ?, cached_input_tokens = ?,"
+    " cache_write_input_tokens = ?, output_tokens = ?, reasoning_output_tokens = ?,"
+    " total_tokens = ?, last_input_tokens = ?, last_cached_input_tokens = ?,"
+    " last_cache_write_input_tokens = ?, last_output_tokens = ?,"
+    " last_reasoning_output_tokens = ?, last_total_tokens = ?, model_context_window = ?,"
+    " updated_at_ms = ?, goal_id = ? WHERE thread_id = ?"
+)
+
+
+def new_file(path: Path, threads: Sequence[str]) -> Path:
+    """A database with one active goal in each thread, and its usage baseline at zero."""
+
+    def fill(repository: GoalRepository) -> None:
+        for thread in threads:
+            repository.create(thread, OBJECTIVE, token_budget=BUDGET)
+            repository.set_baseline(thread, TokenUsage())
+
+    with GoalStore.open(path, durability="normal") as store:
+        store.transact(fill)
+    return path
+
+
+def _id(now_ms: int) -> str:
+    number = f"{now_ms:012x}7{os.urandom(10).hex()[1:]}"
+    return f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
+
+
+class Limit:
+    """One connection of `sqlite3`."""
+
+    def __init__(
+        self, path: Path, *, durability: str = "normal", busy_timeout_seconds: float = 10.0
+    ) -> None:
+        self.connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=busy_timeout_seconds
+        )
+        self.cursor = self.connection.cursor()
+        for pragma in (
+            "journal_mode = WAL",
+            "foreign_keys = ON",
+            f"synchronous = {durability.upper()}",
+            "wal_autocheckpoint = 4000",
+        ):
+            self.cursor.execute(f"PRAGMA {pragma}")
+
+    def close(self) -> None:
+        self.cursor.close()
+        self.connection.close()
+
+    def get(self, thread_id: str) -> tuple[object, ...] | None:
+        return self.cursor.execute(_WHOLE_GOAL, (thread_id,)).fetchone()
+
+    def charge(
+        self,
+        thread_id: str,
+        tokens: int,
+        time_ms: int,
+        turn_id: str | None = None,
+        key: str | None = None,
+    ) -> str:
+        """One charge inside of the transaction that is open."""
+        execute = self.cursor.execute
+        goal_id, before, budget, used, time_used, updated = execute(_GOAL, (thread_id,)).fetchone()
+        if before not in ("active", "budget_limited"):
+            return goal_id
+        used += tokens
+        time_used += time_ms
+        status = before
+        if before == "active" and budget is not None and used >= budget:
+            status = "budget_limited"
+        now_ms = time.time_ns() // 1_000_000
+        execute(
+            _CHARGE if status == before else _CHARGE_AND_LIMIT,
+            (used, time_used, max(now_ms, updated), goal_id),
+        )
+        execute(
+            _EVENT,
+            (
+                _id(now_ms),
+                "usage_accounted",
+                thread_id,
+                goal_id,
+                turn_id,
+                status,
+                before,
+                budget,
+                tokens,
+                time_ms,
+                used,
+                time_used,
+                key,
+                now_ms,
+            ),
+        )
+        if status != before:
+            execute(
+                _EVENT,
+                (
+                    _id(now_ms),
+                    "status_changed",
+                    thread_id,
+                    goal_id,
+                    turn_id,
+                    status,
+                    before,
+                    budget,
+                    0,
+                    0,
+                    None,
+                    None,
+                    None,
+                    now_ms,
+                ),
+            )
+        return goal_id
+
+    def account(
+        self, thread_id: str, tokens: int, time_ms: int, turn_id: str | None = None
+    ) -> None:
+        """One charge, one transaction."""
+        execute = self.cursor.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            self.charge(thread_id, tokens, time_ms, turn_id)
+            execute("COMMIT")
+        except BaseException:
+            self.undo()
+            raise
+
+    def account_all(self, threads: Sequence[str], tokens: int, time_ms: int, turn_id: str) -> None:
+        """A plain loop of charges in one transaction."""
+        execute = self.cursor.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            for thread_id in threads:
+                self.charge(thread_id, tokens, time_ms, turn_id)
+            execute("COMMIT")
+        except BaseException:
+            self.undo()
+            raise
+
+    def account_once(
+        self, thread_id: str, tokens: int, time_ms: int, turn_id: str, key: str
+    ) -> None:
+        """One charge, one transaction, unless the key was used before."""
+        execute = self.cursor.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            if execute(_KEY, (thread_id, key)).fetchone() is None:
+                self.charge(thread_id, tokens, time_ms, turn_id, key)
+            execute("COMMIT")
+        except BaseException:
+            self.undo()
+            raise
+
+    def record_usage(
+        self, thread_id: str, total: tuple[int, int, int, int, int, int], turn_id: str
+    ) -> None:
+        """Charges what is new in a cumulative total and moves the baseline, in one transaction."""
+        execute = self.cursor.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            row = execute(_USAGE, (thread_id,)).fetchone()
+            last = tuple(
+                [new - old if new > old else 0 for new, old in zip(total, row[1:7], strict=True)]
+            )
+            tokens = max(last[0] - last[1], 0) + last[3]
+            if total[0] + total[3] < row[1] + row[4]:
+                tokens = 0
+            goal_id = self.charge(thread_id, tokens, 0, turn_id)
+            now_ms = time.time_ns() // 1_000_000
+            execute(_MOVE, (turn_id, *total, *last, row[7], now_ms, goal_id, thread_id))
+            execute("COMMIT")
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        if self.connection.in_transaction:
+            self.cursor.execute("ROLLBACK")
