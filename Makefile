@@ -24,7 +24,7 @@ unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYT
 
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test lint types layers migrations-check wheel smoke check \
-	bench proof mutants lock clean
+	audit bench proof mutants lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | \
@@ -74,8 +74,10 @@ venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml h
 
 # -- using it ----------------------------------------------------------------------------------------
 
-demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, then clear a goal
+demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, clear a goal; a small agent
 	@$(BIN)/python examples/demo.py $(ARGS)
+	@echo; echo '# A small agent with a budget, against a scripted model.'; echo
+	@$(BIN)/python examples/agent.py
 
 # -- checks ------------------------------------------------------------------------------------------
 
@@ -115,6 +117,12 @@ smoke: wheel ## install the wheel in a new environment outside the checkout and 
 check: lint types layers migrations-check test smoke ## all of the above
 
 # -- now and then ------------------------------------------------------------------------------------
+
+# Which versions have known faults is not kept in a checkout: that takes pip-audit and its data.
+audit: $(VENV)/.installed ## ruff's security rules, and the locked dependencies with their licences
+	$(BIN)/ruff check --select S goal_state migrations
+	@$(BIN)/python .ci/licences.py requirements/dev.txt
+	@echo 'Not looked for: known vulnerabilities. With a network: pip-audit --require-hashes -r requirements/dev.txt'
 
 bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their own)
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)

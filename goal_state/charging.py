@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from goal_state.errors import UsageOverflowError
-from goal_state.goals import Accounting, Goal, charged_status
+from goal_state.goals import Accounting, Goal, charged_status, make_goal
 from goal_state.requests import Charge, CumulativeUsage
 from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.validation import MAX_INTEGER
@@ -49,7 +49,7 @@ def charge_goal(
     if time_used > MAX_INTEGER:
         raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
     is_same = status is goal.status
-    charged = Goal(
+    charged = make_goal(
         goal.thread_id,
         goal.goal_id,
         goal.objective,

@@ -112,7 +112,11 @@ class Consumer:
             return True
         ends = time.monotonic() + timeout_seconds
         # One that waits its turn leaves the log to the holder of the name.
-        drained = not self._waits_its_turn and self.drain(timeout_seconds)
+        try:
+            drained = not self._waits_its_turn and self.drain(timeout_seconds)
+        except DatabaseError as error:
+            _logger.warning("consumer %r stops without having drained: %s", self.name, error)
+            drained = False
         self._stop.set()
         self._nudge.set()
         with self._state:

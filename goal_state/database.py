@@ -28,6 +28,7 @@ __all__ = [
     "Durability",
     "check_busy_timeout",
     "check_durability",
+    "check_writable",
     "create_engine",
     "create_file",
     "database_path",
@@ -98,9 +99,10 @@ def create_engine(
 def check_durability(value: object) -> Durability:
     """The durability of that name, or `InvalidValueError` with the names there are."""
     if value not in get_args(Durability):
+        shown = ascii(value) if isinstance(value, str) else type(value).__name__
         raise InvalidValueError(
             "durability",
-            f"must be one of {', '.join(get_args(Durability))}, is {ascii(value)[:80]}",
+            f"must be one of {', '.join(get_args(Durability))}, is {shown[:80]}",
         )
     return cast(Durability, value)
 
@@ -132,7 +134,7 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
     elif isinstance(target, str) and "://" in target:
         try:
             url = make_url(target)
-        except exc.ArgumentError:
+        except (exc.ArgumentError, ValueError):  # a port that is no number is a bare ValueError
             raise DatabaseLocationError(
                 f"{target!r} is no database URL; write sqlite:///path/to/goals.db"
             ) from None
@@ -146,7 +148,7 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
             raise InvalidValueError(
                 "target", "must be a path of at least one character, without NUL"
             )
-        url = URL.create("sqlite", database=path)
+        url = URL.create("sqlite", database=str.__str__(path))  # a subclass may have one of its own
     if url.get_backend_name() != "sqlite":
         raise UnsupportedDatabaseError(
             f"goals are kept in SQLite; {url.get_backend_name()!r} is not supported yet"
@@ -163,6 +165,12 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
         raise DatabaseLocationError(
             f"the URL has parameters ({', '.join(sorted(url.query))}); pass an Engine to set them"
         )
+    try:
+        os.fsencode(url.database or "")
+    except UnicodeEncodeError:
+        raise DatabaseLocationError(
+            "the path has a lone surrogate; no file has such a name"
+        ) from None
     if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:
         raise UnsupportedDatabaseError(
             f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}"
@@ -270,11 +278,32 @@ def detached_connection(engine: Engine) -> Connection:
         return connection
 
 
+def check_writable(connection: Connection) -> None:
+    """Makes sure that the database can be written to. Where SQLite may not write to a file, it opens it for
+    reading without a word; BEGIN IMMEDIATE says nothing of it either.
+
+    Raises:
+        DatabaseReadOnlyError: it cannot.
+    """
+    driver = driver_connection(connection)
+    with translating():
+        try:
+            driver.execute(f"DELETE FROM {VERSION_TABLE} WHERE 0")  # noqa: S608
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY:  # another one can write
+                raise
+        finally:
+            if driver.in_transaction:  # a host's engine, whose driver begins by itself
+                driver.execute("ROLLBACK")
+
+
 def opened_file(connection: Connection) -> OpenedFile:
     """The file that a connection has open."""
     with translating():
-        databases = driver_connection(connection).execute("PRAGMA database_list").fetchall()
-    return OpenedFile(next(path for _, name, path in databases if name == "main") or "")
+        # As bytes: the name of a file need not be UTF-8.
+        query = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
+        row = driver_connection(connection).execute(query).fetchone()
+    return OpenedFile(os.fsdecode(row[0] or b""))
 
 
 def enable_wal(connection: Connection, *, busy_timeout_seconds: float = 10.0) -> None:

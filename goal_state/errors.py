@@ -145,7 +145,7 @@ class DatabaseBusyError(DatabaseError):
 
 
 class DatabaseCorruptError(DatabaseError):
-    """The database file is damaged, or its disk: SQLite takes a part that cannot be read for a damaged one."""
+    """The database file is damaged, or the disk: SQLite takes what it cannot read for damaged."""
 
 
 class DatabaseFullError(DatabaseError):
@@ -157,12 +157,17 @@ class DatabaseReadOnlyError(DatabaseError):
 
 
 class DatabaseIOError(DatabaseError):
-    """The operating system could not read, write or sync the file."""
+    """The operating system could not read, write or sync the file.
+
+    If it was a commit that failed, and the process or the machine stops before it writes again, the change
+    may be there all the same when the file is opened next; an idempotency key makes repeating it safe.
+    """
 
 
 class DatabaseReplacedError(DatabaseError):
     """The file was moved, deleted or replaced by another one while the store had it open. Nothing is written
-    to it any more. Once it is back in its place the store goes on; for another file open a new store."""
+    to it any more. Once it is back in its place the store goes on; for another file open a new store.
+    """
 
 
 class DeliveryError(GoalStateError):

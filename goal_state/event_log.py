@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
 
-from goal_state.events import EventKind, GoalEvent
+from goal_state.events import EventKind, GoalEvent, make_event
 from goal_state.executor import Executor, Statement, limited
 from goal_state.goals import Goal, GoalStatus
 from goal_state.identifiers import new_id
@@ -262,7 +262,7 @@ class EventLog:
 
 def _event(row: tuple[Any, ...]) -> GoalEvent:
     position, event_id, kind, thread_id, goal_id, turn_id, status, previous, *rest = row
-    return GoalEvent(
+    return make_event(
         position,
         event_id,
         _KIND[kind],

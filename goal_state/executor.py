@@ -155,8 +155,11 @@ class Executor:
         """What the database failed at on this connection. It may have undone the transaction, and may
         keep what it should not (pages that were damaged, a file that could only be read)."""
 
-    def replace_connection(self, connection: Connection) -> None:
-        """Goes on with another connection to the same database; the one before is closed."""
+    def reconnect(self, connect: Callable[[], Connection]) -> None:
+        """Goes on with a new connection to the same database."""
+        # The old one is closed last: without any connection, the new one would read the log from its
+        # beginning and find what was written of a transaction whose commit failed.
+        connection = connect()
         self.close()
         self._use(connection)
 
@@ -265,7 +268,8 @@ class Executor:
                 progress(left, total)
 
         with translating():
-            target = sqlite3.connect(path)
+            # Absolute: SQLite may take a name that begins with "file:" for a URI.
+            target = sqlite3.connect(path.absolute())
             try:
                 # With a transaction of its own open, the copy does not begin anew at each commit.
                 with self.snapshot():

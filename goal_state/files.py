@@ -15,8 +15,23 @@ __all__ = ["OpenedFile", "network_file_system"]
 _logger = logging.getLogger(__name__)
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
-    "9p afs beegfs ceph cifs davfs fuse.ceph fuse.davfs2 fuse.gcsfuse fuse.glusterfs fuse.rclone fuse.s3fs"
-    " fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
+    (
+        *(
+            "9p",
+            "afs",
+            "beegfs",
+            "ceph",
+            "cifs",
+            "davfs",
+            "glusterfs",
+            "gpfs",
+            "lustre",
+            "ncpfs",
+            "nfs",
+        ),
+        *("nfs4", "smb3", "smbfs", "fuse.ceph", "fuse.davfs2", "fuse.gcsfuse", "fuse.glusterfs"),
+        *("fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
+    )
 )
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")

@@ -39,6 +39,7 @@ from goal_state.goals import (
     GoalStatus,
     check_goal,
     check_status,
+    make_goal,
     requested_status,
     status_by_budget,
 )
@@ -539,8 +540,20 @@ class GoalRepository(GoalOperations):
 
 
 def _goal(row: tuple[Any, ...]) -> Goal:
-    thread_id, goal_id, objective, status, *rest = row
-    return Goal(thread_id, goal_id, objective, _STATUS[status], *rest)
+    thread_id, goal_id, objective, status, budget, used, time_used, created, updated, at, why = row
+    return make_goal(
+        thread_id,
+        goal_id,
+        objective,
+        _STATUS[status],
+        budget,
+        used,
+        time_used,
+        created,
+        updated,
+        at,
+        why,
+    )
 
 
 def _new_goal(

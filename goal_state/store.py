@@ -18,6 +18,7 @@ from goal_state.database import (
     Durability,
     check_busy_timeout,
     check_durability,
+    check_writable,
     create_engine,
     create_file,
     database_path,
@@ -47,7 +48,13 @@ from goal_state.retention import last_prunable_position, prune_chunk, prune_ende
 from goal_state.transfer import back_up, export_lines, import_lines
 from goal_state.turnstile import Turnstile, gate
 from goal_state.usage import ThreadUsage
-from goal_state.validation import check_amount, check_name, check_optional_name, check_path, check_time_ms
+from goal_state.validation import (
+    check_amount,
+    check_name,
+    check_optional_name,
+    check_path,
+    check_time_ms,
+)
 from goal_state.verification import Difference, verify
 from goal_state.writer import Writer
 
@@ -79,6 +86,11 @@ class GoalStore(GoalOperations):
         self._repository = GoalRepository(connection)
         self._gate = gate(database_path(engine), busy_timeout_seconds)
         self._leave_waiting_to_gate()
+        try:
+            check_writable(connection)
+        except BaseException:
+            self._repository.executor.close()
+            raise
         self._writer = Writer(
             self._repository,
             self._gate,
@@ -377,6 +389,8 @@ class GoalStore(GoalOperations):
 
         Raises:
             DatabaseLocationError: the file exists, or its folder does not.
+            InvalidValueError: it is no path.
+            OSError: the file cannot be made there.
             DatabaseError: the copy could not be made; nothing of it is left.
         """
         place = check_path("path", path)
@@ -460,7 +474,7 @@ class GoalStore(GoalOperations):
 
     def _reconnect_writer(self) -> None:
         self._file.check()
-        self._repository.executor.replace_connection(self._connect())
+        self._repository.executor.reconnect(self._connect)
         self._leave_waiting_to_gate()
 
     def _leave_waiting_to_gate(self) -> None:

@@ -150,7 +150,7 @@ def import_lines(repository: GoalRepository, lines: Iterable[str]) -> int:
 def _parsed(number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (TypeError, ValueError, RecursionError):
         raise NotAnExportError(number, "is not JSON") from None
     if not isinstance(value, dict):
         raise NotAnExportError(number, "is no JSON object")

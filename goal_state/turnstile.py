@@ -137,7 +137,10 @@ class _FileLock:
         assert fcntl is not None  # noqa: S101
         if self._descriptor is None:
             flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, 0o600)
+            try:
+                self._descriptor = os.open(self._path, flags, 0o600)
+            except OSError:  # a folder that may no longer be written to: then nobody queues up
+                return True
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -10,7 +10,7 @@ import math
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from goal_state.errors import InvalidValueError
 
@@ -77,9 +77,11 @@ def check_optional_name(field: str, value: object) -> str | None:
 
 def check_path(field: str, value: object) -> Path:
     """A path, as text or as an `os.PathLike` of text, that a file can be named by."""
-    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    text: object = value
+    if isinstance(value, os.PathLike):
+        text = os.fspath(cast("os.PathLike[str]", value))
     if not isinstance(text, str):
-        raise InvalidValueError(field, f"must be a path, not {type(value).__name__}")
+        raise InvalidValueError(field, f"must be a path, not {type(text).__name__}")
     text = str.__str__(text)
     if "\0" in text:
         raise InvalidValueError(field, "must not contain a NUL character")
@@ -133,6 +135,8 @@ def check_token_budget(value: object) -> int | None:
 
 def check_milliseconds(field: str, value: object) -> int:
     """Seconds as a finite number of 0 or more, returned as whole milliseconds (rounded to the nearest)."""
+    if type(value) is float and 0 <= value < 1e12:  # as nearly all are
+        return round(value * 1000)
     if type(value) is int and value == 0:
         return 0
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -4,19 +4,20 @@ and after an error the file is as it was.
 
 from __future__ import annotations
 
-import io
+import hashlib
+import json
 import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import click
@@ -24,6 +25,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
 from goal_state import (
     KEEP,
@@ -36,20 +38,25 @@ from goal_state import (
     GoalStateError,
     GoalStatus,
     GoalStore,
-    InvalidValueError,
     TokenUsage,
     TokenUsageInfo,
     migrate,
 )
 from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics.http import HttpSink
 from goal_state.cli.main import program
 from goal_state.database import create_engine
 from goal_state.replay import ThreadHub
-from goal_state.requests import Request
 from goal_state.rollout import RolloutReader, RolloutWriter, TurnStatus, find_rollout, rollout_path
-from tests.databases import Rows, rows
+from goal_state.tables import metadata
+from tests.databases import Rows, fingerprints, rows
+from tests.processes import CHECKOUT
 
 # -- values ------------------------------------------------------------------------------------------
+
+AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+EXAMPLES = 1_000 if AT_LENGTH else 25
+pytestmark = pytest.mark.timeout(900 if AT_LENGTH else 120)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -79,7 +86,7 @@ class Number(int):
         return -1
 
 
-class Fraction_(float):
+class Real(float):
     """A float that says something else when it is asked."""
 
     def __float__(self) -> float:
@@ -111,7 +118,7 @@ numbers = st.one_of(
     st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**5000, -(10**5000)]),
     st.builds(Number, st.integers(-2, 2)),
     st.floats(),
-    st.builds(Fraction_, st.floats()),
+    st.builds(Real, st.floats()),
     st.sampled_from([Decimal(1), Decimal("NaN"), Fraction(1, 3), 1 + 2j, True, False]),
 )
 times = st.one_of(
@@ -166,6 +173,7 @@ class World:
 
     folder: Path
     store: GoalStore
+    empty: GoalStore
     meter: GoalMeter
     hub: ThreadHub
     file: sqlite3.Connection
@@ -174,6 +182,18 @@ class World:
     def send(self, message: object, /) -> None:
         """As a client of the hub."""
         self.told.append(message)
+
+    def begin_anew(self) -> None:
+        """Two goals and nothing else, so that there is never much to compare."""
+        with self.file:
+            for table in metadata.tables:
+                self.file.execute(f"DELETE FROM {table}")
+        self.store.transact(
+            lambda repository: [
+                repository.create(status, "Ship", token_budget=100, status=status)
+                for status in ("active", "paused")
+            ]
+        )
 
     def contents(self) -> Rows:
         """Every row in the database, past the library."""
@@ -218,8 +238,12 @@ def _of_meter(name: str, **arguments: st.SearchStrategy[Any]) -> Call:
 
 def _of_hub(name: str, **arguments: st.SearchStrategy[Any]) -> Call:
     def make(world: World, **given: Any) -> None:
-        getattr(world.hub, name)(**given)
-        world.hub.detach(world)
+        if name in ("start", "resume", "fork"):
+            given |= {"connection": world, "request_id": 1}
+        try:
+            getattr(world.hub, name)(**given)
+        finally:
+            world.hub.detach(world)
 
     return Call(make, arguments, (GoalStateError, OSError))
 
@@ -271,6 +295,12 @@ OPERATIONS: dict[str, Arguments] = {
 }
 
 
+def _from(build: Callable[[Any], Any], keys: list[str], *values: st.SearchStrategy[Any]) -> Call:
+    """From a mapping with some of these keys, and whatever for values."""
+    usage = st.dictionaries(st.sampled_from(keys), st.one_of(anything, *values), max_size=4)
+    return Call(lambda _, usage: build(usage), {"usage": usage})
+
+
 def _consume(world: World, **given: Any) -> None:
     consumer = world.store.consume(**given)
     consumer.close(0)
@@ -278,6 +308,18 @@ def _consume(world: World, **given: Any) -> None:
 
 def _send_events(world: World, **given: Any) -> None:
     send_events(world.store, **given).close(0)
+
+
+def _import_lines(world: World, rows: Any) -> None:
+    """Into a store of its own, which must be empty."""
+    before = list(world.empty.export_lines())
+    given = rows if isinstance(rows, list) else [rows]
+    try:
+        world.empty.import_lines(lambda: [before[0], *given])
+    except Exception:
+        assert list(world.empty.export_lines()) == before
+        raise
+    assert not given
 
 
 def _backup(world: World, path: Any) -> None:
@@ -327,8 +369,26 @@ def _start_turn(world: World, **given: Any) -> None:
     world.meter.start_turn(**given)
 
 
-paths = st.sampled_from(["made", "made.jsonl", Path("made"), "no/such/folder", ".", "x" * 300, "", *SQL])
+_exported = st.one_of(
+    texts,
+    st.builds(
+        lambda table, row: json.dumps({"table": table, "row": row}),
+        st.sampled_from(["goals", "event_cursors", "nowhere", *SQL]),
+        st.dictionaries(
+            st.sampled_from(["name", "position", "holder", "lease_expires_at_ms", "updated_at_ms"]),
+            st.one_of(
+                st.none(), st.integers(), st.floats(), st.text(max_size=3), st.lists(st.none())
+            ),
+            min_size=5,
+        )
+        | st.none(),
+    ),
+)
+paths = st.sampled_from(
+    ["made", "made.jsonl", Path("made"), "no/such/folder", ".", "x" * 300, "", *SQL]
+)
 _MIGRATING: Arguments = {"revision": st.sampled_from(["head", "0001", "0002", "0003"])}
+_ATTACHED: Arguments = {"rollout": st.none() | paths, "result": st.none() | st.just({})}
 _COUNTS: Arguments = dict.fromkeys(TokenUsage.__dataclass_fields__, counts)
 
 CALLS: dict[str, Call] = {
@@ -345,9 +405,8 @@ CALLS: dict[str, Call] = {
     "store.verify": _of_store("verify", thread_id=optional_names),
     "store.read_events": _of_store("read_events", after=counts, limit=counts),
     "store.prune_events": _of_store("prune_events", before=st.just(NOW)),
-    "store.transact": _of_store("transact", work=st.just(lambda _: None)),
-    "store.import_lines": _of_store("import_lines", lines=st.just(lambda: ["{}"])),
-    "store.backup": Call(_backup, {"path": paths}),
+    "store.import_lines": Call(_import_lines, {"rows": st.lists(_exported, max_size=2)}),
+    "store.backup": Call(_backup, {"path": paths}, (GoalStateError, OSError)),
     "store.subscribe": Call(
         lambda world, **given: world.store.subscribe(**given).close(),
         {
@@ -385,31 +444,21 @@ CALLS: dict[str, Call] = {
         lambda _, **given: TokenUsageInfo(**given),
         {"total": usages, "last": usages, "model_context_window": st.none() | counts},
     ),
-    **{
-        f"{kind.__name__}.{name}": Call(
-            lambda _, usage, build=getattr(kind, name): build(usage),
-            {"usage": st.dictionaries(st.sampled_from(keys), values, max_size=4)},
-        )
-        for kind, name, keys, values in (
-            (TokenUsage, "from_mapping", ["inputTokens", "output_tokens"], anything),
-            (
-                TokenUsage,
-                "from_openai",
-                ["input_tokens", "prompt_tokens", "input_tokens_details", "prompt_tokens_details"],
-                anything | st.dictionaries(st.just("cached_tokens"), anything),
-            ),
-            (TokenUsage, "from_anthropic", ["input_tokens", "cache_read_input_tokens"], anything),
-            (
-                TokenUsageInfo,
-                "from_mapping",
-                ["total", "last_token_usage", "modelContextWindow"],
-                anything | st.dictionaries(st.just("input_tokens"), anything),
-            ),
-        )
-    },
-    "GoalMeter": Call(
-        _meter, {"thread_id": names, "count_idle_time": st.booleans()}
+    "TokenUsage.from_mapping": _from(TokenUsage.from_mapping, ["inputTokens", "output_tokens"]),
+    "TokenUsage.from_openai": _from(
+        TokenUsage.from_openai,
+        ["input_tokens", "prompt_tokens", "input_tokens_details", "prompt_tokens_details"],
+        st.dictionaries(st.just("cached_tokens"), anything),
     ),
+    "TokenUsage.from_anthropic": _from(
+        TokenUsage.from_anthropic, ["input_tokens", "cache_read_input_tokens"]
+    ),
+    "TokenUsageInfo.from_mapping": _from(
+        TokenUsageInfo.from_mapping,
+        ["total", "last_token_usage", "modelContextWindow"],
+        st.dictionaries(st.just("input_tokens"), anything),
+    ),
+    "GoalMeter": Call(_meter, {"thread_id": names, "count_idle_time": st.booleans()}),
     "meter.start_turn": Call(
         _start_turn,
         {"turn_id": names, "total": st.none() | totals, "charge_tokens": st.booleans()},
@@ -432,21 +481,9 @@ CALLS: dict[str, Call] = {
         turn_id=names,
         info=st.builds(TokenUsageInfo, usages, usages),
     ),
-    "hub.start": Call(
-        lambda world, **given: world.hub.start(connection=world, request_id=1, **given),
-        {"thread_id": names, "result": st.none() | st.just({})},
-    ),
-    **{
-        f"hub.{name}": Call(
-            lambda world, name=name, **given: getattr(world.hub, name)(
-                connection=world, request_id=1, **given
-            ),
-            {"thread_id": names, "rollout": st.none() | paths, "result": st.none() | st.just({})}
-            | more,
-            (GoalStateError, OSError),
-        )
-        for name, more in (("resume", {}), ("fork", {"new_thread_id": names}))
-    },
+    "hub.start": _of_hub("start", thread_id=names, result=st.none() | st.just({})),
+    "hub.resume": _of_hub("resume", thread_id=names, **_ATTACHED),
+    "hub.fork": _of_hub("fork", thread_id=names, new_thread_id=names, **_ATTACHED),
     "RolloutReader": Call(_read_rollout, {"path": paths}, (GoalStateError, OSError)),
     "RolloutWriter.create": Call(
         _write_rollout,
@@ -489,6 +526,11 @@ CALLS: dict[str, Call] = {
             "name": names,
         },
     ),
+    "HttpSink": Call(
+        lambda _, **given: HttpSink(**given).close(),
+        {"url": st.sampled_from(["http://host/", "https://h", *SQL]), "dead_letter_path": paths},
+        (GoalStateError, OSError),
+    ),
     "JsonLinesSink": Call(
         lambda _, **given: JsonLinesSink(**given),
         {"path": paths, "max_file_bytes": st.integers(1, 9)},
@@ -525,49 +567,250 @@ def world(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         with (
             GoalStore.open(path, durability="normal") as store,
+            GoalStore.open(":memory:") as empty,
             closing(sqlite3.connect(path)) as file,
         ):
-            yield World(folder, store, GoalMeter(store, "active"), ThreadHub(store), file)
+            file.execute("PRAGMA synchronous = OFF")
+            meter, hub = GoalMeter(store, "active"), ThreadHub(store)
+            yield World(folder, store, empty, meter, hub, file)
     finally:
         os.chdir(before)
+
+
+def mostly_good(arguments: Arguments) -> st.SearchStrategy[dict[str, Any]]:
+    """One argument may be anything and the rest is good, so that each gets its turn; or all may be."""
+    one_bad = st.sampled_from(sorted(arguments)).flatmap(
+        lambda bad: st.fixed_dictionaries(dict(arguments) | {bad: anything})
+    )
+    return one_bad | st.fixed_dictionaries(
+        {key: good | anything for key, good in arguments.items()}
+    )
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_refuses_what_it_is_not_made_for(name: str, world: World) -> None:
     call = CALLS[name]
-    most = settings().max_examples
-    tried = dict.fromkeys(("returned", "refused"), 0)
 
-    @settings(
-        max_examples=max(most * 3 // 10, 10),
-        suppress_health_check=[*HealthCheck],
-        database=None,
-    )
-    @given(
-        st.fixed_dictionaries(
-            {key: good | anything | anything for key, good in call.arguments.items()}
-        )
-    )
+    @settings(max_examples=EXAMPLES, suppress_health_check=[*HealthCheck], database=None)
+    @given(mostly_good(call.arguments))
     def holds(given_: dict[str, Any]) -> None:
-        for thread_id in ("active", "paused"):
-            world.store.replace(thread_id, "Ship", token_budget=100, status=thread_id)
+        world.begin_anew()
         before = world.contents()
         try:
             call.make(world, **given_)
-        except call.documented as error:
-            assert str(error)
-            tried["refused"] += 1
+        except call.documented:
             assert world.contents() == before
-        else:
-            tried["returned"] += 1
-        world.store.transact(_tidied)
+        assert world.store.verify() == []
 
     holds()
-    assert world.store.verify() == []
-
-
-def _tidied(repository: GoalRepository) -> None:
-    """Takes out what the calls left, so that there is never much to compare."""
 
 
 # -- opening -----------------------------------------------------------------------------------------
+
+
+def test_open_refuses_what_it_is_not_made_for(
+    tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    template = made_once.read_bytes()
+    (tmp_path / "folder").mkdir()
+    Path("notes.txt").write_text("not a database")
+    there = fingerprints(tmp_path)
+
+    @settings(max_examples=5 * EXAMPLES, suppress_health_check=[*HealthCheck], database=None)
+    @given(
+        mostly_good(
+            {
+                "target": st.sampled_from(TARGETS) | texts.filter(_leads_nowhere_else),
+                "durability": st.sampled_from(["full", "normal"]),
+                "busy_timeout_seconds": st.floats(0, 1),
+                "migrate": st.booleans(),
+            }
+        )
+    )
+    def holds(given_: dict[str, Any]) -> None:
+        (tmp_path / "goals.db").write_bytes(template)
+        before = there | {"goals.db": hashlib.sha256(template).hexdigest()}
+        try:
+            store = GoalStore.open(**given_)
+        except GoalStateError:
+            assert fingerprints(tmp_path) == before
+        else:
+            store.close()
+        for made in [*tmp_path.iterdir()]:
+            if made.name not in ("notes.txt", "folder"):
+                made.unlink()
+
+    holds()
+
+
+TARGETS = (
+    *(
+        "goals.db",
+        "new.db",
+        ":memory:",
+        "folder",
+        "notes.txt",
+        "no/such/folder",
+        "x" * 300,
+        "\udcff.db",
+    ),
+    *(
+        "sqlite://",
+        "sqlite:///goals.db",
+        "sqlite:///goals.db?mode=ro",
+        "sqlite:///file:goals.db?uri=true",
+    ),
+    *(
+        "sqlite:///goals.db?vfs=unix-none&immutable=1",
+        "sqlite://user:word@host/goals.db",
+        "sqlite:///\0",
+    ),
+    *(
+        "postgresql://host/goals",
+        "mysql://",
+        "sqlite+aiosqlite:///goals.db",
+        "://",
+        "sqlite:///\ud800.db",
+    ),
+    *(
+        "sqlite+pysqlcipher://:key@/goals.db",
+        "sqlite:///folder",
+        "sqlite://host:port/goals.db",
+        *SQL,
+    ),
+    *(
+        Path("goals.db"),
+        Path("folder"),
+        make_url("sqlite:///goals.db?mode=memory"),
+        "/dev/null",
+        "notes.txt/x",
+    ),
+)
+
+
+def _leads_nowhere_else(text: str) -> bool:
+    return "/" not in str.__str__(text)
+
+
+# -- the command line --------------------------------------------------------------------------------
+
+_DATABASE = "goals.db"
+
+
+def _commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(_commands(program))
+
+# What can stand on a command line: any bytes but NUL, as Python shows them. As a name of a file it must lead
+# nowhere else, and as an option it must not be one (another case is that).
+_bytes = st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
+words = st.one_of(
+    _bytes,
+    texts.map(
+        lambda text: os.fsdecode(str.__str__(text).encode("utf-8", "replace")).replace("\0", "")
+    ),
+    st.integers().map(str),
+    st.sampled_from(["9" * 5000, "1e9", "nan", "-1", "0x1", "true", "--", "-", *SQL]),
+).map(lambda word: word.replace("/", "|"))
+_good_words = {
+    "thread": st.sampled_from(["active", "paused", "new"]),
+    "database": st.just(_DATABASE),
+    "status": st.sampled_from([*GoalStatus]),
+    "budget": st.integers(1, 500).map(str),
+    "revision": st.sampled_from(["head", "0001", "0002", "0003"]),
+    "rollout": st.just("small.jsonl"),
+    "rollout_or_thread": st.sampled_from(["small.jsonl", "active"]),
+    "home": st.just("home"),
+    "events_file": st.just("events.jsonl"),
+}
+
+
+@st.composite
+def command_lines(draw: st.DrawFn, command: click.Command) -> list[str]:
+    """Arguments of a command: mostly good ones, one of them maybe anything, options now and then."""
+    options: list[str] = []
+    arguments: list[str] = []
+    parameters = [one for one in command.params if one.name != "help"]
+    bad = draw(st.sampled_from([None, *(one.name for one in parameters)]))
+    for parameter in parameters:
+        name = parameter.name
+        assert name is not None
+        good = _good_words.get(name, st.sampled_from(["1", "active"]))
+        word = draw(words | st.sampled_from(TEXT_TARGETS) if name == bad else good)
+        if isinstance(parameter, click.Argument):
+            arguments.append(word)
+        elif name == "database" and name != bad:
+            options += ["--db", word]
+        elif name == bad or draw(st.booleans()):
+            flag = draw(st.sampled_from(parameter.opts))
+            is_flag = isinstance(parameter, click.Option) and parameter.is_flag
+            options += (
+                [flag] if is_flag else draw(st.sampled_from([[flag, word], [f"{flag}={word}"]]))
+            )
+    return [*options, *([] if draw(st.integers(0, 4)) == 0 else ["--"]), *arguments]
+
+
+TEXT_TARGETS = tuple(
+    target
+    for target in TARGETS
+    if isinstance(target, str) and "\0" not in target and "\ud800" not in target
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_refuses_what_it_is_not_made_for(
+    command: tuple[str, ...], tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CODEX_HOME", "")
+    monkeypatch.delenv("GOAL_STATE_DB", raising=False)
+    template = tmp_path / "template"
+    shutil.copy(made_once, template)
+    with GoalStore.open(template) as store:
+        for status in ("active", "paused"):
+            store.create(status, "Ship", token_budget=100, status=status)
+        store.account("active", tokens=7, idempotency_key="k")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "home" / "sessions").mkdir(parents=True)
+    shutil.copy(CHECKOUT / "examples/rollouts/small.jsonl", tmp_path)
+    (tmp_path / "notes.txt").write_text("not a database")
+    kept = {file.name for file in tmp_path.iterdir()}
+    with closing(sqlite3.connect(template)) as connection:
+        whole = [*connection.iterdump()]
+
+    @settings(max_examples=EXAMPLES, suppress_health_check=[*HealthCheck], database=None)
+    @given(command_lines(COMMANDS[command]))
+    def holds(line: list[str]) -> None:
+        shutil.copy(template, _DATABASE)
+        code, told = _run([*command, *line])
+        assert code in (0, 1, 2), told
+        assert "Traceback" not in told
+        with closing(sqlite3.connect(_DATABASE)) as connection:
+            if code == 2:
+                assert [*connection.iterdump()] == whole
+        for made in [*tmp_path.iterdir()]:
+            if made.name not in kept:
+                made.unlink()
+
+    holds()
+
+
+def _run(line: list[str]) -> tuple[int, str]:
+    """The exit code of a command and what it said, as `goal_state.cli.main.main` runs it."""
+    with (
+        patch("goal_state.cli.events.time.sleep", side_effect=KeyboardInterrupt),
+        CliRunner().isolation() as (stdout, stderr, _),
+    ):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+        try:
+            program.main(line, prog_name="goal-state")
+        except SystemExit as error:
+            return cast(int, error.code), stdout.getvalue().decode() + stderr.getvalue().decode()
+    raise AssertionError("it did not exit")

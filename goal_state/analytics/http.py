@@ -145,7 +145,7 @@ def _read_out(response: httpx.Response) -> None:
 def _checked(url: str) -> httpx.URL:
     try:
         checked = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
+    except (httpx.InvalidURL, TypeError, ValueError):
         raise InvalidValueError("url", "must be a URL") from None
     if checked.scheme not in {"http", "https"} or not checked.host:
         raise InvalidValueError("url", "must begin with http:// or https:// and name a host")

@@ -89,6 +89,7 @@ def meter(
             events = list(store.events(goal_id=goal.goal_id))
     skipped = reader.skipped
     if events_file is not None:
+        events_file.touch(0o600)
         with events_file.open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(event_json(event))}\n" for event in events)
     if as_json:

@@ -1,0 +1,268 @@
+"""A database of each released schema is upgraded whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goal_state import EventKind, GoalEvent, GoalStore, TokenUsage, migrate
+from goal_state.database import create_engine
+from goal_state.tables import HEAD_REVISION, VERSION_TABLE
+from tests.databases import schema
+from tests.processes import PATIENCE_SECONDS, python
+from tests.upgrade.make_fixtures import fixture
+
+REVISIONS = [known.revision for known in migrate.history()]
+_LAST_AUDITED = 3
+"""How many events the fixtures' consumer `audit` has not taken yet."""
+
+Row = dict[str, Any]
+Data = dict[str, list[Row]]
+
+
+def data(path: Path) -> Data:
+    """Every row of every table (of ours, in the fixtures), by the names of its columns."""
+    found: Data = {}
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        for (name,) in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+        ).fetchall():
+            rows = connection.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall()
+            found[name] = [dict(row) for row in rows]
+    return found
+
+
+def without(rows: Data, *tables: str) -> Data:
+    return {name: found for name, found in rows.items() if name not in tables}
+
+
+@pytest.fixture(params=REVISIONS)
+def revision(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def older(revision: str, path: Path) -> Path:
+    """A copy of the database of a revision."""
+    shutil.copy(fixture(revision), path)
+    return path
+
+
+def test_every_revision_has_a_fixture_with_the_schema_that_it_makes(
+    revision: str, tmp_path: Path
+) -> None:
+    """So it is told if a released migration is changed, or a new one comes without a fixture."""
+    made = tmp_path / "made.db"
+    migrate.upgrade(create_engine(made), revision)
+    copy = Path(shutil.copy(fixture(revision), tmp_path))
+    assert schema(copy) == schema(made)
+    found = data(copy)
+    assert found.pop(VERSION_TABLE) == [{"version_num": revision}]
+    assert all(found.values())
+    assert {goal["status"] for goal in found["goals"]} == {
+        *("active", "paused", "blocked", "usage_limited", "budget_limited", "complete")
+    }
+    assert {event["kind"] for event in found["goal_events"]} == {*EventKind}
+    # Every column is filled somewhere (but for the one that only a later revision of it could fill).
+    for table, rows in found.items():
+        for column in rows[0]:
+            assert any(row[column] is not None for row in rows), (table, column)
+
+
+def test_upgrading_keeps_every_field(revision: str, older: Path) -> None:
+    before = data(older)
+    with GoalStore.open(older) as store:
+        assert store.verify() == []
+    after = data(older)
+    assert after.pop(VERSION_TABLE) == [{"version_num": HEAD_REVISION}]
+    assert before.pop(VERSION_TABLE) == [{"version_num": revision}]
+    for table, rows in before.items():
+        assert len(after[table]) == len(rows)
+        for new, old in zip(after[table], rows, strict=True):
+            # Nothing is made up: what an older schema did not know is not known.
+            assert new == dict.fromkeys(new) | old
+    assert all(not after[table] for table in after.keys() - before.keys())
+
+
+def test_down_again_is_the_database_as_it_was_and_up_again_as_it_had_become(
+    revision: str, older: Path, tmp_path: Path
+) -> None:
+    engine = create_engine(older)
+    before = data(older)
+    migrate.upgrade(engine)
+    upgraded = data(older), schema(older)
+    for step in reversed(REVISIONS[REVISIONS.index(revision) : -1]):
+        migrate.downgrade(engine, step)
+    assert data(older) == before
+    assert schema(older) == schema(Path(shutil.copy(fixture(revision), tmp_path)))
+    for step in REVISIONS[REVISIONS.index(revision) :]:
+        migrate.upgrade(engine, step)
+    assert (data(older), schema(older)) == upgraded
+
+
+def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
+    before = data(older)
+    goals = {goal["thread_id"]: goal for goal in before["goals"]}
+    events = before["goal_events"]
+    heard: list[GoalEvent] = []
+    with GoalStore.open(older) as store:
+        for thread_id, row in goals.items():
+            goal = store.get(thread_id)
+            assert goal is not None
+            assert {field: getattr(goal, field) for field in row} == row
+        assert store.count() == len(goals)
+        for event, row in zip(store.events(), events, strict=True):
+            assert {field: getattr(event, field) for field in row} == row
+        for row in before["thread_usage"]:
+            usage = store.usage(row["thread_id"])
+            assert usage is not None
+            counts = (*usage.info.total.counts(), *usage.info.last.counts())
+            assert counts == tuple(v for k, v in row.items() if k.endswith("_tokens"))
+            assert usage.turn_id == row["turn_id"]
+            assert usage.info.model_context_window == row["model_context_window"]
+
+        # A key is known, a total is charged from its baseline on, and a name from its position on.
+        again = store.account("active", tokens=250, seconds=1.5, idempotency_key="key")
+        assert again.duplicate
+        baseline = TokenUsage(1100, 1099, 1098, 1097, 1096, 1095)
+        assert store.usage("active").info.total == baseline  # type: ignore[union-attr]
+        new = store.record_usage("active", TokenUsage(1107, 1099, 1098, 1100, 1096, 1105))
+        assert new.goal is not None
+        assert new.goal.tokens_used == goals["active"]["tokens_used"] + 10
+        [charged] = store.events(after=events[-1]["position"])
+        with store.consume("audit", heard.extend) as consumer:
+            assert consumer.drain(PATIENCE_SECONDS)
+        expected = [row["position"] for row in events[-_LAST_AUDITED:]] + [charged.position]
+        assert [event.position for event in heard] == expected
+        assert store.resume("paused").status == "active"
+        assert store.verify() == []
+
+
+# -- killed ------------------------------------------------------------------------------------------
+
+# A child is forked for each statement and kills itself as that one begins: forking is a hundred times
+# faster than another Python. What SQLite is told directly is traced as well (PRAGMA, BEGIN, COMMIT).
+_KILLED = """
+import json, os, re, shutil, signal, sqlite3, sys
+from contextlib import closing
+from pathlib import Path
+import alembic.command, alembic.config, alembic.script, alembic.autogenerate
+from goal_state import GoalStore, migrate
+from goal_state.database import create_engine
+
+fixture, folder, target, stride = sys.argv[1:]
+connect = sqlite3.connect
+
+
+def contents(path):
+    with closing(connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        # An event that a downgrade makes up has an id of its own each time.
+        return [re.sub("'[0-9a-f]{32}'", "'...'", line) for line in connection.iterdump()]
+
+
+def opened(path):
+    GoalStore.open(path, durability="normal").close()
+
+
+def migrated(path):
+    if target == "open":
+        opened(path)
+    else:
+        migrate.downgrade(create_engine(path), target)
+
+
+def fresh(name):
+    path = Path(folder, name)
+    if fixture != "none":
+        shutil.copy(fixture, path)
+    return path
+
+
+def killed_at(path, wanted):
+    # Whether the child was killed; if not, the migration has fewer statements.
+    child = os.fork()
+    if child == 0:
+        begun = 0
+
+        def trace(statement):
+            nonlocal begun
+            begun += 1
+            if begun == wanted:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def traced(*arguments, **named):
+            connection = connect(*arguments, **named)
+            connection.set_trace_callback(trace)
+            return connection
+
+        sqlite3.connect = sqlite3.dbapi2.connect = traced
+        try:
+            migrated(path)
+        except BaseException as error:
+            sys.stderr.write(repr(error))
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    return status != 0
+
+
+untouched, done = fresh("untouched"), fresh("done")
+sides = []
+migrated(done)
+for side in (untouched, done):
+    sides.append(contents(side))
+assert sides[0] != sides[1]
+opened(untouched)
+opened(done)
+afterwards = contents(untouched), contents(done)
+
+found, wanted = [], 1
+path = fresh(str(wanted))
+while killed_at(path, wanted):
+    if wanted % int(stride) == 0:  # opened as the kill left it
+        opened(path)
+        assert contents(path) in afterwards
+    else:
+        left = contents(path)
+        found.append(sides.index(left) if left in sides else left)
+    wanted += 1
+    path = fresh(str(wanted))
+print(json.dumps(found))
+"""
+
+
+AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+_STRIDE = 4
+"""Every fourth time the library itself opens what the kill left, else it is looked at past it."""
+
+_BRIEFLY = [("none", "open"), ("0001", "open"), (HEAD_REVISION, "0001")]
+_THE_REST = [
+    *((revision, "open") for revision in REVISIONS[1:-1]),
+    *((HEAD_REVISION, revision) for revision in ["base", *REVISIONS[1:-1]]),
+]
+
+
+@pytest.mark.parametrize(
+    ("revision", "target"),
+    _BRIEFLY + (_THE_REST if AT_LENGTH else []),
+)
+def test_killed_at_any_statement_it_is_the_old_database_or_the_new_one(
+    tmp_path: Path, revision: str, target: str
+) -> None:
+    """When it is opened for the first time, upgraded by opening it, and taken down to a revision."""
+    source = "none" if revision == "none" else fixture(revision)
+    found = json.loads(python(_KILLED, source, tmp_path, target, _STRIDE))
+    # From the old one it turns into the new one once, at the commit.
+    assert found == sorted(found)
+    assert {*found} == {0, 1}
+    assert len(found) > 10
