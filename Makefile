@@ -76,6 +76,7 @@ venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml h
 
 demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, clear a goal; a small agent
 	@$(BIN)/python examples/demo.py $(ARGS)
+	@$(BIN)/python examples/agent.py
 	@echo; echo '# A small agent with a budget, against a scripted model.'; echo
 	@$(BIN)/python examples/agent.py
 
