@@ -76,9 +76,7 @@ venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml h
 
 demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, clear a goal; a small agent
 	@$(BIN)/python examples/demo.py $(ARGS)
-	@$(BIN)/python examples/agent.py
 	@echo; echo '# A small agent with a budget, against a scripted model.'; echo
-	@$(BIN)/python examples/agent.py
 
 # -- checks ------------------------------------------------------------------------------------------
 
@@ -128,8 +126,9 @@ audit: $(VENV)/.installed ## ruff's security rules, and the locked dependencies 
 bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their own)
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
-proof: $(VENV)/.installed ## the property tests and crash tests at length
-	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof $(ARGS)
+proof: $(VENV)/.installed ## the evidence at length (about an hour): crashes, power cuts, faults, properties
+	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof tests/properties tests/meter \
+		tests/replay tests/upgrade tests/test_contention.py tests/test_bad_input.py $(ARGS)
 
 mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
 	$(BIN)/mutmut run $(ARGS)
