@@ -77,6 +77,7 @@ venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml h
 demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, clear a goal; a small agent
 	@$(BIN)/python examples/demo.py $(ARGS)
 	@echo; echo '# A small agent with a budget, against a scripted model.'; echo
+	@$(BIN)/python examples/agent.py
 
 # -- checks ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from goal_state.requests import Charge, CumulativeUsage
 from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.validation import MAX_INTEGER
 
-__all__ = ["charge_goal", "next_baseline"]
+__all__ = ["charge_goal", "cumulative", "next_baseline"]
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +65,11 @@ def charge_goal(
     return Accounting(charged, applied=True)
 
 
+def cumulative(total: TokenUsage | TokenUsageInfo) -> TokenUsage:
+    """The cumulative counts of a total, however it was given."""
+    return total.total if isinstance(total, TokenUsageInfo) else total
+
+
 def next_baseline(
     before: UsageBaseline | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
 ) -> tuple[ThreadUsage | None, int]:
@@ -74,13 +79,13 @@ def next_baseline(
     if before is None:
         info = total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, TokenUsage())
         return ThreadUsage(info, turn_id), 0
-    cumulative = total.total if isinstance(total, TokenUsageInfo) else total
-    difference = cumulative - before.total
-    tokens = 0 if cumulative.is_below(before.total) else difference.goal_tokens
+    seen = cumulative(total)
+    difference = seen - before.total
+    tokens = 0 if seen.is_below(before.total) else difference.goal_tokens
     owner = before.turn_id if turn_id is None else turn_id
     if isinstance(total, TokenUsageInfo):
         return ThreadUsage(total, owner), tokens
-    if cumulative == before.total:
+    if seen == before.total:
         return None, tokens
-    info = TokenUsageInfo(cumulative, difference, before.model_context_window)
+    info = TokenUsageInfo(seen, difference, before.model_context_window)
     return ThreadUsage(info, owner), tokens

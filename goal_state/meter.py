@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, TypeVar
 
+from goal_state.charging import cumulative
 from goal_state.errors import InvalidValueError, TurnError
 from goal_state.goals import KEEP, Accounting, Goal, GoalStatus, Keep
 from goal_state.repository import GoalRepository, wall_clock_ms
@@ -100,7 +102,8 @@ class GoalMeter:
         self._store = store
         self._count_idle_time = count_idle_time
         self._clock_ns = clock_ns
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._at_work = False
         stored = store.usage(self.thread_id)
         self._state = _State(
             marked_ns=clock_ns(), own_baseline=None if stored is None else stored.info.total
@@ -150,7 +153,7 @@ class GoalMeter:
         """
         turn = _Turn(check_name("turn_id", turn_id), charge_tokens)
         _check_total(total, optional=True)
-        with self._lock:
+        with self._alone():
             if self._state.turn is not None:
                 raise TurnError(
                     f"turn {turn_id!r} cannot start while turn {self._state.turn.turn_id!r} runs;"
@@ -188,7 +191,7 @@ class GoalMeter:
         """
         _check_total(total, optional=False)
         named = check_optional_name("turn_id", turn_id)
-        with self._lock:
+        with self._alone():
             self._running(named)
 
             def work(repository: GoalRepository, state: _State) -> Accounting:
@@ -202,7 +205,7 @@ class GoalMeter:
         Raises:
             TurnError: no turn runs.
         """
-        with self._lock:
+        with self._alone():
             self._running(None)
             return self._run(lambda repository, state: self._settle(repository, state, None))
 
@@ -306,6 +309,20 @@ class GoalMeter:
 
     # -- shared steps ------------------------------------------------------------------------------
 
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """One report at a time. A live listener is called while the report that caused its event is not
+        finished yet, so it cannot make another.
+        """
+        with self._lock:
+            if self._at_work:
+                raise TurnError("the meter is at work; report after the listener has returned")
+            self._at_work = True
+            try:
+                yield
+            finally:
+                self._at_work = False
+
     def _running(self, turn_id: str | None) -> _Turn:
         turn = self._state.turn
         if turn is None:
@@ -315,7 +332,7 @@ class GoalMeter:
         return turn
 
     def _end_turn(self) -> Reading:
-        with self._lock:
+        with self._alone():
             self._running(None)
 
             def work(repository: GoalRepository, state: _State) -> Accounting:
@@ -349,7 +366,7 @@ class GoalMeter:
         return reading
 
     def _change(self, change: Callable[[GoalRepository, str | None], Result]) -> Result:
-        with self._lock:
+        with self._alone():
 
             def attempt(repository: GoalRepository) -> tuple[_State, Result]:
                 state = replace(self._state)
@@ -390,7 +407,7 @@ class GoalMeter:
     ) -> Accounting:
         """Charges the time since the mark, and what is new in the total, to the paying goal."""
         if total is not None and self._is_overtaken(repository, state, total):
-            state.last_total = _cumulative(total)
+            state.last_total = cumulative(total)
             total = None
         turn_id = None if state.turn is None else state.turn.turn_id
         now_ns = self._clock_ns()
@@ -407,7 +424,7 @@ class GoalMeter:
             if _takes_charges(accounting.goal, state.paying_goal_id):
                 state.rest_ns = rest_ns
         if total is not None:
-            state.last_total = state.own_baseline = _cumulative(total)
+            state.last_total = state.own_baseline = cumulative(total)
         return accounting
 
     def _charge(
@@ -418,7 +435,8 @@ class GoalMeter:
         goal_id: str,
         turn_id: str | None,
     ) -> Accounting:
-        if total is None:
+        stored = repository.usage(self.thread_id)
+        if total is None or (stored is not None and stored.info.total == cumulative(total)):
             return repository.account(
                 self.thread_id,
                 seconds=time_ms / 1000,
@@ -442,7 +460,7 @@ class GoalMeter:
         was told itself or, before that, below a baseline that nobody has moved since it was made.
         """
         stored = repository.usage(self.thread_id)
-        seen = _cumulative(total)
+        seen = cumulative(total)
         if stored is None or not seen.is_below(stored.info.total):
             return False
         if state.last_total is not None:
@@ -463,14 +481,14 @@ class GoalMeter:
                 repository.set_baseline(self.thread_id, state.own_baseline)
             return False
         if self._is_overtaken(repository, state, total):
-            state.last_total = _cumulative(total)
+            state.last_total = cumulative(total)
             return False
-        if stored is not None and _cumulative(total).is_below(stored.info.total):
+        if stored is not None and cumulative(total).is_below(stored.info.total):
             repository.set_baseline(self.thread_id, total, turn_id=stored.turn_id)  # a new count
             applied = False
         else:
             applied = repository.reconcile(self.thread_id, total).applied
-        state.last_total = state.own_baseline = _cumulative(total)
+        state.last_total = state.own_baseline = cumulative(total)
         return applied
 
 
@@ -488,10 +506,6 @@ def _takes_charges(goal: Goal | None, goal_id: str | None) -> bool:
         and goal.goal_id == goal_id
         and goal.status in (GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED)
     )
-
-
-def _cumulative(total: TokenUsage | TokenUsageInfo) -> TokenUsage:
-    return total.total if isinstance(total, TokenUsageInfo) else total
 
 
 def _check_total(total: object, *, optional: bool) -> None:

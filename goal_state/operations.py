@@ -232,7 +232,8 @@ class GoalOperations(ABC):
             thread_id: the conversation.
             total: its cumulative usage; with a `TokenUsageInfo` the last response's part and the size of
                 the context window are kept too.
-            seconds: active time to charge with it, as for `account`.
+            seconds: active time to charge with it, as for `account`; where the total is not new (a repeat,
+                or the first of a thread) neither is the time.
             turn_id: the turn that used it.
             mode: which statuses take the charge; see `AccountingMode`.
             expected_goal_id: charge only this goal.

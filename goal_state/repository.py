@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from goal_state.charging import charge_goal, next_baseline
+from goal_state.charging import charge_goal, cumulative, next_baseline
 from goal_state.errors import (
     BudgetExhaustedError,
     GoalExistsError,
@@ -59,7 +59,7 @@ from goal_state.requests import (
     ThreadRequest,
 )
 from goal_state.tables import goals
-from goal_state.usage import ThreadUsage, TokenUsageInfo
+from goal_state.usage import ThreadUsage
 from goal_state.usage_log import UsageLog
 from goal_state.validation import check_amount, check_name
 
@@ -425,30 +425,37 @@ class GoalRepository(GoalOperations):
     def _record_usage(self, request: CumulativeUsage) -> Accounting:
         before = self.usage_log.baseline(request.thread_id)
         after, tokens = next_baseline(before, request.total, request.turn_id)
-        accounting = self._charge(request, self._select(request.thread_id), tokens, None)
+        goal = self._select(request.thread_id)
+        if before is None or cumulative(request.total) == before.total:
+            # A first total, or a repeated one: neither its tokens nor its time are new.
+            accounting = Accounting(goal, applied=False)
+        else:
+            accounting = self._charge(request, goal, tokens, None)
         # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
         # that the next goal does not pay for them.
-        if after is not None:
-            goal_id = None if accounting.goal is None else accounting.goal.goal_id
-            self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
+        self._write_baseline(request, after, goal)
         return accounting
 
     def _set_baseline(self, request: Baseline) -> None:
         before = self.usage_log.baseline(request.thread_id)
         after, _ = next_baseline(before, request.total, request.turn_id)
-        goal = self._select(request.thread_id)
-        goal_id = None if goal is None else goal.goal_id
-        if after is None and (stored := self.usage_log.read(request.thread_id)) is not None:
-            after = stored if request.turn_id is None else stored._replace(turn_id=request.turn_id)
-        if after is not None:
-            self.usage_log.write(request.thread_id, after, goal_id, wall_clock_ms())
+        self._write_baseline(request, after, self._select(request.thread_id))
+
+    def _write_baseline(
+        self, request: CumulativeUsage | Baseline, usage: ThreadUsage | None, goal: Goal | None
+    ) -> None:
+        """Keeps a usage (None: the one that there is) as the baseline, in the time of a goal."""
+        if usage is None and (stored := self.usage_log.read(request.thread_id)) is not None:
+            usage = stored if request.turn_id is None else stored._replace(turn_id=request.turn_id)
+        if usage is not None:
+            goal_id = None if goal is None else goal.goal_id
+            self.usage_log.write(request.thread_id, usage, goal_id, wall_clock_ms())
 
     def _reconcile(self, request: Reconciliation) -> Accounting:
         thread_id, total = request.thread_id, request.total
         stored = self.usage_log.read(thread_id)
         goal = self._select(thread_id)
-        cumulative = total.total if isinstance(total, TokenUsageInfo) else total
-        if stored is not None and cumulative.is_below(stored.info.total):
+        if stored is not None and cumulative(total).is_below(stored.info.total):
             return Accounting(goal, applied=False)
         turn_id = request.turn_id or (None if stored is None else stored.turn_id)
         accounting = Accounting(goal, applied=False)

@@ -178,8 +178,8 @@ class Charge(ThreadRequest[Accounting]):
         turn_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> None:
-        self.thread_id = check_name("thread_id", thread_id)
-        self.turn_id = None if turn_id is None else check_name("turn_id", turn_id)
+        self.thread_id: str = check_name("thread_id", thread_id)
+        self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
         self.tokens: int = check_amount("tokens", tokens)
         self.time_ms: int = check_milliseconds("seconds", seconds)
         self.mode: AccountingMode = check_mode(mode)

@@ -470,11 +470,12 @@ def test_the_first_total_ever_seen_charges_nothing(store: GoalStore) -> None:
     assert used(store) == 0
 
 
-def test_the_time_that_comes_with_the_first_total_is_charged(store: GoalStore) -> None:
+def test_a_first_or_a_repeated_total_brings_no_time_either(store: GoalStore) -> None:
     store.create("t", "Ship")
-    first = store.record_usage("t", TokenUsage(10_000), seconds=2)
-    assert first.applied
-    assert (used(store), goal_of(store).time_used_ms) == (0, 2000)
+    assert not store.record_usage("t", TokenUsage(10_000), seconds=2).applied
+    assert store.record_usage("t", TokenUsage(10_001), seconds=3).applied
+    assert not store.record_usage("t", TokenUsage(10_001), seconds=3).applied
+    assert (used(store), goal_of(store).time_used_ms) == (1, 3000)
 
 
 def test_a_baseline_of_zero_charges_all_of_the_first_total(store: GoalStore) -> None:

@@ -14,8 +14,8 @@ from typing import Final, Self
 
 try:
     import httpx
-except ImportError as error:
-    raise ImportError("HttpSink needs httpx: pip install 'goal-state[http]'") from error
+except ImportError as _error:
+    raise ImportError("HttpSink needs httpx: pip install 'goal-state[http]'") from _error
 
 from goal_state.analytics.line_file import LineFile
 from goal_state.analytics.payload import AnalyticsEvent

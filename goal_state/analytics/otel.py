@@ -8,10 +8,10 @@ from typing import Final
 try:
     from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_logger_provider
     from opentelemetry.metrics import MeterProvider, get_meter_provider
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "OpenTelemetrySink needs opentelemetry: pip install 'goal-state[otel]'"
-    ) from error
+    ) from _error
 
 from goal_state.analytics.payload import AnalyticsEvent
 from goal_state.analytics.runtime import library_version

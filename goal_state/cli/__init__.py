@@ -7,11 +7,11 @@ import sys
 
 try:
     from goal_state.cli.main import main
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("click", "rich"):
+except ModuleNotFoundError as _error:
+    if (_error.name or "").partition(".")[0] not in ("click", "rich"):
         raise
     sys.stderr.write(
-        f"Error: the command line needs the package {error.name!r}, which is not installed;"
+        f"Error: the command line needs the package {_error.name!r}, which is not installed;"
         " run: pip install 'goal-state[cli]'\n"
     )
     sys.exit(2)

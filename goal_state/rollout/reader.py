@@ -114,7 +114,7 @@ class RolloutReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = rollout_place(path)
+        self.path: Path = rollout_place(path)
         self._meta: SessionMeta | None = None
         self._ledger = SkipLedger()
 

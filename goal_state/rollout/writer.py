@@ -59,7 +59,7 @@ class RolloutWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
-        self.path = rollout_place(path)
+        self.path: Path = rollout_place(path)
         self._fsync = fsync
         self._guard = threading.Lock()
         self._descriptor: int | None = _open_to_append(self.path)

@@ -1,0 +1,845 @@
+"""What a turn pays, and for which goal."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from goal_state import (
+    DatabaseBusyError,
+    EventKind,
+    Goal,
+    GoalEvent,
+    GoalExistsError,
+    GoalNotFoundError,
+    GoalStatus,
+    GoalStore,
+    InvalidValueError,
+    TokenUsage,
+    TokenUsageInfo,
+    UsageOverflowError,
+)
+from goal_state.errors import TurnError
+from goal_state.meter import GoalMeter
+from goal_state.validation import MAX_INTEGER
+from tests.meter.clock import Clock
+
+THREAD = "thread-1"
+
+MakeMeter = Callable[..., GoalMeter]
+
+STOPPED = [status for status in GoalStatus if status is not GoalStatus.ACTIVE]
+
+
+def used(tokens: int) -> TokenUsage:
+    """A total of so many tokens, none of them cached."""
+    return TokenUsage(input_tokens=tokens)
+
+
+def tokens_used(store: GoalStore) -> int:
+    goal = store.get(THREAD)
+    assert goal is not None
+    return goal.tokens_used
+
+
+def kinds(store: GoalStore, after: int) -> list[EventKind]:
+    return [event.kind for event in store.events(after=after)]
+
+
+# -- usage ---------------------------------------------------------------------------------------------
+
+
+def test_a_turn_pays_for_what_is_new_in_the_total_and_not_for_cached_input(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    reading = meter.observe(TokenUsage(100, 30, 0, 20, 5))
+    assert reading.goal == store.get(THREAD)
+    assert reading.charged
+    assert tokens_used(store) == 90
+    meter.observe(TokenUsage(300, 130, 0, 50, 5))
+    assert tokens_used(store) == 220
+
+
+def test_a_total_that_is_repeated_charges_nothing(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(100))
+    reading = meter.observe(used(100))
+    assert not reading.charged
+    assert tokens_used(store) == 100
+
+
+def test_a_lower_total_is_a_new_beginning_that_refunds_nothing(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(100))
+    assert not meter.observe(used(40)).charged
+    assert tokens_used(store) == 100
+    meter.observe(used(50))
+    assert tokens_used(store) == 110
+
+
+def test_what_a_thread_had_used_before_it_was_first_seen_is_nobodys(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1", total=used(5_000))
+    assert tokens_used(store) == 0
+    meter.observe(used(5_010))
+    assert tokens_used(store) == 10
+
+
+def test_a_thread_that_was_never_seen_begins_at_zero(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(70))
+    assert tokens_used(store) == 70
+
+
+def test_a_turn_without_a_total_goes_on_from_what_was_stored(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work")
+    first = make_meter()
+    first.start_turn("turn-1")
+    first.observe(used(70))
+    first.finish_turn()
+    second = make_meter()
+    second.start_turn("turn-2")
+    second.observe(used(75))
+    assert tokens_used(store) == 75
+
+
+def test_the_whole_usage_of_a_response_is_kept_with_its_turn(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1", total=used(5))
+    info = TokenUsageInfo(TokenUsage(100, 30, 7, 20, 5), TokenUsage(60, 30, 7, 10, 5), 200_000)
+    meter.observe(info)
+    assert store.usage(THREAD) == (info, "turn-1")
+    assert tokens_used(store) == 85
+
+
+def test_each_charge_names_its_turn(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    for number in (1, 2):
+        meter.start_turn(f"turn-{number}")
+        meter.observe(used(number * 10))
+        meter.finish_turn()
+    charges = [e for e in store.events() if e.kind is EventKind.USAGE_ACCOUNTED]
+    assert [(e.turn_id, e.tokens_delta) for e in charges] == [("turn-1", 10), ("turn-2", 10)]
+
+
+def test_an_aborted_turn_pays_for_what_it_used(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(25))
+    clock.tick(seconds=3)
+    assert meter.abort_turn().charged
+    goal = store.get(THREAD)
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (25, 3_000)
+    assert meter.turn_id is None
+
+
+def test_what_an_aborted_turn_did_not_report_is_charged_when_the_next_one_starts(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(25))
+    meter.abort_turn()
+    assert meter.start_turn("turn-2", total=used(40)).charged
+    assert tokens_used(store) == 40
+    assert [e.turn_id for e in store.events()][-1] == "turn-1"
+
+
+def test_a_thread_without_a_goal_is_metered_all_the_same(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    meter.start_turn("turn-1")
+    reading = meter.observe(used(25))
+    assert (reading.goal, reading.charged, reading.budget_exhausted) == (None, False, False)
+    assert not meter.finish_turn().charged
+    usage = store.usage(THREAD)
+    assert usage is not None
+    assert usage.info.total == used(25)
+    assert (meter.goal, meter.remaining_tokens) == (None, None)
+
+
+# -- which goal pays -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", STOPPED)
+def test_a_goal_that_is_not_active_when_a_turn_starts_pays_nothing(
+    store: GoalStore, meter: GoalMeter, clock: Clock, status: GoalStatus
+) -> None:
+    store.create(THREAD, "work", status=status)
+    meter.start_turn("turn-1")
+    meter.observe(used(25))
+    clock.tick(seconds=3)
+    assert not meter.flush().charged
+    clock.tick(seconds=3)
+    assert not meter.finish_turn().charged
+    goal = store.get(THREAD)
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (0, 0)
+
+
+def test_a_goal_made_by_the_model_pays_from_then_on(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    meter.start_turn("turn-1")
+    meter.observe(used(1_000))
+    clock.tick(seconds=10)
+    meter.create_goal("work", token_budget=500)
+    clock.tick(seconds=2)
+    meter.observe(used(1_030))
+    meter.finish_turn()
+    goal = store.get(THREAD)
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms, goal.token_budget) == (30, 2_000, 500)
+    assert next(store.events()).turn_id == "turn-1"
+
+
+@pytest.mark.parametrize("status", [s for s in STOPPED if s is not GoalStatus.BUDGET_LIMITED])
+def test_a_goal_that_is_activated_in_the_middle_of_a_turn_pays_from_then_on(
+    store: GoalStore, meter: GoalMeter, clock: Clock, status: GoalStatus
+) -> None:
+    store.create(THREAD, "work", status=status)
+    meter.start_turn("turn-1")
+    meter.observe(used(1_000))
+    clock.tick(seconds=10)
+    meter.set_goal(status="active")
+    clock.tick(seconds=2)
+    meter.observe(used(1_030))
+    goal = store.get(THREAD)
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (30, 2_000)
+
+
+def test_a_goal_that_takes_the_place_of_a_complete_one_pays_from_then_on(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    first = store.create(THREAD, "first")
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    meter.complete_goal()
+    meter.observe(used(25))
+    second = meter.create_goal("second")
+    meter.observe(used(32))
+    ledgers = {e.goal_id: e.cumulative_tokens for e in store.events() if e.cumulative_tokens}
+    assert ledgers == {first.goal_id: 10, second.goal_id: 7}
+
+
+def test_an_edit_keeps_the_goal_paying(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.set_goal(objective="other work", token_budget=50)
+    meter.observe(used(20))
+    assert meter.remaining_tokens == 30
+    assert meter.goal == store.get(THREAD)
+
+
+def test_a_planning_turn_pays_nothing(store: GoalStore, meter: GoalMeter, clock: Clock) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1", charge_tokens=False)
+    meter.observe(used(500))
+    clock.tick(seconds=5)
+    assert not meter.flush().charged
+    meter.finish_turn()
+    meter.start_turn("turn-2", total=used(500))
+    meter.observe(used(501))
+    goal = store.get(THREAD)
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (1, 0)
+
+
+def test_a_goal_made_in_a_planning_turn_does_not_pay_for_it(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    meter.start_turn("turn-1", charge_tokens=False)
+    meter.create_goal("work")
+    clock.tick(seconds=5)
+    meter.observe(used(500))
+    meter.set_goal(status="paused")
+    meter.set_goal(status="active")
+    clock.tick(seconds=5)
+    meter.observe(used(600))
+    goal = meter.finish_turn().goal
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (0, 0)
+
+
+# -- the budget ----------------------------------------------------------------------------------------
+
+
+def test_a_turn_that_crosses_the_budget_pays_to_its_end_and_the_next_one_does_not(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work", token_budget=100)
+    meter.start_turn("turn-1")
+    assert not meter.observe(used(99)).budget_exhausted
+    assert meter.observe(used(100)).budget_exhausted
+    reading = meter.observe(used(130))
+    assert reading.charged
+    assert not reading.budget_exhausted
+    clock.tick(seconds=1)
+    meter.finish_turn()
+    meter.start_turn("turn-2", total=used(130))
+    clock.tick(seconds=1)
+    meter.observe(used(500))
+    goal = meter.finish_turn().goal
+    assert goal is not None
+    assert goal.status is GoalStatus.BUDGET_LIMITED
+    assert (goal.tokens_used, goal.time_used_ms, goal.remaining_tokens) == (130, 1_000, 0)
+
+
+def test_the_notice_comes_once_in_the_life_of_a_goal(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work", token_budget=100)
+    first, second = make_meter(), make_meter()
+    first.start_turn("turn-1")
+    second.start_turn("turn-1")
+    assert first.observe(used(100)).budget_exhausted
+    assert not second.observe(used(100)).budget_exhausted
+    assert not second.observe(used(110)).budget_exhausted
+    first.set_goal(token_budget=200, status="active")
+    assert not first.observe(used(210)).budget_exhausted
+    assert store.get(THREAD) == first.goal
+    third = make_meter()
+    third.set_goal(token_budget=300, status="active")
+    third.start_turn("turn-2", total=used(210))
+    reading = third.observe(used(310))
+    assert reading.goal is not None
+    assert reading.goal.status is GoalStatus.BUDGET_LIMITED
+    assert not reading.budget_exhausted
+
+
+def test_each_goal_has_a_notice_of_its_own(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "first", token_budget=100)
+    meter.start_turn("turn-1")
+    assert meter.observe(used(100)).budget_exhausted
+    meter.complete_goal()
+    meter.create_goal("second", token_budget=10)
+    assert meter.observe(used(110)).budget_exhausted
+
+
+def test_a_crossing_that_is_only_found_when_the_next_turn_starts_is_noticed_then(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work", token_budget=100)
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    assert make_meter().start_turn("turn-2", total=used(150)).budget_exhausted
+    assert tokens_used(store) == 150
+
+
+def test_a_budget_lowered_under_the_usage_stops_the_next_turn(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(100))
+    assert meter.set_goal(token_budget=50).status is GoalStatus.BUDGET_LIMITED
+    assert not meter.observe(used(110)).budget_exhausted
+    meter.finish_turn()
+    meter.start_turn("turn-2")
+    meter.observe(used(500))
+    assert tokens_used(store) == 110
+
+
+def test_what_remains_is_told_without_a_turn(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    assert meter.remaining_tokens is None
+    store.set(THREAD, token_budget=70)
+    assert meter.remaining_tokens == 70
+
+
+# -- changes charge first ------------------------------------------------------------------------------
+
+CHANGES = {
+    "pause": lambda meter: meter.set_goal(status="paused"),
+    "block": lambda meter: meter.block_goal(),
+    "usage limit": lambda meter: meter.usage_limited(),
+    "complete": lambda meter: meter.complete_goal(),
+    "complete from outside": lambda meter: meter.set_goal(status="complete"),
+    "clear": lambda meter: meter.clear_goal(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_charges_what_is_due_first_and_nothing_after(
+    store: GoalStore, meter: GoalMeter, clock: Clock, change: Callable[[GoalMeter], Goal | None]
+) -> None:
+    store.create(THREAD, "work", token_budget=1_000)
+    meter.start_turn("turn-1")
+    clock.tick(seconds=1)
+    meter.observe(used(10))
+    position = store.last_position()
+    clock.tick(seconds=0.7)
+    changed = change(meter)
+    assert changed is not None
+    assert (changed.tokens_used, changed.time_used_ms) == (10, 1_700)
+    charge, ending = store.events(after=position)
+    assert (charge.kind, charge.turn_id, charge.time_delta_ms) == (
+        EventKind.USAGE_ACCOUNTED,
+        "turn-1",
+        700,
+    )
+    assert ending.kind in (EventKind.STATUS_CHANGED, EventKind.CLEARED)
+    clock.tick(seconds=5)
+    assert not meter.observe(used(500)).charged
+    clock.tick(seconds=5)
+    assert not meter.finish_turn().charged
+    assert store.verify() == []
+    assert store.last_position() == ending.position
+
+
+def test_what_the_turn_changes_names_it_and_what_comes_from_outside_does_not(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    meter.start_turn("turn-1")
+    meter.create_goal("work")
+    meter.block_goal()
+    meter.set_goal(status="active")
+    meter.usage_limited()
+    meter.set_goal(status="active", turn_id="turn-x")
+    meter.complete_goal()
+    meter.clear_goal()
+    meter.set_goal(objective="more work")
+    meter.clear_goal(turn_id="turn-y")
+    assert [(e.kind.value, e.goal_status.value, e.turn_id) for e in store.events()] == [
+        ("created", "active", "turn-1"),
+        ("status_changed", "blocked", "turn-1"),
+        ("status_changed", "active", None),
+        ("status_changed", "usage_limited", "turn-1"),
+        ("status_changed", "active", "turn-x"),
+        ("status_changed", "complete", "turn-1"),
+        ("cleared", "complete", None),
+        ("created", "active", None),
+        ("cleared", "active", "turn-y"),
+    ]
+
+
+def test_changes_between_turns_name_no_turn_and_charge_nothing(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    meter.create_goal("work")
+    clock.tick(seconds=5)
+    assert meter.complete_goal().time_used_ms == 0
+    assert {event.turn_id for event in store.events()} == {None}
+
+
+def test_an_error_of_the_turn_says_on_the_goal_what_it_waits_for(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    resume_at = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
+    limited = meter.usage_limited(resume_at)
+    assert (limited.status, limited.resume_at) == (GoalStatus.USAGE_LIMITED, resume_at)
+    assert store.get(THREAD) == limited
+    blocked = meter.block_goal("the model is not there")
+    assert blocked.status is GoalStatus.BLOCKED
+    assert (blocked.resume_at, blocked.blocked_reason) == (None, "the model is not there")
+    assert meter.set_goal(status="active").blocked_reason is None
+
+
+def test_a_status_without_a_reason_says_none(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    assert meter.usage_limited().resume_at is None
+    assert meter.block_goal().blocked_reason is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda meter: meter.create_goal("another"), GoalExistsError),
+        (lambda meter: meter.create_goal(""), InvalidValueError),
+        (lambda meter: meter.set_goal(status="busy"), InvalidValueError),
+        (lambda meter: meter.set_goal(token_budget=0), InvalidValueError),
+        (lambda meter: meter.block_goal(""), InvalidValueError),
+        (lambda meter: meter.usage_limited(datetime(2031, 5, 4)), InvalidValueError),  # noqa: DTZ001
+        (lambda meter: meter.clear_goal(turn_id=""), InvalidValueError),
+    ],
+)
+def test_a_change_that_is_refused_charges_nothing_and_loses_nothing(
+    store: GoalStore,
+    meter: GoalMeter,
+    clock: Clock,
+    change: Callable[[GoalMeter], object],
+    error: type[Exception],
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    clock.tick(seconds=2)
+    position = store.last_position()
+    with pytest.raises(error):
+        change(meter)
+    assert store.last_position() == position
+    goal = meter.finish_turn().goal
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (10, 2_000)
+
+
+@pytest.mark.parametrize(
+    "change", [GoalMeter.complete_goal, GoalMeter.block_goal, GoalMeter.usage_limited]
+)
+def test_there_must_be_a_goal_to_change(
+    meter: GoalMeter, change: Callable[[GoalMeter], Goal]
+) -> None:
+    meter.start_turn("turn-1")
+    with pytest.raises(GoalNotFoundError):
+        change(meter)
+    assert meter.turn_id == "turn-1"
+
+
+def test_clearing_nothing_returns_none(meter: GoalMeter) -> None:
+    assert meter.clear_goal() is None
+
+
+# -- changes without the meter -------------------------------------------------------------------------
+
+
+def test_a_goal_made_by_somebody_else_pays_from_the_next_report_on(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    meter.start_turn("turn-1")
+    meter.observe(used(1_000))
+    clock.tick(seconds=10)
+    store.create(THREAD, "work")
+    meter.flush()
+    clock.tick(seconds=2)
+    meter.observe(used(1_030))
+    goal = store.get(THREAD)
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (30, 2_000)
+
+
+def test_a_turn_whose_goal_somebody_replaced_pays_nothing_more(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    first = store.create(THREAD, "first")
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    second = store.replace(THREAD, "second")
+    for total in (20, 30):
+        clock.tick(seconds=1)
+        assert not meter.observe(used(total)).charged
+    meter.set_goal(objective="still the second")
+    assert not meter.observe(used(35)).charged
+    meter.finish_turn()
+    meter.start_turn("turn-2", total=used(35))
+    meter.observe(used(36))
+    ledgers = {e.goal_id: e.cumulative_tokens for e in store.events() if e.cumulative_tokens}
+    assert ledgers == {first.goal_id: 10, second.goal_id: 1}
+
+
+def test_a_goal_that_replaced_another_pays_once_it_is_activated_in_the_turn(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "first")
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    store.replace(THREAD, "second", status="paused")
+    meter.observe(used(20))
+    meter.set_goal(status="active")
+    meter.observe(used(23))
+    assert tokens_used(store) == 3
+
+
+def test_a_goal_that_somebody_paused_pays_nothing(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    store.set(THREAD, status="paused")
+    clock.tick(seconds=1)
+    assert not meter.observe(used(20)).charged
+    store.set(THREAD, status="active")
+    meter.observe(used(23))
+    assert tokens_used(store) == 13
+
+
+# -- when the process dies -----------------------------------------------------------------------------
+
+
+def test_a_meter_that_died_and_starts_again_charges_what_was_lost_once(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    for number in (2, 3):
+        reading = make_meter().start_turn(f"turn-{number}", total=used(45))
+        assert reading.charged is (number == 2)
+        assert reading.goal == store.get(THREAD)
+    assert tokens_used(store) == 45
+    assert [e.turn_id for e in store.events()] == [None, "turn-1", "turn-1"]
+
+
+def test_what_was_used_for_a_goal_that_is_gone_is_nobodys(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "first")
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    store.replace(THREAD, "second")
+    meter = make_meter()
+    assert not meter.start_turn("turn-2", total=used(45)).charged
+    meter.observe(used(46))
+    assert tokens_used(store) == 1
+
+
+def test_what_a_turn_used_after_its_goal_was_replaced_is_nobodys_after_a_crash(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "first")
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    store.replace(THREAD, "second")
+    meter.observe(used(10))
+    make_meter().start_turn("turn-2", total=used(45))
+    assert tokens_used(store) == 0
+
+
+def test_what_was_used_before_a_goal_was_made_between_turns_is_nobodys(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "first")
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    meter.abort_turn()
+    meter.complete_goal()
+    meter.create_goal("second")
+    meter.start_turn("turn-2", total=used(45))
+    assert tokens_used(store) == 0
+
+
+def test_what_a_planning_turn_lost_is_nobodys(store: GoalStore, make_meter: MakeMeter) -> None:
+    store.create(THREAD, "work")
+    meter = make_meter()
+    meter.start_turn("turn-1", charge_tokens=False)
+    meter.observe(used(10))
+    assert not make_meter().start_turn("turn-2", total=used(45)).charged
+    assert tokens_used(store) == 0
+
+
+def test_what_was_lost_while_the_goal_was_paused_is_nobodys(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    meter.set_goal(status="paused")
+    store.set(THREAD, status="active")
+    assert not make_meter().start_turn("turn-2", total=used(45)).charged
+    assert tokens_used(store) == 10
+
+
+def test_a_crash_does_not_let_a_turn_pay_that_began_over_the_budget(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work", token_budget=10)
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    meter.observe(used(10))
+    meter.observe(used(12))
+    meter = make_meter()
+    assert meter.start_turn("turn-2", total=used(20)).charged  # turn-1 pays to its end
+    meter.observe(used(30))
+    assert not make_meter().start_turn("turn-3", total=used(45)).charged
+    assert tokens_used(store) == 20
+
+
+def test_a_new_count_after_a_crash_is_a_new_beginning(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    meter.observe(used(100))
+    meter = make_meter()
+    assert not meter.start_turn("turn-2", total=used(30)).charged
+    meter.observe(used(35))
+    assert tokens_used(store) == 105
+
+
+def test_a_report_that_the_database_refused_is_made_good_by_the_next_one(
+    database: Path, clock: Clock
+) -> None:
+    with GoalStore.open(database, busy_timeout_seconds=0) as store:
+        store.create(THREAD, "work", token_budget=20)
+        meter = GoalMeter(store, THREAD, clock_ns=clock)
+        meter.start_turn("turn-1")
+        clock.tick(seconds=2)
+        with closing(sqlite3.connect(database)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseBusyError):
+                meter.observe(used(25))
+            with pytest.raises(DatabaseBusyError):
+                meter.finish_turn()
+        assert meter.turn_id == "turn-1"
+        assert tokens_used(store) == 0
+        assert meter.observe(used(25)).budget_exhausted
+        goal = meter.finish_turn().goal
+        assert goal is not None
+        assert (goal.tokens_used, goal.time_used_ms) == (25, 2_000)
+
+
+# -- what is refused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "total",
+    [None, 17, "17", {"input_tokens": 17}, (17, 0, 0, 0, 0, 17), object()],
+    ids=lambda total: type(total).__name__,
+)
+def test_a_total_that_is_no_usage_is_refused(
+    store: GoalStore, meter: GoalMeter, clock: Clock, total: object
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1", total=used(5))
+    clock.tick(seconds=1)
+    position = store.last_position()
+    with pytest.raises(InvalidValueError, match=r"^total: must be a TokenUsage"):
+        meter.observe(total)  # type: ignore[arg-type]
+    assert store.last_position() == position
+    meter.observe(used(12))
+    goal = meter.finish_turn().goal
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (7, 1_000)
+
+
+def test_a_turn_does_not_start_with_a_total_that_is_no_usage(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    with pytest.raises(InvalidValueError, match=r"^total: must be a TokenUsage"):
+        meter.start_turn("turn-1", total={"input_tokens": 17})  # type: ignore[arg-type]
+    assert (meter.turn_id, store.usage(THREAD)) == (None, None)
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, 1.5, True, "3"])
+def test_a_malformed_count_never_becomes_a_usage(count: object) -> None:
+    with pytest.raises(InvalidValueError, match=r"^output_tokens: "):
+        TokenUsage(10, 0, 0, count)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda meter: meter.observe(used(9)),
+        lambda meter: meter.observe(used(9), turn_id="turn-1"),
+        GoalMeter.flush,
+        GoalMeter.finish_turn,
+        GoalMeter.abort_turn,
+    ],
+)
+def test_a_report_needs_a_turn(
+    store: GoalStore, meter: GoalMeter, call: Callable[[GoalMeter], object]
+) -> None:
+    store.create(THREAD, "work")
+    with pytest.raises(TurnError, match="no turn is running"):
+        call(meter)
+    meter.start_turn("turn-1")
+    meter.observe(used(9))
+    meter.finish_turn()
+    position = store.last_position()
+    with pytest.raises(TurnError, match="no turn is running"):
+        call(meter)
+    assert (store.last_position(), tokens_used(store)) == (position, 9)
+
+
+def test_a_turn_does_not_start_while_one_runs(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    clock.tick(seconds=1)
+    for turn_id in ("turn-1", "turn-2"):
+        with pytest.raises(TurnError, match=f"{turn_id!r} cannot start while turn 'turn-1' runs"):
+            meter.start_turn(turn_id, total=used(50))
+    assert (meter.turn_id, store.last_position()) == ("turn-1", 1)
+    meter.observe(used(60))
+    goal = meter.finish_turn().goal
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (60, 1_000)
+
+
+def test_a_report_of_another_turn_is_refused(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    with pytest.raises(TurnError, match="turn 'turn-0' is not running; turn 'turn-1' is"):
+        meter.observe(used(50), turn_id="turn-0")
+    assert tokens_used(store) == 0
+    meter.observe(used(60), turn_id="turn-1")
+    assert tokens_used(store) == 60
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, 3, None, "a\0b", "\ud800"])
+def test_names_have_bounds(store: GoalStore, meter: GoalMeter, name: object) -> None:
+    with pytest.raises(InvalidValueError, match=r"^thread_id: "):
+        GoalMeter(store, name)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match=r"^turn_id: "):
+        meter.start_turn(name)  # type: ignore[arg-type]
+    assert meter.turn_id is None
+    meter.start_turn("turn-1")
+    if name is not None:
+        with pytest.raises(InvalidValueError, match=r"^turn_id: "):
+            meter.observe(used(5), turn_id=name)  # type: ignore[arg-type]
+    assert store.usage(THREAD) == (TokenUsageInfo(TokenUsage(), TokenUsage()), None)
+
+
+def test_usage_that_no_counter_holds_is_refused_as_a_whole(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    store.account(THREAD, tokens=MAX_INTEGER - 10)
+    meter.start_turn("turn-1")
+    clock.tick(seconds=1)
+    with pytest.raises(UsageOverflowError):
+        meter.observe(used(11))
+    meter.observe(used(10))
+    goal = meter.finish_turn().goal
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (MAX_INTEGER, 1_000)
+
+
+def test_a_listener_that_reports_to_the_meter_is_told_so(store: GoalStore) -> None:
+    meter = GoalMeter(store, "thread")
+    refused: list[TurnError] = []
+
+    def listener(_: GoalEvent) -> None:
+        try:
+            meter.flush()
+        except TurnError as error:
+            refused.append(error)
+
+    store.create("thread", "work")
+    meter.start_turn("turn", total=TokenUsage())
+    with store.subscribe(listener):
+        assert meter.observe(TokenUsage(5)).charged
+    assert len(refused) == 1
+    assert "after the listener has returned" in str(refused[0])
+    assert meter.observe(TokenUsage(6)).charged
