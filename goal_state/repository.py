@@ -445,11 +445,15 @@ class GoalRepository(GoalOperations):
         self, request: CumulativeUsage | Baseline, usage: ThreadUsage | None, goal: Goal | None
     ) -> None:
         """Keeps a usage (None: the one that there is) as the baseline, in the time of a goal."""
-        if usage is None and (stored := self.usage_log.read(request.thread_id)) is not None:
+        goal_id = None if goal is None else goal.goal_id
+        if usage is None:
+            stored = self.usage_log.read(request.thread_id)
+            if stored is None:
+                return
             usage = stored if request.turn_id is None else stored._replace(turn_id=request.turn_id)
-        if usage is not None:
-            goal_id = None if goal is None else goal.goal_id
-            self.usage_log.write(request.thread_id, usage, goal_id, wall_clock_ms())
+            if usage == stored and self.usage_log.goal_id(request.thread_id) == goal_id:
+                return
+        self.usage_log.write(request.thread_id, usage, goal_id, wall_clock_ms())
 
     def _reconcile(self, request: Reconciliation) -> Accounting:
         thread_id, total = request.thread_id, request.total

@@ -998,4 +998,5 @@ def test_modes_are_taken_by_name(subject: Subject) -> None:
     with_status(subject, COMPLETE)
     for mode in (AccountingMode.ACTIVE_OR_COMPLETE, "active_or_complete"):
         assert subject.account("t", tokens=1, mode=mode).applied
+    subject.set_baseline("t", TokenUsage())
     assert subject.record_usage("t", TokenUsage(1), seconds=1, mode="active_or_complete").applied

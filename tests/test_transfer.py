@@ -183,7 +183,7 @@ def test_the_commands(database: Path, tmp_path: Path) -> None:
     assert dump(tmp_path / "copy.db") == dump(database)
     assert "events pruned" in run("db", "prune", "--before", "2100-01-01", "--db", database)
     assert "bytes" in run("db", "vacuum", "--db", database)
-    assert "thread-4" in run("list", "--db", database)
+    assert "thread-4" in run("list", "--json", "--db", database)
     again = runner.invoke(program, ["backup", str(tmp_path / "copy.db"), "--db", str(database)])
     assert again.exit_code == 2
     assert "exists; name a new file" in again.stderr
