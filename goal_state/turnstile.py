@@ -32,7 +32,7 @@ _MEMORY_SECONDS: Final = 1.0
 """So long after it met another process one keeps queueing up, rather than push in."""
 
 _AT_THE_DOOR_SECONDS: Final = 0.0003
-_IN_THE_ROOM_SECONDS: Final = 0.00005
+_IN_THE_ROOM_SECONDS: Final = 0.0
 _AT_THE_LOCK_SECONDS: Final = 0.0002
 _SLOW_WAIT_SECONDS: Final = 1.0
 
