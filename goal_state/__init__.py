@@ -6,7 +6,9 @@ and everything that happened to it, in one SQLite file.
         store.account("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
 """
 
-from goal_state.consumers import Consumer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from goal_state.errors import (
     BudgetExhaustedError,
     DatabaseBusyError,
@@ -38,12 +40,15 @@ from goal_state.errors import (
 from goal_state.events import EventKind, GoalEvent
 from goal_state.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
 from goal_state.listeners import Subscription
-from goal_state.meter import GoalMeter, Reading
 from goal_state.repository import GoalRepository
 from goal_state.requests import Charge
 from goal_state.store import GoalStore
 from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
-from goal_state.verification import Difference
+
+if TYPE_CHECKING:
+    from goal_state.consumers import Consumer
+    from goal_state.meter import GoalMeter, Reading
+    from goal_state.verification import Difference
 
 __all__ = [
     "KEEP",
@@ -92,3 +97,17 @@ __all__ = [
     "UnsupportedDatabaseError",
     "UsageOverflowError",
 ]
+
+_LATER = {
+    "Consumer": "goal_state.consumers",
+    "Difference": "goal_state.verification",
+    "GoalMeter": "goal_state.meter",
+    "Reading": "goal_state.meter",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports what opening a store does not need when it is first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -7,13 +7,12 @@ import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
 from goal_state import migrate as migrations
-from goal_state.consumers import Consumer, Sink
 from goal_state.database import (
     Durability,
     check_busy_timeout,
@@ -44,8 +43,6 @@ from goal_state.operations import GoalOperations
 from goal_state.readers import PooledReaders, Readers, SharedReader, reading
 from goal_state.repository import GoalRepository
 from goal_state.requests import Request
-from goal_state.retention import last_prunable_position, prune_chunk, prune_ended
-from goal_state.transfer import back_up, export_lines, import_lines
 from goal_state.turnstile import Turnstile, gate
 from goal_state.usage import ThreadUsage
 from goal_state.validation import (
@@ -55,8 +52,13 @@ from goal_state.validation import (
     check_path,
     check_time_ms,
 )
-from goal_state.verification import Difference, verify
 from goal_state.writer import Writer
+
+# What a store needs only now and then is imported where it is used: opening one and reading a goal should
+# cost little more than SQLAlchemy.
+if TYPE_CHECKING:
+    from goal_state.consumers import Consumer, Sink
+    from goal_state.verification import Difference
 
 __all__ = ["GoalStore"]
 
@@ -267,6 +269,8 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
+        from goal_state.verification import verify
+
         thread_id = check_optional_name("thread_id", thread_id)
         return self._read(lambda reader: list(verify(reader, thread_id)))
 
@@ -322,6 +326,8 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: an argument is out of its bounds.
         """
+        from goal_state.consumers import Consumer
+
         self._check_open()
         name = check_name("name", name)
         if not callable(sink):
@@ -364,6 +370,8 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the time has no time zone.
         """
+        from goal_state.retention import last_prunable_position, prune_chunk, prune_ended
+
         before_ms = check_time_ms("before", before)
         through = self._read(lambda reader: last_prunable_position(reader, before_ms))
         pruned = 0
@@ -393,6 +401,8 @@ class GoalStore(GoalOperations):
             OSError: the file cannot be made there.
             DatabaseError: the copy could not be made; nothing of it is left.
         """
+        from goal_state.transfer import back_up
+
         place = check_path("path", path)
         self._read(lambda reader: back_up(reader, place, progress))
 
@@ -401,6 +411,8 @@ class GoalStore(GoalOperations):
 
         A store in memory can do nothing else until the last line was taken.
         """
+        from goal_state.transfer import export_lines
+
         self._check_open()
 
         def lines() -> Iterator[str]:
@@ -422,6 +434,8 @@ class GoalStore(GoalOperations):
             StoreNotEmptyError: the store holds something.
             NotAnExportError: a line is not one of ours.
         """
+        from goal_state.transfer import import_lines
+
         return self.transact(lambda repository: import_lines(repository, lines()))
 
     # -- transactions ------------------------------------------------------------------------------
