@@ -144,9 +144,13 @@ class Consumer:
                     _logger.warning("consumer %r stops: its store is closed", self.name)
                     return
                 except DatabaseError as error:
-                    _logger.warning("consumer %r: %s", self.name, error)
+                    wait = self._next_wait()
+                    _logger.warning(
+                        "consumer %r: %s; it is tried again in %.1f s", self.name, error, wait
+                    )
                     self._position = None
-                    busy = False
+                    self._stop.wait(wait)
+                    busy = True
                 if not busy:
                     self._pause(_POLL_SECONDS)
         finally:
@@ -159,15 +163,12 @@ class Consumer:
         position = self._position or 0
         batch = self._source.read_events(position, self._batch_size)
         if not batch:
+            self._failures = 0
             return False
         try:
             self._sink(batch)
         except Exception as error:
-            self._failures += 1
-            wait = min(
-                _FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 30), _LONGEST_RETRY_SECONDS
-            )
-            wait *= random.uniform(0.5, 1.0)  # noqa: S311
+            wait = self._next_wait()
             if isinstance(error, DeliveryError):
                 wait += error.retry_after_seconds
             _logger.warning(
@@ -183,6 +184,12 @@ class Consumer:
         self._failures = 0
         self._advance(batch[-1].position)
         return True
+
+    def _next_wait(self) -> float:
+        """Seconds until the next try: twice as long after each failure in a row, and never quite the same."""
+        self._failures += 1
+        wait = _FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 30)
+        return min(wait, _LONGEST_RETRY_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311
 
     def _claim(self) -> bool:
         def claim(repository: GoalRepository) -> bool:

@@ -11,7 +11,7 @@ import click
 from goal_state import migrate
 from goal_state.cli.opening import Location, locate, locate_existing, open_existing
 from goal_state.cli.options import database_option, json_option
-from goal_state.cli.output import write_json
+from goal_state.cli.output import printable, write_json
 from goal_state.database import create_file, vacuum
 from goal_state.store import GoalStore
 from goal_state.tables import HEAD_REVISION
@@ -135,7 +135,7 @@ def vacuum_database(database: str, as_json: bool) -> None:
     if as_json:
         write_json({"database": str(location.path), "bytes": after, "previous_bytes": before})
     else:
-        click.echo(f"{location.path}: {before:,} → {after:,} bytes")
+        click.echo(f"{_shown(location)}: {before:,} → {after:,} bytes")
 
 
 @db.command()
@@ -160,6 +160,10 @@ def prune(before: datetime, database: str, as_json: bool) -> None:
         click.echo(f"{pruned:,} events pruned")
 
 
+def _shown(location: Location) -> str:
+    return printable(str(location.path))
+
+
 def _state(location: Location, revision: str | None) -> dict[str, Any]:
     return {"database": str(location.path), "revision": revision, "head": HEAD_REVISION}
 
@@ -171,21 +175,23 @@ def _report_change(location: Location, as_json: bool) -> None:
         return
     before, after = location.revision or "no schema", revision or "no schema"
     click.echo(
-        f"{location.path}: {after}" if before == after else f"{location.path}: {before} → {after}"
+        f"{_shown(location)}: {after}"
+        if before == after
+        else f"{_shown(location)}: {before} → {after}"
     )
 
 
 def _loss(location: Location, revision: str) -> str:
     """What a downgrade takes away, as a sentence."""
     if revision != "base":
-        return f"What revision {revision} cannot hold is lost from {location.path}."
+        return f"What revision {revision} cannot hold is lost from {_shown(location)}."
     if location.revision != HEAD_REVISION:
-        return f"Every goal, event, baseline and consumer's position in {location.path} is lost."
+        return f"Every goal, event, baseline and consumer's position in {_shown(location)} is lost."
     with GoalStore.open(location.path, migrate=False) as store:
         goals, events = store.count(), store.last_position()
     return (
         f"Every goal ({goals:,} of them), event ({events:,}), baseline and consumer's position in"
-        f" {location.path} is lost."
+        f" {_shown(location)} is lost."
     )
 
 
