@@ -1,0 +1,215 @@
+"""What is known from elsewhere of a thread's usage, and what is remembered of a charge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from goal_state import Goal, GoalStatus, GoalStore, InvalidValueError, TokenUsage, TokenUsageInfo
+
+WINDOW = 258_400
+
+
+@pytest.fixture
+def store() -> Iterator[GoalStore]:
+    with GoalStore.open(":memory:") as store:
+        yield store
+
+
+def goal_of(store: GoalStore, thread_id: str = "t") -> Goal:
+    goal = store.get(thread_id)
+    assert goal is not None
+    return goal
+
+
+def total_of(store: GoalStore) -> int:
+    usage = store.usage("t")
+    assert usage is not None
+    return usage.info.total.input_tokens
+
+
+def charges(store: GoalStore) -> list[tuple[str, int, str | None]]:
+    return [(e.goal_id, e.tokens_delta, e.turn_id) for e in store.events() if e.cumulative_tokens]
+
+
+def test_the_first_total_of_a_thread_becomes_its_baseline(store: GoalStore) -> None:
+    goal = store.create("t", "work")
+    accounting = store.reconcile("t", TokenUsage(100), turn_id="turn-1")
+    assert (accounting.goal, accounting.applied) == (goal, False)
+    usage = store.usage("t")
+    assert usage is not None
+    assert (usage.info.total, usage.turn_id) == (TokenUsage(100), "turn-1")
+    assert charges(store) == []
+
+
+def test_the_difference_is_charged_once_to_the_goal_of_that_time(store: GoalStore) -> None:
+    goal = store.create("t", "work")
+    store.set_baseline("t", TokenUsage(100), turn_id="turn-1")
+    accounting = store.reconcile("t", TokenUsage(130, 10))
+    assert accounting.applied
+    assert accounting.goal == goal_of(store)
+    assert not store.reconcile("t", TokenUsage(130, 10)).applied
+    store.reconcile("t", TokenUsage(135, 10), turn_id="turn-2")
+    assert charges(store) == [(goal.goal_id, 20, "turn-1"), (goal.goal_id, 5, "turn-2")]
+    usage = store.usage("t")
+    assert usage is not None
+    assert usage.turn_id == "turn-2"
+    assert store.verify() == []
+
+
+def test_a_lower_total_changes_nothing(store: GoalStore) -> None:
+    goal = store.create("t", "work")
+    store.set_baseline("t", TokenUsage(100), turn_id="turn-1")
+    before = store.usage("t")
+    accounting = store.reconcile("t", TokenUsage(99), turn_id="turn-2")
+    assert (accounting.goal, accounting.applied) == (goal, False)
+    assert store.usage("t") == before
+    assert charges(store) == []
+
+
+def test_an_equal_total_with_a_window_is_kept(store: GoalStore) -> None:
+    store.set_baseline("t", TokenUsage(100), turn_id="turn-1")
+    store.reconcile("t", TokenUsageInfo(TokenUsage(100), TokenUsage(7), WINDOW))
+    usage = store.usage("t")
+    assert usage is not None
+    assert (usage.info.last, usage.info.model_context_window, usage.turn_id) == (
+        TokenUsage(7),
+        WINDOW,
+        "turn-1",
+    )
+
+
+@pytest.mark.parametrize("end", ["replace", "clear"])
+def test_a_goal_of_a_later_time_does_not_pay(store: GoalStore, end: str) -> None:
+    store.create("t", "work")
+    store.set_baseline("t", TokenUsage(100))
+    if end == "replace":
+        store.replace("t", "other work")
+    else:
+        store.clear("t")
+    accounting = store.reconcile("t", TokenUsage(150))
+    assert (accounting.goal, accounting.applied) == (store.get("t"), False)
+    assert total_of(store) == 150
+    assert charges(store) == []
+    if end == "replace":  # what comes on top of it now is used in its time
+        assert store.reconcile("t", TokenUsage(151)).applied
+        assert goal_of(store).tokens_used == 1
+
+
+def test_without_a_goal_nobody_pays(store: GoalStore) -> None:
+    store.set_baseline("t", TokenUsage(100))
+    store.create("t", "work")
+    assert not store.reconcile("t", TokenUsage(150)).applied
+    assert goal_of(store).tokens_used == 0
+
+
+def test_a_paused_goal_does_not_pay(store: GoalStore) -> None:
+    store.create("t", "work", status="paused")
+    store.set_baseline("t", TokenUsage(100))
+    assert not store.reconcile("t", TokenUsage(150)).applied
+    assert total_of(store) == 150
+
+
+@pytest.mark.parametrize("how", ["set_baseline", "record_usage"])
+def test_a_repeated_total_is_of_the_time_in_which_it_is_repeated(
+    store: GoalStore, how: str
+) -> None:
+    store.set_baseline("t", TokenUsage(100), turn_id="turn-1")
+    store.create("t", "work")
+    getattr(store, how)("t", TokenUsage(100))
+    assert store.reconcile("t", TokenUsage(150)).applied
+    assert charges(store) == [(goal_of(store).goal_id, 50, "turn-1")]
+
+
+@pytest.mark.parametrize("how", ["set_baseline", "record_usage"])
+def test_a_repeated_total_takes_the_turn_that_is_named(store: GoalStore, how: str) -> None:
+    info = TokenUsageInfo(TokenUsage(100), TokenUsage(3), WINDOW)
+    store.set_baseline("t", info, turn_id="turn-1")
+    getattr(store, how)("t", TokenUsage(100))
+    assert store.usage("t") == (info, "turn-1")
+    getattr(store, how)("t", TokenUsage(100), turn_id="turn-2")
+    assert store.usage("t") == (info, "turn-2")
+
+
+def test_the_last_part_is_found_where_it_is_not_given(store: GoalStore) -> None:
+    store.set_baseline("t", TokenUsageInfo(TokenUsage(100), TokenUsage(3), WINDOW))
+    store.set_baseline("t", TokenUsage(140, 5))
+    assert store.usage("t") == (
+        TokenUsageInfo(TokenUsage(140, 5), TokenUsage(40, 5), WINDOW),
+        None,
+    )
+
+
+# -- a charge that is repeated -----------------------------------------------------------------------
+
+
+def test_a_repeat_shows_the_goal_as_the_first_charge_left_it(store: GoalStore) -> None:
+    store.create("t", "work", token_budget=100)
+    first = store.account("t", tokens=10, seconds=1, idempotency_key="k")
+    store.account("t", tokens=5, seconds=2)
+    store.set("t", token_budget=90, status="usage_limited", resume_at=datetime.now(UTC))
+    repeat = store.account("t", tokens=10, seconds=1, idempotency_key="k")
+    assert repeat.goal == first.goal
+    assert (repeat.applied, repeat.duplicate) == (True, True)
+    store.set("t", status="blocked", blocked_reason="waits")
+    assert store.account("t", tokens=10, seconds=1, idempotency_key="k").goal == first.goal
+
+
+def test_a_repeat_in_the_same_status_shows_why_the_goal_waits(store: GoalStore) -> None:
+    store.create("t", "work")
+    store.set("t", status="blocked", blocked_reason="waits")
+    mode = "active_or_stopped"
+    first = store.account("t", tokens=1, mode=mode, idempotency_key="k")
+    repeat = store.account("t", tokens=1, mode=mode, idempotency_key="k")
+    assert repeat.goal == first.goal
+    assert repeat.goal is not None
+    assert (repeat.goal.status, repeat.goal.blocked_reason) == (GoalStatus.BLOCKED, "waits")
+
+
+def test_a_repeat_in_a_batch_is_one_too(store: GoalStore) -> None:
+    store.create("t", "work")
+    first = store.account("t", tokens=10, idempotency_key="k")
+    store.account("t", tokens=1)
+    assert store.account("t", tokens=10, idempotency_key="k").goal == first.goal
+    store.replace("t", "other work")
+    gone = store.account("t", tokens=10, idempotency_key="k")
+    assert (gone.goal, gone.applied, gone.duplicate) == (None, True, True)
+
+
+# -- errors name their field -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["get", "usage", "verify"])
+def test_reading_names_the_field(store: GoalStore, call: str) -> None:
+    with pytest.raises(InvalidValueError) as error:
+        getattr(store, call)("")
+    assert error.value.field == "thread_id"
+
+
+def test_a_naive_time_names_the_field(store: GoalStore) -> None:
+    with pytest.raises(InvalidValueError, match="resume_at: must be aware"):
+        store.set("t", status="usage_limited", resume_at=datetime(2030, 1, 1))  # noqa: DTZ001
+    with pytest.raises(InvalidValueError, match="resume_at: must be a datetime, not str"):
+        store.set("t", status="usage_limited", resume_at="2030-01-01")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match="resume_at: goes with status usage_limited only"):
+        store.set("t", status="paused", resume_at=datetime.now(UTC))
+
+
+def test_an_unknown_kind_lists_the_known_ones(store: GoalStore) -> None:
+    with pytest.raises(
+        InvalidValueError,
+        match=r"^kinds: must be among created, usage_accounted, status_changed, cleared, is 'made'$",
+    ):
+        store.subscribe(print, kinds=["made"])
+    with pytest.raises(InvalidValueError, match=r"is int$"):
+        store.subscribe(print, kinds=[5])  # type: ignore[list-item]
+    with pytest.raises(
+        InvalidValueError,
+        match=r"^status: must be one of active, paused, blocked, usage_limited, budget_limited,"
+        r" complete, is 'done'$",
+    ):
+        store.count("done")
+    with pytest.raises(InvalidValueError, match=r"^mode: must be one of .*, is 'all'$"):
+        store.account("t", mode="all")
