@@ -23,7 +23,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from goal_state import GoalStore, consumers, store
+from goal_state import GoalStore, consumers
 from tests.proof import workload
 from tests.proof.points import Points
 from tests.proof.workload import CONSUMER, Acks, Due, read_state
@@ -85,7 +85,7 @@ class Life:
     def _write(self, kill: Kill, acks: int) -> Points:
         points = Points(kill.point, kill.hit)
         points.install()
-        store.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
+        consumers.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
         workload.run(
             self.path,
             acks,

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-from goal_state import consumers, database, store
+from goal_state import consumers, database
 from tests.proof import workload
 
 LANES: Final = (0, 1)
@@ -24,7 +24,7 @@ LEASE_SECONDS: Final = 0.1
 
 
 def record(folder: Path, seed: int, runs: int, calls: int, durability: Any) -> None:
-    store.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
+    consumers.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
     if durability == "off":
         durability = "normal"
         _sync_nothing()
