@@ -213,3 +213,71 @@ def test_an_unknown_kind_lists_the_known_ones(store: GoalStore) -> None:
         store.count("done")
     with pytest.raises(InvalidValueError, match=r"^mode: must be one of .*, is 'all'$"):
         store.account("t", mode="all")
+    with pytest.raises(InvalidValueError, match=r"^status: must be one of .*, is int$"):
+        store.count(5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match=r"^tokens: must be an int, not str$"):
+        store.account("t", tokens="5")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match=r"^tokens: must be 0 or more, is -5$"):
+        store.account("t", tokens=-5)
+    with pytest.raises(InvalidValueError, match=r"^total: must be a TokenUsage$"):
+        TokenUsageInfo(5, TokenUsage())  # type: ignore[arg-type]
+
+
+# -- why a goal waits --------------------------------------------------------------------------------
+
+
+def test_a_goal_can_be_made_waiting(store: GoalStore) -> None:
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    limited = store.set("t", objective="work", status="usage_limited", resume_at=moment)
+    assert store.get("t") == limited
+    assert limited.resume_at == moment
+    blocked = store.set("u", objective="work", status="blocked", blocked_reason="waits")
+    assert store.get("u") == blocked
+    assert blocked.blocked_reason == "waits"
+
+
+def test_a_budget_limited_goal_that_is_not_blocked_has_no_reason(store: GoalStore) -> None:
+    store.create("t", "work", status="budget_limited")
+    goal = store.set("t", status="blocked", blocked_reason="waits")
+    assert (goal.status, goal.blocked_reason) == (GoalStatus.BUDGET_LIMITED, None)
+
+
+def test_a_repeat_shows_when_a_limit_ends(store: GoalStore) -> None:
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    store.set("t", objective="work", status="usage_limited", resume_at=moment)
+    mode = "active_or_stopped"
+    first = store.account("t", tokens=1, mode=mode, idempotency_key="k")
+    repeat = store.account("t", tokens=1, mode=mode, idempotency_key="k")
+    assert repeat.goal == first.goal
+    assert repeat.goal is not None
+    assert repeat.goal.resume_at == moment
+
+
+def test_a_change_moves_the_time_of_the_last_one(
+    store: GoalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = store.create("t", "work")
+    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: created.created_at_ms + 5)
+    assert store.set("t", objective="more").updated_at_ms == created.created_at_ms + 5
+    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: created.created_at_ms - 5)
+    assert store.set("t", objective="less").updated_at_ms == created.created_at_ms + 5
+
+
+# -- totals ------------------------------------------------------------------------------------------
+
+
+def test_a_total_is_lower_by_what_goes_in_and_out_together(store: GoalStore) -> None:
+    store.create("t", "work")
+    store.set_baseline("t", TokenUsage(100, output_tokens=50), turn_id="turn-1")
+    # Less in all, though more came out: a new count, which charges nothing.
+    assert not store.record_usage("t", TokenUsage(10, output_tokens=60)).applied
+    assert charges(store) == []
+    assert store.record_usage("t", TokenUsage(12, output_tokens=60)).applied
+    usage = store.usage("t")
+    assert usage is not None
+    assert usage.turn_id == "turn-1"
+
+
+def test_the_providers_own_total_is_kept() -> None:
+    responses = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 9}
+    assert TokenUsage.from_openai(responses).total_tokens == 9
