@@ -34,6 +34,7 @@ from goal_state.errors import (
     SchemaTooNewError,
     StaleGoalError,
     StoreClosedError,
+    TurnError,
     UnsupportedDatabaseError,
     UsageOverflowError,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "ThreadUsage",
     "TokenUsage",
     "TokenUsageInfo",
+    "TurnError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
 ]

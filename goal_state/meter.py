@@ -20,9 +20,10 @@ from datetime import datetime
 from typing import Final, Literal, TypeVar
 
 from goal_state.charging import cumulative
-from goal_state.errors import InvalidValueError, TurnError
+from goal_state.errors import TurnError
 from goal_state.goals import KEEP, Accounting, Goal, GoalStatus, Keep
 from goal_state.repository import GoalRepository, wall_clock_ms
+from goal_state.requests import check_total
 from goal_state.store import GoalStore
 from goal_state.usage import TokenUsage, TokenUsageInfo
 from goal_state.validation import check_name, check_optional_name
@@ -152,7 +153,8 @@ class GoalMeter:
             InvalidValueError: a value is out of its bounds.
         """
         turn = _Turn(check_name("turn_id", turn_id), charge_tokens)
-        _check_total(total, optional=True)
+        if total is not None:
+            check_total(total)
         with self._alone():
             if self._state.turn is not None:
                 raise TurnError(
@@ -189,7 +191,7 @@ class GoalMeter:
             InvalidValueError: the usage is malformed; nothing was charged.
             UsageOverflowError: the goal's usage would reach 2^63.
         """
-        _check_total(total, optional=False)
+        check_total(total)
         named = check_optional_name("turn_id", turn_id)
         with self._alone():
             self._running(named)
@@ -506,12 +508,3 @@ def _takes_charges(goal: Goal | None, goal_id: str | None) -> bool:
         and goal.goal_id == goal_id
         and goal.status in (GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED)
     )
-
-
-def _check_total(total: object, *, optional: bool) -> None:
-    if total is None and optional:
-        return
-    if not isinstance(total, TokenUsage | TokenUsageInfo):
-        raise InvalidValueError(
-            "total", f"must be a TokenUsage or a TokenUsageInfo, not {type(total).__name__}"
-        )

@@ -42,6 +42,7 @@ __all__ = [
     "Request",
     "Resumption",
     "ThreadRequest",
+    "check_total",
 ]
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -222,7 +223,7 @@ class CumulativeUsage(ThreadRequest[Accounting]):
         turn_id: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.total: TokenUsage | TokenUsageInfo = _check_total(total)
+        self.total: TokenUsage | TokenUsageInfo = check_total(total)
         self.time_ms: int = check_milliseconds("seconds", seconds)
         self.mode: AccountingMode = check_mode(mode)
         self.expected_goal_id: str | None = check_optional_name(
@@ -237,7 +238,7 @@ class Baseline(ThreadRequest[None]):
 
     def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
         super().__init__(thread_id, turn_id)
-        self.total: TokenUsage | TokenUsageInfo = _check_total(total)
+        self.total: TokenUsage | TokenUsageInfo = check_total(total)
 
 
 class Reconciliation(ThreadRequest[Accounting]):
@@ -247,14 +248,15 @@ class Reconciliation(ThreadRequest[Accounting]):
 
     def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
         super().__init__(thread_id, turn_id)
-        self.total: TokenUsage | TokenUsageInfo = _check_total(total)
+        self.total: TokenUsage | TokenUsageInfo = check_total(total)
 
 
 def _check_new_budget(value: object) -> int | Literal[Keep.KEEP] | None:
     return KEEP if isinstance(value, Keep) else check_token_budget(value)
 
 
-def _check_total(value: object) -> TokenUsage | TokenUsageInfo:
+def check_total(value: object) -> TokenUsage | TokenUsageInfo:
+    """A cumulative usage, or `InvalidValueError`."""
     if not isinstance(value, TokenUsage | TokenUsageInfo):
         raise InvalidValueError(
             "total", f"must be a TokenUsage or a TokenUsageInfo, not {type(value).__name__}"

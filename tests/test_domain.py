@@ -476,3 +476,8 @@ def test_every_error_is_in_the_tree_and_on_one_branch() -> None:
 def test_every_public_name_is_there() -> None:
     assert len(set(goal_state.__all__)) == len(goal_state.__all__)
     assert all(hasattr(goal_state, name) for name in goal_state.__all__)
+
+
+def test_every_error_is_found_where_users_look_for_it() -> None:
+    assert [name for name in goal_state.errors.__all__ if not hasattr(goal_state, name)] == []
+    assert set(goal_state.errors.__all__) <= set(goal_state.__all__)
