@@ -122,8 +122,9 @@ def test_an_overflow_is_an_error_and_changes_nothing(
     assert goal_of(store).time_used_ms == LARGEST
 
     before = tables(database)
-    with pytest.raises(UsageOverflowError, match=r"2\^63"):
+    with pytest.raises(UsageOverflowError, match=r"2\^63") as caught:
         store.account("t", **charge, idempotency_key="k")
+    assert caught.value.field in charge
     assert tables(database) == before
     assert issubclass(UsageOverflowError, InvalidValueError)
 
@@ -269,6 +270,19 @@ def test_an_old_turn_never_pays_into_a_new_goal(
     late = store.account("t", tokens=5, expected_goal_id=old.goal_id, idempotency_key="k")
     assert late == Accounting(goal_of(store), applied=False)
     assert tables(database) == before
+
+
+def test_what_nobody_pays_is_told_to_the_log(
+    store: GoalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.account("t", tokens=5, turn_id="turn-1")
+    goal = store.create("t", "Ship", status=PAUSED)
+    store.account("t", tokens=5)
+    told = [one.getMessage() for one in caplog.records if one.name == "goal_state.charging"]
+    assert told == [
+        "a charge of turn 'turn-1' found no goal to pay it",
+        f"goal {goal.goal_id} is paused and takes no charge",
+    ]
 
 
 FLIPS, TAKEN, REFUSED = "flips", "taken", "refused"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from goal_state import (
     Accounting,
     AccountingMode,
     BudgetExhaustedError,
+    Charge,
     EventKind,
     Goal,
     GoalEvent,
@@ -27,12 +29,14 @@ from goal_state import (
     GoalRepository,
     GoalStatus,
     GoalStore,
+    IdempotencyConflictError,
     InvalidValueError,
     RequestError,
     StaleGoalError,
     ThreadUsage,
     TokenUsage,
     TokenUsageInfo,
+    UsageOverflowError,
 )
 from goal_state.database import create_engine
 from goal_state.executor import Statement
@@ -610,6 +614,103 @@ def test_a_repeated_key_charges_once(subject: Subject) -> None:
     assert [e.idempotency_key for e in subject.events()] == [None, "k", None, None]
 
 
+# -- account_many ------------------------------------------------------------------------------------
+
+
+def _with_goals_to_charge(subject: Subject, group: str) -> None:
+    subject.create(f"{group}-budget", "Ship", token_budget=100)
+    subject.account(f"{group}-budget", tokens=7, idempotency_key="before")
+    subject.create(f"{group}-plain", "Ship")
+    subject.create(f"{group}-paused", "Ship", status=PAUSED)
+    subject.set(f"{group}-waits", objective="Ship", status=BLOCKED, blocked_reason="An answer")
+    subject.set(f"{group}-waits", token_budget=50)
+
+
+def _charges(group: str) -> list[Charge]:
+    budget, plain = f"{group}-budget", f"{group}-plain"
+    paused, waits = f"{group}-paused", f"{group}-waits"
+    mode = AccountingMode.ACTIVE_OR_STOPPED
+    return [
+        Charge(budget, tokens=7, idempotency_key="before"),
+        Charge(budget, tokens=60, seconds=1.5, turn_id="turn-1", idempotency_key="k"),
+        Charge(plain, tokens=5, idempotency_key="k"),
+        Charge(paused, tokens=5),
+        Charge(f"{group}-nobody", tokens=5, idempotency_key="k"),
+        Charge(plain, tokens=5, expected_goal_id=NO_GOAL),
+        Charge(plain),
+        Charge(waits, tokens=49, mode=mode, idempotency_key="k"),
+        Charge(waits, tokens=1, mode=mode, turn_id="turn-2"),
+        Charge(budget, tokens=60, seconds=1.5, idempotency_key="k"),
+        Charge(budget, tokens=33, turn_id="turn-3"),
+        Charge(budget, tokens=1),
+        Charge(budget, tokens=60, seconds=1.5, idempotency_key="k"),
+        Charge(paused, tokens=3, mode=mode),
+        Charge(plain, seconds=2),
+    ]
+
+
+def _without_ids(record: Goal | GoalEvent) -> dict[str, Any]:
+    """A goal or an event without what is another one in each group."""
+    fields = asdict(record) | {"thread_id": record.thread_id.split("-")[1]}
+    return {key: fields[key] for key in fields if key not in ("goal_id", "event_id", "position")}
+
+
+def test_account_many_does_as_account_one_after_the_other(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: 1_000)
+    for group in ("one", "many"):
+        _with_goals_to_charge(subject, group)
+    begun = subject.events()[-1].position
+    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: 2_000)
+    one = [subject.apply(charge) for charge in _charges("one")]
+    between = subject.events()[-1].position
+    many = subject.account_many(_charges("many"))
+
+    assert [(result.applied, result.duplicate) for result in many] == [
+        (result.applied, result.duplicate) for result in one
+    ]
+    assert [result.goal and _without_ids(result.goal) for result in many] == [
+        result.goal and _without_ids(result.goal) for result in one
+    ]
+    events = subject.events(after=begun)
+    charged = [_without_ids(event) for event in events if event.position > between]
+    assert charged == [_without_ids(event) for event in events if event.position <= between]
+    goals = {goal.thread_id: goal for goal in subject.goals()}
+    for thread in ("budget", "plain", "paused", "waits"):
+        assert _without_ids(goals[f"many-{thread}"]) == _without_ids(goals[f"one-{thread}"])
+    assert (many[-1].goal, many[-2].goal) == (goals["many-plain"], goals["many-paused"])
+
+
+@pytest.mark.parametrize(
+    ("last", "error"),
+    [
+        (Charge("t", tokens=2**63 - 1), UsageOverflowError),
+        (Charge("t", tokens=2, idempotency_key="k"), IdempotencyConflictError),
+    ],
+    ids=["overflow", "conflict"],
+)
+def test_account_many_makes_all_or_none(
+    subject: Subject, last: Charge, error: type[RequestError]
+) -> None:
+    subject.create("t", "Ship")
+    tables = subject.tables()
+    with pytest.raises(error):
+        subject.account_many([Charge("t", tokens=1, idempotency_key="k"), last])
+    assert subject.tables() == tables
+
+
+def test_account_many_of_what_no_goal_takes_changes_nothing(subject: Subject) -> None:
+    goal = subject.create("t", "Ship", status=PAUSED)
+    tables = subject.tables()
+    assert subject.account_many([]) == []
+    assert subject.account_many([Charge("t", tokens=5), Charge("nobody", tokens=5)]) == [
+        Accounting(goal, applied=False),
+        Accounting(None, applied=False),
+    ]
+    assert subject.tables() == tables
+
+
 # -- record_usage, set_baseline, usage ---------------------------------------------------------------
 
 
@@ -1000,3 +1101,95 @@ def test_modes_are_taken_by_name(subject: Subject) -> None:
         assert subject.account("t", tokens=1, mode=mode).applied
     subject.set_baseline("t", TokenUsage())
     assert subject.record_usage("t", TokenUsage(1), seconds=1, mode="active_or_complete").applied
+
+
+# -- a goal from another store -----------------------------------------------------------------------
+
+TAKEN_OVER = Goal("t", NO_GOAL, "Ship", ACTIVE, 100, 60, 1_500, 1_000, 2_000)
+BEGUN = (CREATED, None, ACTIVE, 0, 0, None, 1_000)
+
+
+def _take_over(engine: Engine, goal: Goal) -> Goal:
+    with engine.begin() as connection:
+        return GoalRepository(connection).import_goal(goal)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ledger"),
+    [
+        ({}, [(ACCOUNTED, ACTIVE, ACTIVE, 60, 1_500, 60, 2_000)]),
+        ({"tokens_used": 0}, [(ACCOUNTED, ACTIVE, ACTIVE, 0, 1_500, 0, 2_000)]),
+        ({"time_used_ms": 0}, [(ACCOUNTED, ACTIVE, ACTIVE, 60, 0, 60, 2_000)]),
+        ({"tokens_used": 0, "time_used_ms": 0, "token_budget": None}, []),
+        (
+            {"tokens_used": 0, "time_used_ms": 0, "status": USAGE_LIMITED, "resume_at_ms": 9_000},
+            [(STATUS_CHANGED, ACTIVE, USAGE_LIMITED, 0, 0, None, 2_000)],
+        ),
+        (
+            {"status": BLOCKED, "blocked_reason": "An answer"},
+            [
+                (ACCOUNTED, ACTIVE, ACTIVE, 60, 1_500, 60, 2_000),
+                (STATUS_CHANGED, ACTIVE, BLOCKED, 0, 0, None, 2_000),
+            ],
+        ),
+        (
+            {"tokens_used": 100, "status": BUDGET_LIMITED},
+            [
+                (ACCOUNTED, ACTIVE, BUDGET_LIMITED, 100, 1_500, 100, 2_000),
+                (STATUS_CHANGED, ACTIVE, BUDGET_LIMITED, 0, 0, None, 2_000),
+            ],
+        ),
+        (
+            {"tokens_used": 150, "status": COMPLETE},
+            [
+                (ACCOUNTED, ACTIVE, BUDGET_LIMITED, 150, 1_500, 150, 2_000),
+                (STATUS_CHANGED, ACTIVE, BUDGET_LIMITED, 0, 0, None, 2_000),
+                (STATUS_CHANGED, BUDGET_LIMITED, COMPLETE, 0, 0, None, 2_000),
+            ],
+        ),
+    ],
+)
+def test_a_goal_is_taken_over_with_the_shortest_ledger_that_leads_there(
+    engine: Engine, changes: dict[str, Any], ledger: list[Any]
+) -> None:
+    goal = replace(TAKEN_OVER, **changes)
+    assert _take_over(engine, replace(goal, objective=" Ship ")) == goal
+    assert _goals(engine) == [goal]
+    with GoalStore.open(engine) as store:
+        events = list(store.events())
+        assert store.verify() == []
+    assert [
+        (
+            event.kind,
+            event.previous_status,
+            event.goal_status,
+            event.tokens_delta,
+            event.time_delta_ms,
+            event.cumulative_tokens,
+            event.occurred_at_ms,
+        )
+        for event in events
+    ] == [BEGUN, *ledger]
+    assert {(e.turn_id, e.idempotency_key, e.token_budget) for e in events} == {
+        (None, None, goal.token_budget)
+    }
+
+
+def test_a_goal_is_not_taken_over_where_there_is_one_nor_twice(engine: Engine) -> None:
+    _take_over(engine, TAKEN_OVER)
+    with GoalStore.open(engine) as store:
+        before = list(store.events())
+        with pytest.raises(GoalExistsError, match=f"^thread 't' has goal {NO_GOAL} already"):
+            _take_over(engine, replace(TAKEN_OVER, goal_id=NO_GOAL[:-1] + "1"))
+        assert list(store.events()) == before
+        store.clear("t")
+        after = list(store.events())
+        with pytest.raises(GoalExistsError, match=f"^there was a goal {NO_GOAL} before"):
+            _take_over(engine, replace(TAKEN_OVER, thread_id="u"))
+        assert list(store.events()) == after
+
+
+def test_what_cannot_be_a_goal_is_not_taken_over(engine: Engine) -> None:
+    with pytest.raises(InvalidValueError, match="tokens_used: must be 0 or more"):
+        _take_over(engine, replace(TAKEN_OVER, tokens_used=-1))
+    assert _goals(engine) == []

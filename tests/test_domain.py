@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from dataclasses import FrozenInstanceError, fields
-from datetime import UTC, datetime
+from dataclasses import FrozenInstanceError, fields, replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,9 +27,19 @@ from goal_state import (
     TokenUsageInfo,
     errors,
 )
+from goal_state.charging import next_baseline
 from goal_state.events import check_kind
-from goal_state.goals import charged_status, requested_status, utc_from_ms
+from goal_state.goals import (
+    charged_status,
+    check_goal,
+    check_mode,
+    check_status,
+    requested_status,
+    status_by_budget,
+    utc_from_ms,
+)
 from goal_state.identifiers import new_id
+from goal_state.validation import check_amount, check_path, check_time_ms
 
 ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED, COMPLETE = GoalStatus
 LARGEST = 2**63 - 1
@@ -187,6 +198,13 @@ def test_what_is_no_usage_is_refused(constructor: Any, usage: Any) -> None:
         constructor(usage)
 
 
+def test_what_is_no_usage_of_openai_is_told_of_both_apis() -> None:
+    with pytest.raises(
+        InvalidValueError, match=r"input_tokens \(Responses API\) or prompt_tokens \(Chat API\)$"
+    ):
+        TokenUsage.from_openai({})
+
+
 def test_a_usage_of_the_chat_api_is_none_of_anthropics() -> None:
     with pytest.raises(InvalidValueError, match=r"must have input_tokens \(Messages API\)"):
         TokenUsage.from_anthropic(CHAT)
@@ -248,6 +266,17 @@ def test_a_mapping_that_is_no_usage_is_refused(usage: Any) -> None:
         TokenUsage.from_mapping(usage)
 
 
+@pytest.mark.parametrize("constructor", [TokenUsage.from_mapping, TokenUsageInfo.from_mapping])
+def test_what_is_no_mapping_is_told_what_it_is(constructor: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"must be a mapping, not int$"):
+        constructor(5)
+
+
+def test_a_mapping_without_a_count_is_told_the_names_there_are() -> None:
+    with pytest.raises(InvalidValueError, match=f"must have at least one of {', '.join(COUNTS)}$"):
+        TokenUsage.from_mapping({"tokens": 5})
+
+
 # -- TokenUsageInfo ----------------------------------------------------------------------------------
 
 
@@ -301,6 +330,15 @@ def test_a_malformed_info_is_refused(arguments: Any, field: str) -> None:
     with pytest.raises(InvalidValueError) as caught:
         TokenUsageInfo(*arguments)
     assert caught.value.field == field
+
+
+def test_the_first_total_of_a_thread_is_its_baseline_and_costs_nothing() -> None:
+    total = TokenUsage(100, output_tokens=50)
+    info = TokenUsageInfo(total, TokenUsage())
+    for either in (total, info):
+        after, tokens = next_baseline(None, either, "turn-1")
+        assert after is not None
+        assert (after.info, after.turn_id, tokens) == (info, "turn-1", 0)
 
 
 # -- statuses ----------------------------------------------------------------------------------------
@@ -375,6 +413,18 @@ def test_a_kind_that_there_is_not(value: Any) -> None:
     assert len(str(caught.value)) < 250
 
 
+@pytest.mark.parametrize("kind", EventKind)
+def test_a_kind_is_found_by_its_name(kind: EventKind) -> None:
+    assert check_kind(kind) is check_kind(kind.value) is kind
+
+
+@pytest.mark.parametrize("check", [check_kind, check_status, check_mode])
+def test_a_long_name_that_there_is_not_is_shown_in_part(check: Any) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        check("é" + "x" * 100)
+    assert caught.value.problem.endswith(r", is '\xe9" + "x" * 75)
+
+
 # -- Goal --------------------------------------------------------------------------------------------
 
 
@@ -426,6 +476,184 @@ def test_a_goal_does_not_change() -> None:
     assert goal.updated_at == datetime(1970, 1, 1, 0, 0, 2, 500_000, UTC)
     with pytest.raises(FrozenInstanceError):
         goal.tokens_used = 5  # type: ignore[misc]
+
+
+# -- a goal from elsewhere ---------------------------------------------------------------------------
+
+LAST_MS = 253_402_300_799_999
+
+
+def _from_elsewhere(**changes: Any) -> Goal:
+    return _goal(**{"goal_id": new_id()} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"thread_id": "x" * 256, "objective": "x" * 4000},
+        {"token_budget": LARGEST, "tokens_used": LARGEST - 1, "time_used_ms": LARGEST},
+        {"token_budget": 10, "tokens_used": 10, "status": BUDGET_LIMITED},
+        {"token_budget": 10, "tokens_used": 11, "status": PAUSED},
+        {"created_at_ms": 5, "updated_at_ms": 5},
+        {"created_at_ms": LAST_MS, "updated_at_ms": LAST_MS},
+        {"status": USAGE_LIMITED, "resume_at_ms": 0},
+        {"status": BLOCKED, "blocked_reason": "Which of the two?"},
+    ],
+)
+def test_a_goal_within_its_bounds_is_taken_as_it_is(changes: dict[str, Any]) -> None:
+    goal = _from_elsewhere(**changes)
+    assert check_goal(goal) == goal
+
+
+def test_a_goal_from_elsewhere_is_stored_as_one_made_here() -> None:
+    goal = _from_elsewhere(status=BLOCKED, objective="Ship", blocked_reason="waits")
+    values: dict[str, Any] = {
+        "status": "blocked",
+        "objective": " Ship\n",
+        "blocked_reason": " waits ",
+    }
+    checked = check_goal(replace(goal, **values))
+    assert checked == goal
+    assert checked.status is BLOCKED
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"thread_id": ""}, "thread_id: must have 1 to 256 characters"),
+        ({"goal_id": 5}, "goal_id: must be text"),
+        ({"goal_id": "x" * 35}, "goal_id: must be a UUID of 36 characters"),
+        ({"goal_id": "x" * 37}, "goal_id: must be a UUID of 36 characters"),
+        ({"objective": " "}, "objective: must have 1 to 4000 characters"),
+        ({"status": "open"}, "status: must be one of active"),
+        ({"token_budget": 0}, "token_budget: must be more than 0"),
+        ({"tokens_used": -1}, "tokens_used: must be 0 or more"),
+        ({"time_used_ms": -1}, "time_used_ms: must be 0 or more"),
+        ({"created_at_ms": -1}, "created_at_ms: must be 0 or more"),
+        ({"updated_at_ms": -1}, "updated_at_ms: must be 0 or more"),
+        ({"updated_at_ms": LAST_MS + 1}, "updated_at_ms: must be a time before the year 10000"),
+        (
+            {"created_at_ms": LAST_MS + 1, "updated_at_ms": LAST_MS + 1},
+            "created_at_ms: must be a time before the year 10000",
+        ),
+        (
+            {"created_at_ms": 5, "updated_at_ms": 4},
+            "updated_at_ms: must not be before created_at_ms",
+        ),
+        (
+            {"token_budget": 10, "tokens_used": 10},
+            "status: must not be active: the token budget is used up",
+        ),
+        ({"status": USAGE_LIMITED, "resume_at_ms": -1}, "resume_at_ms: must be 0 or more"),
+        (
+            {"status": BLOCKED, "resume_at_ms": 0},
+            "resume_at_ms: goes with status usage_limited only",
+        ),
+        (
+            {"status": USAGE_LIMITED, "blocked_reason": "waits"},
+            "blocked_reason: goes with status blocked only",
+        ),
+        (
+            {"status": BLOCKED, "blocked_reason": ""},
+            "blocked_reason: must have 1 to 4000 characters",
+        ),
+    ],
+)
+def test_a_goal_out_of_its_bounds_is_refused_by_field(
+    changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        check_goal(_from_elsewhere(**changes))
+    assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize("status", GoalStatus)
+@pytest.mark.parametrize(
+    ("budget", "used", "expected"),
+    [
+        (None, LARGEST, ACTIVE),
+        (10, 9, ACTIVE),
+        (10, 10, BUDGET_LIMITED),
+        (10, 11, BUDGET_LIMITED),
+    ],
+)
+def test_the_status_that_usage_alone_makes(
+    status: GoalStatus, budget: int | None, used: int, expected: GoalStatus
+) -> None:
+    goal = _goal(status=status, token_budget=budget, tokens_used=used)
+    assert status_by_budget(goal) is expected
+
+
+# -- bounds ------------------------------------------------------------------------------------------
+
+
+def test_the_first_and_the_last_time_there_is() -> None:
+    first = datetime(1, 1, 1, tzinfo=UTC)
+    last = datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
+    for time, hours in ((first, 1), (last, -1)):
+        assert utc_from_ms(check_time_ms("resume_at", time)) == time
+        outside = time.replace(tzinfo=timezone(timedelta(hours=hours)))
+        with pytest.raises(InvalidValueError, match=r"^resume_at: must be from the year 1 to 9999"):
+            check_time_ms("resume_at", outside)
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (2**128 - 1, "340282366920938463463374607431768211455"),
+        (2**128, "an integer of 129 bits"),
+        (10**5000, "an integer of 16610 bits"),
+    ],
+    ids=["128 bits", "129 bits", "5000 digits"],
+)
+def test_a_number_that_is_too_long_to_read_is_told_by_its_size(number: int, shown: str) -> None:
+    with pytest.raises(InvalidValueError, match=rf"^tokens: must be below 2\^63, is {shown}$"):
+        check_amount("tokens", number)
+
+
+class Place:
+    """As some libraries give paths: an object of their own."""
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def __fspath__(self) -> Any:
+        return self.path
+
+
+class Label(str):
+    """Text that shows itself as another."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "another"
+
+
+@pytest.mark.parametrize("form", [str, Path, Place, Label])
+def test_a_path_is_text_or_an_object_that_has_it(form: Any) -> None:
+    assert check_path("home", form("a/b")) == Path("a/b")
+
+
+def test_a_path_may_hold_bytes_that_are_no_text() -> None:
+    assert check_path("home", "a\udcff") == Path("a\udcff")
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        (None, "must be a path, not NoneType"),
+        (b"a", "must be a path, not bytes"),
+        (Place(b"a"), "must be a path, not bytes"),
+        ("a\0b", "must not contain a NUL character"),
+        ("a\ud800", "must not contain a lone surrogate"),
+    ],
+)
+def test_what_is_no_path_is_refused_by_field(path: Any, problem: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        check_path("home", path)
+    assert str(caught.value) == f"home: {problem}"
 
 
 # -- identifiers -------------------------------------------------------------------------------------
