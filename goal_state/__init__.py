@@ -44,7 +44,7 @@ from goal_state.listeners import Subscription
 from goal_state.repository import GoalRepository
 from goal_state.requests import Charge
 from goal_state.store import GoalStore
-from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo
+from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 
 if TYPE_CHECKING:
     from goal_state.consumers import Consumer
@@ -97,6 +97,7 @@ __all__ = [
     "TokenUsageInfo",
     "TurnError",
     "UnsupportedDatabaseError",
+    "UsageBaseline",
     "UsageOverflowError",
 ]
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal, TypeVar
 
@@ -25,7 +25,7 @@ from goal_state.goals import KEEP, Accounting, Goal, GoalStatus, Keep
 from goal_state.repository import GoalRepository, wall_clock_ms
 from goal_state.requests import check_total
 from goal_state.store import GoalStore
-from goal_state.usage import TokenUsage, TokenUsageInfo
+from goal_state.usage import TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.validation import check_name, check_optional_name
 
 __all__ = ["GoalMeter", "Reading"]
@@ -70,15 +70,22 @@ class _State:
     """Active time below a millisecond that is still due."""
     rest_goal_id: str | None = None
     """The goal that owes it."""
-    last_total: TokenUsage | None = None
-    """The last cumulative usage that this meter was told."""
-    own_baseline: TokenUsage | None = None
-    """The stored baseline as this meter found it when it was made, or as it wrote it itself."""
+    known_total: TokenUsage = field(default_factory=TokenUsage)
+    """The last cumulative usage that this meter was told; before that, the one stored when it was made."""
+    was_told: bool = False
+    """Whether it was told one."""
+    count_number: int = 0
+    """The count that the known total is of, as the database numbers them."""
 
 
 class GoalMeter:
     """Meters one thread. Safe to call from several threads; several meters may share a thread id, in one
-    process or many, and never charge the same tokens twice.
+    process or many, and never charge the same tokens twice, whichever of them hears of them first or late,
+    also where the count begins anew meanwhile.
+
+    One thing no meter can know: whether a first total that is below the stored one is late or the first of
+    a new count. It is late if the baseline moved since the meter was made, or is of the turn that the
+    meter runs; else it is a new count, as after a restart of the host. What is late charges nothing.
     """
 
     def __init__(
@@ -105,10 +112,11 @@ class GoalMeter:
         self._clock_ns = clock_ns
         self._lock = threading.RLock()
         self._at_work = False
-        stored = store.usage(self.thread_id)
-        self._state = _State(
-            marked_ns=clock_ns(), own_baseline=None if stored is None else stored.info.total
-        )
+        stored = store.baseline(self.thread_id)
+        self._state = _State(marked_ns=clock_ns())
+        if stored is not None:
+            self._state.known_total = stored.total
+            self._state.count_number = stored.count_number
         if count_idle_time:
             self._bind(self._state, store.get(self.thread_id))
 
@@ -168,9 +176,9 @@ class GoalMeter:
                 else:
                     idle = False
                     state.marked_ns = self._clock_ns()
+                state.turn = turn
                 caught_up = self._catch_up(repository, state, total)
                 goal = repository.get(self.thread_id)
-                state.turn = turn
                 self._bind(state, goal)
                 return Accounting(goal, applied=idle or caught_up)
 
@@ -179,8 +187,9 @@ class GoalMeter:
     def observe(self, total: TokenUsage | TokenUsageInfo, *, turn_id: str | None = None) -> Reading:
         """The thread's cumulative usage is this now: charges what is new in it, and the active time.
 
-        A total that is lower than the one this meter saw before is a new beginning. One that another
-        meter has overtaken meanwhile charges nothing.
+        A total that is lower than the one this meter was told before is a new count, which charges what
+        comes on top of it. One that another meter has overtaken charges nothing, nor does one of a count
+        that another meter has seen end.
 
         Args:
             total: what the thread has used since it began.
@@ -399,18 +408,20 @@ class GoalMeter:
         if state.turn is None:
             return
         payer = state.paying_goal_id if _takes_charges(goal, state.paying_goal_id) else None
-        if repository.usage_log.goal_id(self.thread_id) == payer:
-            return
-        if (usage := repository.usage(self.thread_id)) is not None:
-            repository.usage_log.write(self.thread_id, usage, payer, wall_clock_ms())
+        stored = repository.baseline(self.thread_id)
+        if stored is not None and stored.goal_id != payer:
+            repository.usage_log.set_owners(self.thread_id, stored.turn_id, payer, wall_clock_ms())
 
     def _settle(
         self, repository: GoalRepository, state: _State, total: TokenUsage | TokenUsageInfo | None
     ) -> Accounting:
         """Charges the time since the mark, and what is new in the total, to the paying goal."""
-        if total is not None and self._is_overtaken(repository, state, total):
-            state.last_total = cumulative(total)
-            total = None
+        if total is not None:
+            stored, seen = repository.baseline(self.thread_id), cumulative(total)
+            if not _is_current(state, stored, seen) or (
+                stored is not None and seen == stored.total
+            ):
+                total = None
         turn_id = None if state.turn is None else state.turn.turn_id
         now_ns = self._clock_ns()
         elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
@@ -425,8 +436,6 @@ class GoalMeter:
             accounting = self._charge(repository, total, due_ms, state.paying_goal_id, turn_id)
             if _takes_charges(accounting.goal, state.paying_goal_id):
                 state.rest_ns = rest_ns
-        if total is not None:
-            state.last_total = state.own_baseline = cumulative(total)
         return accounting
 
     def _charge(
@@ -437,8 +446,7 @@ class GoalMeter:
         goal_id: str,
         turn_id: str | None,
     ) -> Accounting:
-        stored = repository.usage(self.thread_id)
-        if total is None or (stored is not None and stored.info.total == cumulative(total)):
+        if total is None:
             return repository.account(
                 self.thread_id,
                 seconds=time_ms / 1000,
@@ -453,22 +461,6 @@ class GoalMeter:
             turn_id=turn_id,
         )
 
-    def _is_overtaken(
-        self, repository: GoalRepository, state: _State, total: TokenUsage | TokenUsageInfo
-    ) -> bool:
-        """Whether another meter has seen more than this total, of the same count.
-
-        A total below the stored one is a new count only if this meter saw it fall: below the last one it
-        was told itself or, before that, below a baseline that nobody has moved since it was made.
-        """
-        stored = repository.usage(self.thread_id)
-        seen = cumulative(total)
-        if stored is None or not seen.is_below(stored.info.total):
-            return False
-        if state.last_total is not None:
-            return not seen.is_below(state.last_total)
-        return stored.info.total != state.own_baseline
-
     def _catch_up(
         self,
         repository: GoalRepository,
@@ -476,22 +468,50 @@ class GoalMeter:
         total: TokenUsage | TokenUsageInfo | None,
     ) -> bool:
         """Brings the baseline to what the host knows when a turn starts; whether a goal paid for it."""
-        stored = repository.usage(self.thread_id)
-        if total is None:
-            if stored is None:
-                state.own_baseline = TokenUsage()
-                repository.set_baseline(self.thread_id, state.own_baseline)
+        stored = repository.baseline(self.thread_id)
+        if stored is not None:
+            _follow_count(state, stored)
+        elif total is None:
+            total = TokenUsage()
+        if total is None or not _is_current(state, stored, cumulative(total)):
             return False
-        if self._is_overtaken(repository, state, total):
-            state.last_total = cumulative(total)
+        if stored is not None and cumulative(total).is_below(stored.total):
+            repository.set_baseline(self.thread_id, total, turn_id=stored.turn_id)
             return False
-        if stored is not None and cumulative(total).is_below(stored.info.total):
-            repository.set_baseline(self.thread_id, total, turn_id=stored.turn_id)  # a new count
-            applied = False
-        else:
-            applied = repository.reconcile(self.thread_id, total).applied
-        state.last_total = state.own_baseline = cumulative(total)
-        return applied
+        return repository.reconcile(self.thread_id, total).applied
+
+
+def _follow_count(state: _State, stored: UsageBaseline) -> None:
+    """When a turn starts: finds the meter's place if others have seen the count begin anew.
+
+    Where less is stored than the meter knew, its next total is expected to be lower too, which brings it
+    to the stored count. Otherwise it takes what is stored for what it knows.
+    """
+    if state.count_number == stored.count_number:
+        return
+    if stored.total.is_below(state.known_total):
+        state.count_number = stored.count_number - 1
+    else:
+        state.count_number = stored.count_number
+        state.known_total, state.was_told = stored.total, False
+
+
+def _is_current(state: _State, stored: UsageBaseline | None, seen: TokenUsage) -> bool:
+    """Takes note of a total; whether it is of the stored count and not overtaken, or of a later count.
+
+    A total below the one before it is of the next count, which every meter sees in its own time. The
+    first one that a meter is told may only be late: it is of a new count if nobody moved the baseline
+    since the meter was made, and if that baseline is not of the very turn that runs.
+    """
+    falls = seen.is_below(state.known_total)
+    if stored is not None and not state.was_told and state.count_number == stored.count_number:
+        is_joined = state.turn is not None and state.turn.turn_id == stored.turn_id
+        falls = falls and stored.total == state.known_total and not is_joined
+    state.count_number += falls
+    state.known_total, state.was_told = seen, True
+    if stored is None or state.count_number > stored.count_number:
+        return True
+    return state.count_number == stored.count_number and not seen.is_below(stored.total)
 
 
 def _begins(goal: Goal | None, before: Goal | None) -> bool:

@@ -59,7 +59,7 @@ from goal_state.requests import (
     ThreadRequest,
 )
 from goal_state.tables import goals
-from goal_state.usage import ThreadUsage
+from goal_state.usage import ThreadUsage, UsageBaseline
 from goal_state.usage_log import UsageLog
 from goal_state.validation import check_amount, check_name
 
@@ -227,6 +227,10 @@ class GoalRepository(GoalOperations):
     def usage(self, thread_id: str) -> ThreadUsage | None:
         """The last cumulative usage of a thread and its turn, or None."""
         return self.usage_log.read(check_name("thread_id", thread_id))
+
+    def baseline(self, thread_id: str) -> UsageBaseline | None:
+        """What of that a charge needs: the total, whose it is, and the number of its count; or None."""
+        return self.usage_log.baseline(check_name("thread_id", thread_id))
 
     # -- changing ----------------------------------------------------------------------------------
 
@@ -433,37 +437,41 @@ class GoalRepository(GoalOperations):
             accounting = self._charge(request, goal, tokens, None)
         # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
         # that the next goal does not pay for them.
-        self._write_baseline(request, after, goal)
+        self._write_baseline(request, before, after, goal)
         return accounting
 
     def _set_baseline(self, request: Baseline) -> None:
         before = self.usage_log.baseline(request.thread_id)
         after, _ = next_baseline(before, request.total, request.turn_id)
-        self._write_baseline(request, after, self._select(request.thread_id))
+        self._write_baseline(request, before, after, self._select(request.thread_id))
 
     def _write_baseline(
-        self, request: CumulativeUsage | Baseline, usage: ThreadUsage | None, goal: Goal | None
+        self,
+        request: CumulativeUsage | Baseline,
+        before: UsageBaseline | None,
+        usage: ThreadUsage | None,
+        goal: Goal | None,
     ) -> None:
         """Keeps a usage (None: the one that there is) as the baseline, in the time of a goal."""
         goal_id = None if goal is None else goal.goal_id
-        if usage is None:
-            stored = self.usage_log.read(request.thread_id)
-            if stored is None:
-                return
-            usage = stored if request.turn_id is None else stored._replace(turn_id=request.turn_id)
-            if usage == stored and self.usage_log.goal_id(request.thread_id) == goal_id:
-                return
-        self.usage_log.write(request.thread_id, usage, goal_id, wall_clock_ms())
+        if usage is not None:
+            number = 0 if before is None else before.count_number
+            falls = before is not None and usage.info.total.is_below(before.total)
+            self.usage_log.write(request.thread_id, usage, goal_id, number + falls, wall_clock_ms())
+        elif before is not None:
+            turn_id = before.turn_id if request.turn_id is None else request.turn_id
+            if (turn_id, goal_id) != (before.turn_id, before.goal_id):
+                self.usage_log.set_owners(request.thread_id, turn_id, goal_id, wall_clock_ms())
 
     def _reconcile(self, request: Reconciliation) -> Accounting:
         thread_id, total = request.thread_id, request.total
-        stored = self.usage_log.read(thread_id)
+        stored = self.usage_log.baseline(thread_id)
         goal = self._select(thread_id)
-        if stored is not None and cumulative(total).is_below(stored.info.total):
+        if stored is not None and cumulative(total).is_below(stored.total):
             return Accounting(goal, applied=False)
         turn_id = request.turn_id or (None if stored is None else stored.turn_id)
         accounting = Accounting(goal, applied=False)
-        if goal is not None and self.usage_log.goal_id(thread_id) == goal.goal_id:
+        if goal is not None and stored is not None and stored.goal_id == goal.goal_id:
             accounting = self.record_usage(thread_id, total, turn_id=turn_id)
         # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
         self.set_baseline(thread_id, total, turn_id=turn_id)

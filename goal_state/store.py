@@ -44,7 +44,7 @@ from goal_state.readers import PooledReaders, Readers, SharedReader, reading
 from goal_state.repository import GoalRepository
 from goal_state.requests import Request
 from goal_state.turnstile import Turnstile, gate
-from goal_state.usage import ThreadUsage
+from goal_state.usage import ThreadUsage, UsageBaseline
 from goal_state.validation import (
     check_amount,
     check_name,
@@ -222,6 +222,15 @@ class GoalStore(GoalOperations):
             InvalidValueError: the thread id is out of its bounds.
         """
         return self._read(lambda reader: reader.usage(thread_id))
+
+    def baseline(self, thread_id: str) -> UsageBaseline | None:
+        """From where the thread's next cumulative usage is charged, whose that is, and how often its count
+        has begun anew; None if no usage was recorded.
+
+        Raises:
+            InvalidValueError: the thread id is out of its bounds.
+        """
+        return self._read(lambda reader: reader.baseline(thread_id))
 
     def events(
         self,

@@ -1,4 +1,4 @@
-"""The schema: SQLAlchemy metadata of the four tables. Rows are made and read by the modules above.
+"""The schema: SQLAlchemy metadata of the tables. Rows are made and read by the modules above.
 
 Every rule of the domain that SQL can express is a CHECK here as well, so that no other writer of the
 file can break it either. Tables are STRICT: an integer overflow is an error, never a silent float.
@@ -34,7 +34,7 @@ __all__ = [
 VERSION_TABLE: Final = "goal_state_alembic_version"
 """Where alembic notes the schema's revision: a table of our own, so as to live in a host's database."""
 
-HEAD_REVISION: Final = "0003"
+HEAD_REVISION: Final = "0004"
 """The newest revision in `migrations/`. Known here so that opening a current file needs no alembic."""
 
 metadata: Final = MetaData(
@@ -158,6 +158,13 @@ thread_usage: Final = Table(
     Column("model_context_window", Integer),
     Column("updated_at_ms", Integer, nullable=False),
     Column("goal_id", Text),  # the thread's goal when this was recorded
+    Column(  # how often the count began anew: each time that a lower total took its place
+        "count_number",
+        Integer,
+        CheckConstraint("count_number >= 0", name="count_number"),
+        nullable=False,
+        server_default=text("0"),
+    ),
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"

@@ -248,6 +248,10 @@ class UsageBaseline(NamedTuple):
     total: TokenUsage
     model_context_window: int | None
     turn_id: str | None
+    goal_id: str | None
+    """The goal that the thread had then, which owes what was used since, if it still takes charges."""
+    count_number: int
+    """How often the count has begun anew, so that a total can be told from one of an earlier count."""
 
 
 _COUNTS: Final = tuple(field.name for field in fields(TokenUsage))

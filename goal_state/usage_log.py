@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
@@ -32,16 +32,25 @@ _SELECT = Statement(
     "thread_id",
 )
 _BASELINE = Statement(
-    lambda: select(*list(thread_usage.columns)[1:8], thread_usage.c.model_context_window).where(
-        thread_usage.c.thread_id == bindparam("thread_id")
-    ),
+    lambda: select(
+        *list(thread_usage.columns)[1:8],
+        thread_usage.c.model_context_window,
+        thread_usage.c.goal_id,
+        thread_usage.c.count_number,
+    ).where(thread_usage.c.thread_id == bindparam("thread_id")),
     "thread_id",
 )
-_GOAL = Statement(
-    lambda: select(thread_usage.c.goal_id).where(
-        thread_usage.c.thread_id == bindparam("thread_id")
+_SET_OWNERS = Statement(
+    lambda: (
+        update(thread_usage)
+        .where(thread_usage.c.thread_id == bindparam("b_thread_id"))
+        .values(
+            turn_id=bindparam("b_turn_id"),
+            goal_id=bindparam("b_goal_id"),
+            updated_at_ms=bindparam("b_updated_at_ms"),
+        )
     ),
-    "thread_id",
+    "b_turn_id b_updated_at_ms b_goal_id b_thread_id",
 )
 _WRITE = Statement(_upsert, " ".join(_COLUMNS))
 
@@ -63,20 +72,19 @@ class UsageLog:
     def baseline(self, thread_id: str) -> UsageBaseline | None:
         """What of it a charge needs."""
         row = self._executor.run(_BASELINE, (thread_id,)).fetchone()
-        return (
-            None if row is None else UsageBaseline(TokenUsage.of_valid(*row[1:7]), row[7], row[0])
-        )
+        if row is None:
+            return None
+        return UsageBaseline(TokenUsage.of_valid(*row[1:7]), row[7], row[0], row[8], row[9])
 
-    def goal_id(self, thread_id: str) -> str | None:
-        """The goal that the thread had when its baseline was recorded; None without a goal or baseline.
-
-        What was used since then was used in the time of this goal, or after it.
-        """
-        row = self._executor.run(_GOAL, (thread_id,)).fetchone()
-        return None if row is None else row[0]
-
-    def write(self, thread_id: str, usage: ThreadUsage, goal_id: str | None, now_ms: int) -> None:
-        """Takes a usage as the thread's baseline, in the time of a goal (or of none)."""
+    def write(
+        self,
+        thread_id: str,
+        usage: ThreadUsage,
+        goal_id: str | None,
+        count_number: int,
+        now_ms: int,
+    ) -> None:
+        """Takes a usage of a count as the thread's baseline, in the time of a goal (or of none)."""
         info = usage.info
         self._executor.run(
             _WRITE,
@@ -88,5 +96,12 @@ class UsageLog:
                 info.model_context_window,
                 now_ms,
                 goal_id,
+                count_number,
             ),
         )
+
+    def set_owners(
+        self, thread_id: str, turn_id: str | None, goal_id: str | None, now_ms: int
+    ) -> None:
+        """States whose the baseline is: the turn's that used it, and the goal's of that time."""
+        self._executor.run(_SET_OWNERS, (turn_id, now_ms, goal_id, thread_id))

@@ -87,13 +87,14 @@ def _copy_thread(database: str, copy: GoalStore, thread_id: str) -> None:
     if locate(database).revision is None:  # there is none yet
         return
     with open_existing(database) as store:
-        goal, usage, goal_id = store.transact(
+        goal, usage, baseline = store.transact(
             lambda found: (
                 found.get(thread_id),
                 found.usage(thread_id),
-                found.usage_log.goal_id(thread_id),
+                found.usage_log.baseline(thread_id),
             )
         )
+    goal_id = None if baseline is None else baseline.goal_id
 
     def write(repository: GoalRepository) -> None:
         # A baseline is in the time of the goal that is there when it is set.

@@ -42,6 +42,20 @@ def test_ticks_below_a_millisecond_add_up_within_a_turn(
     assert time_used_ms(store) == 400
 
 
+def test_a_total_that_brings_nothing_new_still_brings_its_time(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1", total=TokenUsage(50))
+    other = GoalMeter(store, THREAD, clock_ns=Clock())
+    other.start_turn("turn-1")
+    for told, stored in ((50, 50), (60, 60), (60, 80), (70, 80)):
+        other.observe(TokenUsage(stored))
+        clock.tick(ns=NS_PER_MS)
+        meter.observe(TokenUsage(told))
+    assert time_used_ms(store) == 4
+
+
 def test_ticks_below_a_millisecond_add_up_across_turns(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:

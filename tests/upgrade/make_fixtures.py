@@ -143,6 +143,8 @@ class _Rows:
         row["updated_at_ms"] = self.tick()
         if self.revision >= "0002":
             row["goal_id"] = None if goal is None else goal["goal_id"]
+        if self.revision >= "0004":
+            row["count_number"] = first % 7
         self.tables["thread_usage"].append(row | values)
 
     def cursor(self, name: str, position: int, holder: str | None = None) -> None:
