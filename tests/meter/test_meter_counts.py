@@ -6,13 +6,15 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goal_state import GoalStore, TokenUsage
 from goal_state.meter import GoalMeter
 
 THREAD = "thread-1"
+
+pytestmark = pytest.mark.timeout(120 + settings().max_examples)  # as many as the profile asks for
 
 
 def total(tokens: int) -> TokenUsage:
