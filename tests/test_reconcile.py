@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from goal_state import Goal, GoalStatus, GoalStore, InvalidValueError, TokenUsage, TokenUsageInfo
+from goal_state import (
+    Goal,
+    GoalStatus,
+    GoalStore,
+    InvalidValueError,
+    TokenUsage,
+    TokenUsageInfo,
+    UsageBaseline,
+)
 
 WINDOW = 258_400
 
@@ -264,6 +272,41 @@ def test_a_change_moves_the_time_of_the_last_one(
 
 
 # -- totals ------------------------------------------------------------------------------------------
+
+
+def baseline_of(store: GoalStore, thread_id: str = "t") -> UsageBaseline | None:
+    return store.transact(lambda repository: repository.baseline(thread_id))
+
+
+@pytest.mark.parametrize("how", ["set_baseline", "record_usage"])
+def test_each_fall_of_a_total_begins_a_count_of_the_next_number(store: GoalStore, how: str) -> None:
+    store.create("t", "work")
+    assert baseline_of(store) is None
+    for total, number in ((100, 0), (130, 0), (20, 1), (20, 1), (120, 1), (119, 2), (0, 3)):
+        getattr(store, how)("t", TokenUsage(total))
+        baseline = baseline_of(store)
+        assert baseline is not None
+        assert (baseline.total, baseline.count_number) == (TokenUsage(total), number)
+    store.reconcile("t", TokenUsage(50))
+    before = baseline_of(store)
+    store.reconcile("t", TokenUsage(40))
+    assert baseline_of(store) == before
+    assert before is not None
+    assert (before.total, before.count_number) == (TokenUsage(50), 3)
+
+
+def test_a_baseline_knows_whose_it_is(store: GoalStore) -> None:
+    store.set_baseline("t", TokenUsageInfo(TokenUsage(100), TokenUsage(7), WINDOW))
+    assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, None, None, 0)
+    goal = store.create("t", "work")
+    store.record_usage("t", TokenUsage(100), turn_id="turn-1")
+    assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, "turn-1", goal.goal_id, 0)
+    other = store.replace("t", "other work")
+    store.record_usage("t", TokenUsage(100))
+    assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, "turn-1", other.goal_id, 0)
+    assert baseline_of(store, "u") is None
+    with pytest.raises(InvalidValueError, match=r"^thread_id: must have 1 to 256 characters"):
+        baseline_of(store, "")
 
 
 def test_a_total_is_lower_by_what_goes_in_and_out_together(store: GoalStore) -> None:
