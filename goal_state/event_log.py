@@ -68,19 +68,6 @@ _CHARGE_BY_KEY = Statement(
     ).where(_E.thread_id == bindparam("thread_id"), _E.idempotency_key == bindparam("key")),
     "thread_id key",
 )
-_CROSSINGS = Statement(
-    lambda: (
-        select(func.count())
-        .select_from(goal_events)
-        .where(
-            _E.goal_id == bindparam("b_goal_id"),
-            _E.kind == literal_column("'usage_accounted'"),
-            _E.goal_status == literal_column("'budget_limited'"),
-            _E.previous_status != literal_column("'budget_limited'"),
-        )
-    ),
-    "b_goal_id",
-)
 _LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
 
 _STATUS: Final = {status.value: status for status in GoalStatus}
@@ -250,10 +237,6 @@ class EventLog:
         """The charge that was made in the thread under an idempotency key."""
         row = self._executor.run(_CHARGE_BY_KEY, (thread_id, key)).fetchone()
         return None if row is None else RecordedCharge(*row)
-
-    def crossings(self, goal_id: str) -> int:
-        """How often a charge filled the goal's budget."""
-        return self._executor.run(_CROSSINGS, (goal_id,)).fetchone()[0]
 
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""

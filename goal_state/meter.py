@@ -42,8 +42,8 @@ class Reading:
     Attributes:
         goal: the thread's goal after it, or None.
         charged: whether the goal paid for something.
-        budget_exhausted: True once in the life of a goal, when a charge fills its budget for the first
-            time: tell the model to wrap up.
+        budget_exhausted: True once in the life of a goal, with the first charge that a meter makes on its
+            full budget: tell the model to wrap up.
     """
 
     goal: Goal | None
@@ -359,7 +359,6 @@ class GoalMeter:
 
         def attempt(repository: GoalRepository) -> tuple[_State, Reading]:
             state = replace(self._state)
-            before = repository.get(self.thread_id)
             accounting = work(repository, state)
             goal = accounting.goal
             self._note_payer(repository, state, goal)
@@ -367,9 +366,7 @@ class GoalMeter:
                 accounting.applied
                 and goal is not None
                 and goal.status is GoalStatus.BUDGET_LIMITED
-                and before is not None
-                and before.status is not GoalStatus.BUDGET_LIMITED
-                and repository.log.crossings(goal.goal_id) == 1
+                and repository.usage_log.warn_once(self.thread_id, goal.goal_id)
             )
             return state, Reading(goal, accounting.applied, exhausted)
 

@@ -14,7 +14,7 @@ from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBasel
 
 __all__ = ["UsageLog"]
 
-_COLUMNS: Final = [column.name for column in thread_usage.columns]
+_COLUMNS: Final = [c.name for c in thread_usage.columns if c.name != "warned_goal_id"]
 
 
 def _upsert() -> Executable:
@@ -51,6 +51,17 @@ _SET_OWNERS = Statement(
         )
     ),
     "b_turn_id b_updated_at_ms b_goal_id b_thread_id",
+)
+_WARN = Statement(
+    lambda: (
+        update(thread_usage)
+        .where(
+            thread_usage.c.thread_id == bindparam("b_thread_id"),
+            thread_usage.c.warned_goal_id.is_distinct_from(bindparam("b_goal_id")),
+        )
+        .values(warned_goal_id=bindparam("b_warned_goal_id"))
+    ),
+    "b_warned_goal_id b_thread_id b_goal_id",
 )
 _WRITE = Statement(_upsert, " ".join(_COLUMNS))
 
@@ -105,3 +116,7 @@ class UsageLog:
     ) -> None:
         """States whose the baseline is: the turn's that used it, and the goal's of that time."""
         self._executor.run(_SET_OWNERS, (turn_id, now_ms, goal_id, thread_id))
+
+    def warn_once(self, thread_id: str, goal_id: str) -> bool:
+        """Notes that a meter says that the goal's budget is exhausted; False if one has said so before."""
+        return self._executor.run(_WARN, (goal_id, thread_id, goal_id)).rowcount == 1

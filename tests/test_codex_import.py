@@ -391,7 +391,7 @@ def test_a_goal_that_came_meanwhile_is_left_alone(
     assert only(store).objective == "Quicker"
 
 
-def test_a_budget_that_was_used_up_before_the_import_is_not_announced_again(
+def test_a_budget_that_was_used_up_before_the_import_is_announced_once(
     store: GoalStore, tmp_path: Path
 ) -> None:
     imported(make_home(tmp_path / "home", row(tokens_used=1_000)), store)
@@ -401,7 +401,8 @@ def test_a_budget_that_was_used_up_before_the_import_is_not_announced_again(
     reading = meter.observe(TokenUsage(20))
     assert reading.charged
     assert only(store).status is GoalStatus.BUDGET_LIMITED
-    assert not reading.budget_exhausted
+    assert reading.budget_exhausted  # whether the other program has said so is not known
+    assert not meter.observe(TokenUsage(30)).budget_exhausted
 
 
 # -- rollouts ----------------------------------------------------------------------------------------

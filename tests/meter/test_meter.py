@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -329,6 +329,40 @@ def test_the_notice_comes_once_in_the_life_of_a_goal(
     assert not reading.budget_exhausted
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_notice_is_not_forgotten(
+    store: GoalStore, make_meter: MakeMeter, *, pruned: bool
+) -> None:
+    goal = store.create(THREAD, "work", token_budget=100)
+    meter = make_meter()
+    meter.start_turn("turn-1")
+    assert meter.observe(used(100)).budget_exhausted
+    meter.finish_turn()
+    if pruned:
+        store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
+        kinds = [event.kind for event in store.events(goal_id=goal.goal_id)]
+        assert EventKind.USAGE_ACCOUNTED not in kinds
+    store.resume(THREAD, token_budget=200)
+    again = make_meter()
+    again.start_turn("turn-2", total=used(100))
+    reading = again.observe(used(300))
+    assert reading.charged
+    assert not reading.budget_exhausted
+
+
+def test_a_budget_that_somebody_else_filled_is_told_to_the_turn_that_pays(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work", token_budget=100)
+    meter.start_turn("turn-1")
+    assert not meter.observe(used(10)).budget_exhausted
+    store.account(THREAD, tokens=95)
+    assert not meter.flush().budget_exhausted  # which charges nothing
+    assert meter.observe(used(20)).budget_exhausted
+    assert not meter.observe(used(30)).budget_exhausted
+    assert tokens_used(store) == 125
+
+
 def test_each_goal_has_a_notice_of_its_own(store: GoalStore, meter: GoalMeter) -> None:
     store.create(THREAD, "first", token_budget=100)
     meter.start_turn("turn-1")
@@ -356,10 +390,10 @@ def test_a_budget_lowered_under_the_usage_stops_the_next_turn(
     meter.start_turn("turn-1")
     meter.observe(used(100))
     assert meter.set_goal(token_budget=50).status is GoalStatus.BUDGET_LIMITED
-    assert not meter.observe(used(110)).budget_exhausted
+    assert meter.observe(used(110)).budget_exhausted
     meter.finish_turn()
     meter.start_turn("turn-2")
-    meter.observe(used(500))
+    assert not meter.observe(used(500)).budget_exhausted
     assert tokens_used(store) == 110
 
 

@@ -259,15 +259,15 @@ class MeterMachine(RuleBasedStateMachine):
         if isinstance(result, Reading):
             assert result.goal == self.store.get(THREAD)
             assert result.charged == bool(charges)
-            assert result.budget_exhausted == self.is_first_crossing(crossing)
+            assert result.budget_exhausted == (bool(charges) and self.is_news_that_it_is_full())
         return result
 
-    def is_first_crossing(self, crossing: GoalEvent | None) -> bool:
-        if crossing is None:
+    def is_news_that_it_is_full(self) -> bool:
+        goal = self.current
+        if goal is None or goal.status != "budget_limited" or goal.warned:
             return False
-        goal = self.goals[crossing.goal_id]
-        first, goal.warned = not goal.warned, True
-        return first
+        goal.warned = True
+        return True
 
     def look(self, events: list[GoalEvent]) -> None:
         """Holds what the log says beside the model, which learns what the rules left open."""

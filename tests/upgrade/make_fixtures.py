@@ -145,6 +145,7 @@ class _Rows:
             row["goal_id"] = None if goal is None else goal["goal_id"]
         if self.revision >= "0004":
             row["count_number"] = first % 7
+            row["warned_goal_id"] = row["goal_id"]
         self.tables["thread_usage"].append(row | values)
 
     def cursor(self, name: str, position: int, holder: str | None = None) -> None:
