@@ -426,7 +426,8 @@ def test_why_a_goal_waited_is_forgotten_when_it_no_longer_does(
     elif leave == "resume":
         subject.resume("t")
     elif leave == "account":
-        subject.account("t", tokens=5, mode="active_or_stopped")
+        charged = subject.account("t", tokens=5, mode="active_or_stopped")
+        assert charged.goal == subject.get("t")
     elif leave == "complete":
         subject.set("t", status=COMPLETE)
     else:
@@ -638,6 +639,8 @@ def _charges(group: str) -> list[Charge]:
         Charge(f"{group}-nobody", tokens=5, idempotency_key="k"),
         Charge(plain, tokens=5, expected_goal_id=NO_GOAL),
         Charge(plain),
+        Charge(plain, idempotency_key="of nothing"),
+        Charge(plain, idempotency_key="of nothing"),
         Charge(waits, tokens=49, mode=mode, idempotency_key="k"),
         Charge(waits, tokens=1, mode=mode, turn_id="turn-2"),
         Charge(budget, tokens=60, seconds=1.5, idempotency_key="k"),
@@ -1176,13 +1179,13 @@ def test_a_goal_is_taken_over_with_the_shortest_ledger_that_leads_there(
 
 
 def test_a_goal_is_not_taken_over_where_there_is_one_nor_twice(engine: Engine) -> None:
-    _take_over(engine, TAKEN_OVER)
+    _take_over(engine, replace(TAKEN_OVER, tokens_used=0, time_used_ms=0))
     with GoalStore.open(engine) as store:
         before = list(store.events())
         with pytest.raises(GoalExistsError, match=f"^thread 't' has goal {NO_GOAL} already"):
             _take_over(engine, replace(TAKEN_OVER, goal_id=NO_GOAL[:-1] + "1"))
         assert list(store.events()) == before
-        store.clear("t")
+        store.replace("t", "Another")  # what is left of the first is one event, the first there is
         after = list(store.events())
         with pytest.raises(GoalExistsError, match=f"^there was a goal {NO_GOAL} before"):
             _take_over(engine, replace(TAKEN_OVER, thread_id="u"))
