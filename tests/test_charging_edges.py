@@ -183,12 +183,15 @@ def test_zero_tokens_and_zero_seconds_change_nothing(store: GoalStore, database:
         ("tokens", None),
         ("tokens", "1"),
         ("seconds", True),
+        ("seconds", False),
         ("seconds", -0.0001),
         ("seconds", float("nan")),
         ("seconds", float("inf")),
         ("seconds", float("-inf")),
         ("seconds", "1"),
         ("seconds", 1e16),
+        ("seconds", 1e19),
+        ("seconds", 1e308),
         ("seconds", 10**400),
         ("seconds", 1 + 0j),
     ],
@@ -222,6 +225,11 @@ def test_an_int_or_a_float_of_another_class_counts_as_what_it_is(store: GoalStor
     store.account("t", tokens=Tokens(7), seconds=Seconds(1.5))
     assert (used(store), goal_of(store).time_used_ms) == (7, 1500)
     assert type(goal_of(store).tokens_used) is int
+    store.account("t", tokens=Tokens(0), seconds=Seconds(0.5))
+    store.account("t", tokens=Tokens(1), seconds=Seconds(0))
+    assert (used(store), goal_of(store).time_used_ms) == (8, 2000)
+    store.account("t", tokens=Tokens(LARGEST - 8), seconds=Tokens(0))
+    assert used(store) == LARGEST
 
 
 @pytest.mark.parametrize(

@@ -1067,6 +1067,26 @@ def test_a_savepoint_of_the_host(engine: Engine) -> None:
     assert [(g.thread_id, g.tokens_used) for g in _goals(engine)] == [("kept", 0)]
 
 
+def test_a_page_of_goals(engine: Engine) -> None:
+    with engine.begin() as connection:
+        repository = GoalRepository(connection)
+        made = [repository.create(f"t{number}", "Ship") for number in range(501)]
+        assert repository.goals_page() == made[:500]
+        assert repository.goals_page(after=made[499].goal_id) == made[500:]
+        assert repository.goals_page(status=ACTIVE, after=made[0].goal_id, limit=2) == made[1:3]
+        assert repository.goals_page(limit=0) == []
+        for field, value in (("after", "x" * 257), ("limit", -1), ("status", "open")):
+            with pytest.raises(InvalidValueError, match=f"^{field}: must"):
+                repository.goals_page(**{field: value})
+
+
+def test_what_is_no_request_is_refused(engine: Engine) -> None:
+    with engine.begin() as connection:
+        refused: Any = "create"
+        with pytest.raises(InvalidValueError, match=r"^request: must be a request, not str$"):
+            GoalRepository(connection).apply(refused)
+
+
 def test_the_repository_tells_of_each_event_as_it_is_written(engine: Engine) -> None:
     told: list[GoalEvent] = []
     with engine.begin() as connection:

@@ -39,7 +39,13 @@ from goal_state.goals import (
     utc_from_ms,
 )
 from goal_state.identifiers import new_id
-from goal_state.validation import check_amount, check_path, check_time_ms
+from goal_state.validation import (
+    check_amount,
+    check_milliseconds,
+    check_name,
+    check_path,
+    check_time_ms,
+)
 
 ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED, COMPLETE = GoalStatus
 LARGEST = 2**63 - 1
@@ -597,6 +603,36 @@ def test_the_first_and_the_last_time_there_is() -> None:
         with pytest.raises(InvalidValueError) as caught:
             check_time_ms("resume_at", outside)
         assert str(caught.value) == "resume_at: must be from the year 1 to 9999 in UTC"
+
+
+def test_the_least_and_the_largest_amount_of_any_class() -> None:
+    class Count(int):
+        """As some libraries give counts: an int of their own."""
+
+    for amount in (0, 1, LARGEST - 1, LARGEST):
+        for given_as in (int, Count):
+            assert check_amount("tokens", given_as(amount)) == amount
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (5, "must be text, not int"),
+        ("a\0b", "must not contain a NUL character"),
+        ("a\ud800", "must not contain a lone surrogate"),
+    ],
+)
+def test_what_is_no_text_is_told_why(value: Any, problem: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        check_name("turn_id", value)
+    assert str(caught.value) == f"turn_id: {problem}"
+
+
+@pytest.mark.parametrize(("value", "kind"), [("1", "str"), (False, "bool"), (None, "NoneType")])
+def test_what_is_no_time_in_seconds_is_told_what_it_is(value: Any, kind: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        check_milliseconds("seconds", value)
+    assert str(caught.value) == f"seconds: must be a number of seconds, not {kind}"
 
 
 @pytest.mark.parametrize(
