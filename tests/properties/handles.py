@@ -98,6 +98,9 @@ class LocalHandle:
     def drain(self, name: str) -> bool:
         return self._consumers[name].drain(PATIENCE_SECONDS)
 
+    def holds(self, name: str) -> bool:
+        return self._consumers[name].position is not None
+
     def stop(self, name: str) -> bool:
         return self._consumers.pop(name).close(PATIENCE_SECONDS)
 
@@ -207,6 +210,9 @@ class RemoteHandle:
 
     def drain(self, name: str) -> bool:
         return self._call("drain", name)
+
+    def holds(self, name: str) -> bool:
+        return self._call("holds", name)
 
     def stop(self, name: str) -> bool:
         return self._call("stop", name)
