@@ -166,11 +166,13 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
             f"the URL has parameters ({', '.join(sorted(url.query))}); pass an Engine to set them"
         )
     try:
-        os.fsencode(url.database or "")
+        name = os.fsencode(url.database or "")
     except UnicodeEncodeError:
         raise DatabaseLocationError(
             "the path has a lone surrogate; no file has such a name"
         ) from None
+    if b"\0" in name:
+        raise DatabaseLocationError("the path has a NUL character; no file has such a name")
     if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:
         raise UnsupportedDatabaseError(
             f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}"

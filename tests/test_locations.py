@@ -188,6 +188,8 @@ def test_something_that_is_no_regular_file(tmp_path: Path) -> None:
         ("postgresql://user:secret@host/goals", UnsupportedDatabaseError, "'postgresql' is not"),
         ("mysql+pymysql://host/goals", UnsupportedDatabaseError, "'mysql' is not"),
         ("://goals.db", DatabaseLocationError, "is no database URL"),
+        ("sqlite:///a\0b", DatabaseLocationError, "has a NUL character"),
+        ("sqlite:///\ud800", DatabaseLocationError, "has a lone surrogate"),
         ("sqlite://goals.db", DatabaseLocationError, "names no host"),
         ("sqlite://user:secret@/goals.db", DatabaseLocationError, "no user"),
         ("sqlite+aiosqlite:///goals.db", UnsupportedDatabaseError, r"not 'sqlite\+aiosqlite'"),

@@ -115,6 +115,21 @@ def test_a_thread_id_that_looks_like_a_path_reaches_nowhere(tmp_path: Path, thre
     assert list(tmp_path.iterdir()) == []
 
 
+class Guise(str):
+    """A text that says something else when it is put into another."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "../../../../x"
+
+
+def test_a_thread_id_is_what_was_checked(tmp_path: Path) -> None:
+    with RolloutWriter.create(tmp_path, Guise("thread")) as writer:
+        assert writer.path.name.endswith("-thread.jsonl")
+        assert tmp_path / "sessions" in writer.path.parents
+
+
 def test_create_refuses_before_it_creates(tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match="time zone"):
         RolloutWriter.create(tmp_path, "thread", started_at=STARTED.replace(tzinfo=None))

@@ -46,7 +46,8 @@ def rollout_path(home: str | os.PathLike[str], thread_id: str, started_at: datet
         InvalidValueError: the thread id cannot be part of a file name (letters, digits, `_`, `.`, `-`,
             not beginning with `.` or `-`, 200 at most), or the time has no time zone.
     """
-    if not _FILE_THREAD_ID.fullmatch(check_name("thread_id", thread_id)):
+    thread_id = check_name("thread_id", thread_id)
+    if not _FILE_THREAD_ID.fullmatch(thread_id):
         raise InvalidValueError(
             "thread_id",
             "must be 1 to 200 letters, digits, '_', '.' or '-' and begin with none of the last two,"

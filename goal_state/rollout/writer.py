@@ -25,6 +25,7 @@ from goal_state.rollout.lines import (
     rollout_place,
 )
 from goal_state.rollout.paths import rollout_path
+from goal_state.validation import check_name
 
 try:
     import fcntl
@@ -99,6 +100,7 @@ class RolloutWriter:
         if not (meta is None or isinstance(meta, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("meta", f"must be a mapping, not {type(meta).__name__}")
         moment = datetime.now(UTC) if started_at is None else started_at
+        thread_id = check_name("thread_id", thread_id)
         path = rollout_path(home, thread_id, moment)
         timestamp = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         payload = {"session_id": thread_id, **(meta or {}), "id": thread_id, "timestamp": timestamp}
