@@ -18,6 +18,7 @@ from goal_state.rollout import (
     RolloutReader,
     RolloutTail,
     RolloutUsage,
+    SkippedLine,
     Turn,
     TurnStatus,
 )
@@ -133,6 +134,10 @@ NOT_STEERABLE = event(
     "error", message="busy", codex_error_info={"active_turn_not_steerable": {"turn_kind": "review"}}
 )
 OVERLOADED = event("error", message="try later", codex_error_info="server_overloaded")
+CUT_OFF = event(
+    "error", message="cut off", codex_error_info={"response_stream_disconnected": {"status": 502}}
+)
+HARMLESS = {"message": "busy", "codex_error_info": "active_turn_not_steerable"}
 
 STATUSES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, TurnStatus]]]] = {
     "none": ([], []),
@@ -145,9 +150,20 @@ STATUSES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, TurnStatus]]]] =
     "error, then aborted": ([began("a"), OVERLOADED, aborted("a")], [("a", INTERRUPTED)]),
     "error after the end": ([began("a"), completed("a"), OVERLOADED], [("a", COMPLETED)]),
     "error of no turn": ([OVERLOADED, began("a")], [("a", IN_PROGRESS)]),
+    "error with details": ([began("a"), CUT_OFF], [("a", FAILED)]),
+    "error of the first, late": (
+        [began("a"), began("b"), event("error", turn_id="a", message="cut off")],
+        [("a", FAILED), ("b", IN_PROGRESS)],
+    ),
     "refusals": ([began("a"), REFUSED, NOT_STEERABLE], [("a", IN_PROGRESS)]),
     "complete with an error": ([began("a"), completed("a", error={})], [("a", FAILED)]),
     "complete with no error": ([began("a"), completed("a", error=None)], [("a", COMPLETED)]),
+    "complete with an error that is a text": (
+        [began("a"), completed("a", error="broken")],
+        [("a", FAILED)],
+    ),
+    "complete with a refusal": ([began("a"), completed("a", error=HARMLESS)], [("a", COMPLETED)]),
+    "newer name of the beginning": ([event("turn_started", turn_id="a")], [("a", IN_PROGRESS)]),
     "newer names": (
         [event("turn_started", turn_id="a"), event("turn_complete", turn_id="a")],
         [("a", COMPLETED)],
@@ -157,6 +173,10 @@ STATUSES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, TurnStatus]]]] =
     "end of the first, late": (
         [began("a"), began("b"), aborted("a")],
         [("a", INTERRUPTED), ("b", IN_PROGRESS)],
+    ),
+    "completion of the first, late": (
+        [began("a"), began("b"), completed("a")],
+        [("a", COMPLETED), ("b", IN_PROGRESS)],
     ),
     "rolled back": ([*A_AND_B, ROLLED_BACK], [("a", COMPLETED)]),
     "rolled back twice": ([*A_AND_B, ROLLED_BACK, ROLLED_BACK], []),
@@ -179,6 +199,7 @@ STATUSES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, TurnStatus]]]] =
     ),
     "only contexts": ([context("a"), context("b")], [("a", IN_PROGRESS), ("b", IN_PROGRESS)]),
     "context of a turn": ([began("a"), context("a"), completed("a")], [("a", COMPLETED)]),
+    "context of no turn": ([began("a"), context(None), aborted(None)], [("a", INTERRUPTED)]),
     "a turn without an id": ([began("a"), began(None), OVERLOADED], [("a", IN_PROGRESS)]),
     "ids that are none": ([began("\ud800"), began("x" * 257), context("")], []),
     "end of another thread's turn": ([aborted("z")], [("z", INTERRUPTED)]),
@@ -314,6 +335,53 @@ def test_the_turn_of_a_count_is_the_one_named_last_before_it(rollout: Write) -> 
     reader = rollout(meta(), token_count(0), *lines, token_count(3), began(None), token_count(4))
     assert [one.turn_id for one in reader.usages()] == [None, "a", "b", "c", None]
     assert reader.restored().usage_turn_id is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_usage_is_restored_with_the_turn_that_it_belongs_to(
+    rollout: Write, packed: bool
+) -> None:
+    counted = token_count(3)
+    counted["payload"]["turn_id"] = "d"
+    lines = [
+        *(meta(), token_count(0)),  # of no turn
+        *(completed("a"), token_count(1)),  # of a turn whose beginning is not in this file
+        *(began("b"), context(None), aborted(None), token_count(2)),
+        *(context("c"), record(3, "d"), token_count(4)),  # named by the usage before
+        *(began("e"), counted, context("f"), token_count(5), began(None), token_count(6)),
+    ]
+    turns = [None, "a", "b", "d", "d", "d", "f", None]
+    assert [one.turn_id for one in rollout(*lines).usages()] == turns
+    ends = [end for end, one in enumerate(lines, 1) if "usage" in json.dumps(one)]
+    for end, turn_id in zip(ends, turns, strict=True):
+        text = text_of(lines[:end])
+        tail = rollout(gzip.compress(text) if packed else text).restored()
+        assert tail.usage_turn_id == turn_id
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_record_takes_the_window_of_the_count_before_it(rollout: Write, packed: bool) -> None:
+    text = text_of([meta(), began("a", 1), token_count(5, 2), record(9, "a")])
+    reader = rollout(gzip.compress(text) if packed else text)
+    assert reader.restored().info == info(9, 2)
+    assert [one.info for one in reader.usages()] == [info(5, 2), info(9, 2)]
+
+
+def test_a_record_may_leave_out_what_the_response_used(rollout: Write) -> None:
+    reader = rollout(
+        meta(), line("token_usage_record", {"turn_id": "a", "thread_token_usage": counts(9)})
+    )
+    assert reader.restored().info == TokenUsageInfo(info(9).total, TokenUsage())
+
+
+@pytest.mark.parametrize("number", [None, -1, 1.5, "1", True])
+def test_a_rollback_of_a_number_that_is_none_is_skipped(rollout: Write, number: Any) -> None:
+    reader = rollout(meta(), *A_AND_B, event("thread_rolled_back", num_turns=number))
+    assert reader.turns() == [Turn("a", COMPLETED), Turn("b", IN_PROGRESS)]
+    offset = len(text_of([meta(), *A_AND_B]))
+    assert reader.skipped.noted == (
+        SkippedLine(reader.path, offset, "not a usable value: num_turns"),
+    )
 
 
 MALFORMED: dict[str, Any] = {

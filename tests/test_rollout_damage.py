@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
+import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -18,11 +20,15 @@ from hypothesis import strategies as st
 from goal_state.errors import RequestError
 from goal_state.rollout import (
     MAX_HELD_BYTES,
+    MAX_PARSED_BYTES,
     MissingZstandardError,
     NotARolloutError,
     RolloutReader,
     RolloutTail,
     RolloutWriter,
+    SessionMeta,
+    SkippedLine,
+    SkippedLines,
     Turn,
     TurnStatus,
 )
@@ -67,6 +73,8 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'{"type": "\xff\xfe"}\n', "not UTF-8"),
     "deep": (b'{"type": "token_count", "x": ' + b"[" * 100_000 + b"\n", "not JSON"),
     "digits": (b'{"type": "token_count", "x": ' + b"1" * 5000 + b"}\n", "not JSON"),
+    "something around it": (b'X{"type": "other"}X\n', "not JSON"),
+    "a blank that JSON does not know": (b'\f{"type": "other"}\n', "not JSON"),
     "two in one": (b'{"a": 1}{"type": "token_count"}\n', "not JSON"),
 }
 
@@ -86,6 +94,94 @@ def test_a_broken_line_is_skipped_and_counted(rollout: Write, broken: bytes, rea
     at_the_end = rollout(*SOUND, broken, name="end.jsonl")
     assert at_the_end.restored() == RolloutTail(info(5), "a", "a", "a")
     assert at_the_end.skipped.count == 1
+
+
+UNPARSED: dict[str, tuple[bytes, str | None]] = {
+    "no end": (b'{"type": "response_item"', "not a JSON object"),
+    "no beginning": (b'"type": "response_item"}', "not a JSON object"),
+    "not UTF-8": (b'{"x": "\xff\xfe"}', "not UTF-8"),
+    "not UTF-8, as long as may be parsed": (
+        b"{" + b"\xff" * (MAX_PARSED_BYTES - 2) + b"}",
+        "not UTF-8",
+    ),
+    "too long to be decoded": (b"{" + b"\xff" * (MAX_PARSED_BYTES - 1) + b"}", None),
+    "as long as may be held": (b"x" * MAX_HELD_BYTES, "not a JSON object"),
+    "longer": (b"{" + b"x" * (MAX_HELD_BYTES - 1) + b"}", f"longer than {MAX_HELD_BYTES} bytes"),
+}
+
+
+@pytest.mark.parametrize(("broken", "reason"), UNPARSED.values(), ids=UNPARSED)
+def test_what_gives_a_line_away_that_says_nothing(
+    rollout: Write, broken: bytes, reason: str | None
+) -> None:
+    """Backwards, a line that is about neither turns nor usage is not parsed."""
+    begin = len(text_of(SOUND))
+    for end, kind in ((b"\n", ""), (b"", "torn: ")):
+        reader = rollout(*SOUND, broken + end)
+        assert reader.restored() == RolloutTail(info(5), "a", "a", "a")
+        if reason is not None and reason.startswith("longer"):
+            kind = ""
+        expected = [] if reason is None else [SkippedLine(reader.path, begin, kind + reason)]
+        assert list(reader.skipped.noted) == expected
+
+
+@pytest.mark.parametrize("size", range(2**16 - 2, 2**16 + 3))
+def test_lines_are_told_apart_wherever_blocks_end(rollout: Write, size: int) -> None:
+    """Files are read in blocks of 64 KiB, from either end. A size of 2^16 - 1 leaves one byte over."""
+    first, last = meta(note=""), event("task_started", turn_id="a", note="")
+    for one in (first, last):
+        one["payload"]["note"] = "x" * (size - len(text_of([one])))
+    parts = [text_of([first]), b"x\n", b"x" * (size - 1) + b"\n", b"x\n", text_of([last])]
+    begins = [len(b"".join(parts[:number])) for number in (1, 2, 3)]
+    reader = rollout(*parts)
+    assert reader.turns() == [Turn("a", TurnStatus.IN_PROGRESS)]
+    assert [one.offset for one in reader.skipped.noted] == begins
+    assert reader.restored() == RolloutTail(last_turn_id="a")
+    assert [one.offset for one in reader.skipped.noted] == begins[::-1]
+
+
+def test_the_first_line_is_read_last_and_whole(rollout: Write) -> None:
+    counted = token_count(5)
+    counted["payload"]["note"] = "".join(f"{number:x}," for number in range(50_000))
+    for mark in (b"", b"\xef\xbb\xbf"):
+        reader = rollout(mark, counted, line("response_item", {}))
+        assert reader.restored().info == info(5)
+        assert reader.skipped.count == 0
+    reader = rollout(b"x" * 200_000 + b"\n", meta())
+    assert reader.restored() == RolloutTail()
+    assert reader.skipped.noted == (SkippedLine(reader.path, 0, "not a JSON object"),)
+
+
+@pytest.mark.parametrize("before", [b"", text_of([meta()])], ids=["first", "second"])
+def test_a_line_is_held_up_to_a_length_and_no_longer(rollout: Write, before: bytes) -> None:
+    """Held, it is found too long to be parsed."""
+    for size, most in ((MAX_HELD_BYTES, MAX_PARSED_BYTES), (MAX_HELD_BYTES + 1, MAX_HELD_BYTES)):
+        reader = rollout(before, b"x" * size + b"\n", *SOUND)
+        assert reader.turns() == [Turn("a", COMPLETED)]
+        assert reader.skipped.noted == (
+            SkippedLine(reader.path, len(before), f"longer than {most} bytes"),
+        )
+
+
+@pytest.mark.parametrize(
+    "read",
+    [RolloutReader.restored, RolloutReader.turns, lambda reader: list(reader.usages())],
+    ids=["restored", "turns", "usages"],
+)
+def test_where_a_compressed_rollout_breaks_off_is_noted(rollout: Write, read: Any) -> None:
+    text = text_of(SOUND)
+    reader = rollout(gzip.compress(text)[:-4])
+    assert read(reader)
+    assert reader.skipped == SkippedLines(
+        1,
+        (
+            SkippedLine(
+                reader.path,
+                len(text),
+                "damaged compressed data: nothing after it can be read",
+            ),
+        ),
+    )
 
 
 def test_a_broken_first_line_costs_the_meta_alone(rollout: Write) -> None:
@@ -138,6 +234,10 @@ def test_an_empty_file_has_nothing(rollout: Write) -> None:
         assert reader.skipped.count == 0
 
 
+def test_nothing_is_skipped_before_anything_is_read(tmp_path: Path) -> None:
+    assert RolloutReader(tmp_path / "missing.jsonl").skipped == SkippedLines()
+
+
 def test_meta_is_found_once_it_is_there(rollout: Write) -> None:
     reader = rollout(b"")
     assert reader.meta is None
@@ -154,6 +254,46 @@ def test_meta_is_read_once_and_is_the_files_own(rollout: Write) -> None:
     assert found.thread_id == "own"
     assert found.started_at is None
     assert reader.meta is found
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        text_of([event("agent_message")]),
+        b'{"type": "session_meta", torn\n',
+        b"{" + b"x" * MAX_HELD_BYTES + b"}\n",
+        text_of([{"type": "session_meta", "payload": ["id"]}]),
+        text_of([line("session_meta", {"cwd": "/"})]),
+        text_of([event("session_meta", id="other")]),
+    ],
+    ids=["event", "torn", "long", "list", "no thread", "another type"],
+)
+def test_meta_need_not_be_the_first_line(rollout: Write, first: bytes) -> None:
+    found = rollout(first, meta("thread")).meta
+    assert found is not None
+    assert found.thread_id == found.session_id == "thread"
+
+
+def test_meta_is_looked_for_as_far_as_a_compressed_file_can_be_read(rollout: Write) -> None:
+    reader = rollout(gzip.compress(text_of([event("agent_message")]))[:-4])
+    assert reader.meta is None
+
+
+def test_what_meta_states_malformed_is_none(rollout: Write) -> None:
+    found = rollout(
+        meta(session_id="", forked_from_id=5, cli_version=1, originator=["A"], source=5, cwd=None)
+    ).meta
+    assert found == SessionMeta(
+        thread_id="thread",
+        session_id="thread",
+        forked_from_id=None,
+        history_base=None,
+        started_at=None,
+        cli_version=None,
+        originator=None,
+        source=5,
+        cwd=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,6 +317,7 @@ def test_when_a_session_started(
     time.tzset()
     assert found is not None
     assert found.started_at == expected
+    assert found.started_at is None or found.started_at.tzinfo is UTC
 
 
 NO_ROLLOUTS: dict[str, bytes] = {
@@ -187,6 +328,10 @@ NO_ROLLOUTS: dict[str, bytes] = {
     "something in braces": b"{text}\n",
     "one JSON object": b'{"a": 1}',
     "other lines": b'{"a": 1}\n' * 40,
+    "a rollout after 32 other lines": b'{"a": 1}\n' * 32 + text_of(SOUND),
+    "a type without a payload": b'{"type": "event_msg"}\n',
+    "a payload without a type": b'{"payload": {}}\n',
+    "a type that is no text": b'{"type": 5, "payload": {}}\n',
     "UTF-16": '{"type": "event_msg", "payload": {}}\n'.encode("utf-16"),
     "one endless line": b"{" * (MAX_HELD_BYTES + 1),
 }
@@ -202,6 +347,20 @@ def test_a_file_that_is_no_rollout_is_a_clear_error(rollout: Write, contents: by
         RolloutWriter(reader.path)
     assert reader.path.read_bytes() == contents
     assert issubclass(NotARolloutError, RequestError)
+
+
+def test_a_rollout_may_begin_with_31_other_lines(rollout: Write) -> None:
+    assert rollout(b'{"a": 1}\n' * 31, *SOUND).restored().info == info(5)
+
+
+def test_the_path_of_a_rollout_that_needs_the_package_is_named(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    reader = rollout(b"\x28\xb5\x2f\xfd" + b"\0" * 20)
+    with pytest.raises(MissingZstandardError) as caught:
+        reader.restored()
+    assert str(caught.value).startswith(f"{reader.path}: compressed with Zstandard;")
 
 
 def test_paths_that_lead_to_no_file(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from goal_state.rollout import (
+    MAX_HELD_BYTES,
     RolloutReader,
     RolloutTail,
+    SkippedLine,
 )
 from tests.rollout_lines import (
     FILLER,
@@ -50,7 +52,7 @@ PARENT_LINES = numbered(
 )
 
 
-@pytest.mark.parametrize("offset", [None, 0, 5, 10**9, len(text_of(PARENT_LINES[:3]))])
+@pytest.mark.parametrize("offset", [None, 0, 5, 10**9, 2**62, len(text_of(PARENT_LINES[:3]))])
 @pytest.mark.parametrize("end", [3, 4, 5])
 def test_a_fork_inherits_up_to_its_ordinal(rollout: Write, end: int, offset: int | None) -> None:
     parent = rollout(*PARENT_LINES, name="parent.jsonl")
@@ -70,12 +72,49 @@ def test_the_byte_offset_saves_reading_what_the_parent_did_later(
     assert sum(sizes) < 500_000 < parent.path.stat().st_size
 
 
+@pytest.mark.parametrize(
+    "before", [b"\n", b"{" + b"x" * MAX_HELD_BYTES + b"}\n"], ids=["blank", "too long"]
+)
+def test_a_byte_offset_behind_what_is_no_line_is_not_relied_on(
+    rollout: Write, before: bytes
+) -> None:
+    parent = rollout(before, *PARENT_LINES, name="parent.jsonl")
+    base = fork_of("parent", 4, len(before))
+    fork = rollout(meta("fork", **base), name="fork.jsonl")
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(5), "a", "a", "a")
+
+
 def test_lines_without_ordinals_are_cut_by_the_byte_offset(rollout: Write) -> None:
     lines = [meta("parent"), token_count(5), token_count(9)]
     parent = rollout(*lines, name="parent.jsonl")
     for offset, expected in ((len(text_of(lines[:2])), info(5)), (None, None)):
         fork = rollout(meta("fork", **fork_of("parent", 2, offset)), name="fork.jsonl")
         assert fork.restored({"parent": parent.path}.get).info == expected
+
+
+@pytest.mark.parametrize("ordinal", [None, "1", True, 1.5])
+def test_an_ordinal_that_is_no_number_is_none(rollout: Write, ordinal: Any) -> None:
+    lines = [
+        {**one, "ordinal": ordinal} for one in (meta("parent"), token_count(5), token_count(9))
+    ]
+    parent = rollout(*lines, name="parent.jsonl")
+    base = fork_of("parent", 2, len(text_of(lines[:2])))
+    fork = rollout(meta("fork", **base), name="fork.jsonl")
+    assert fork.restored({"parent": parent.path}.get).info == info(5)
+    assert fork.skipped.count == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_broken_line_of_a_parent_is_noted_with_the_parents_path(
+    rollout: Write, packed: bool
+) -> None:
+    first = text_of(PARENT_LINES[:3])
+    text = first + b"broken\n" + text_of(PARENT_LINES[3:])
+    parent = rollout(gzip.compress(text) if packed else text, name="parent.jsonl")
+    fork = rollout(meta("fork", **fork_of("parent", 4)), name="fork.jsonl")
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(5), "a", "a", "a")
+    [note] = fork.skipped.noted
+    assert (note.path, note.offset) == (parent.path, len(first))
 
 
 def test_a_compressed_parent(rollout: Write) -> None:
@@ -106,6 +145,7 @@ def test_forks_of_each_other_come_to_an_end(rollout: Write) -> None:
 
     def find(thread_id: str) -> Path | None:
         asked.append(thread_id)
+        assert len(asked) < 9, "asked for ever"
         return paths.get(thread_id)
 
     for name, other in (("one", "two"), ("two", "one"), ("self", "self")):
@@ -121,10 +161,13 @@ def test_a_parent_that_cannot_be_used_has_no_usage(rollout: Write, tmp_path: Pat
     assert fork.skipped.count == 0
     text = rollout(b"no rollout\n", name="text.jsonl").path
     other = rollout(*numbered([meta("other"), token_count(5)]), name="other.jsonl").path
-    for path in (tmp_path / "missing.jsonl", text, other):
+    for path, reason in (
+        (tmp_path / "missing.jsonl", "cannot be read: FileNotFoundError"),
+        (text, "cannot be read: NotARolloutError"),
+        (other, "not the rollout of the thread it was forked from"),
+    ):
         assert fork.restored(lambda _, path=path: path) == RolloutTail()
-        [note] = fork.skipped.noted
-        assert note.path == path
+        assert fork.skipped.noted == (SkippedLine(path, 0, reason),)
 
 
 def test_a_fork_that_copied_its_history_needs_no_parent(rollout: Write) -> None:

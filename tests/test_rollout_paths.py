@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from goal_state.errors import InvalidValueError
 from goal_state.rollout import (
     find_rollout,
     find_rollouts,
+    rollout_path,
 )
 from tests.rollout_lines import (
     DAY,
@@ -54,7 +57,12 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_found_and_in_which_order(home: Path) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_is_found_and_in_which_order(
+    home: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    real = Path.iterdir  # lists names in whatever order
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(real(self), reverse=backwards)))
     assert [(one.thread_id, one.path.suffix) for one in find_rollouts(home)] == [
         ("2026-01-01", ".jsonl"),
         ("b", ".zst"),
@@ -90,6 +98,42 @@ def test_finding_survives_symlinks(home: Path) -> None:
     assert len(list(find_rollouts(home))) == expected
     (sessions / "2023").symlink_to(sessions / "2025")  # moved elsewhere: still a year
     assert len(list(find_rollouts(home))) == expected + 1
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_directory_that_cannot_be_listed_is_an_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    year = home / "sessions" / "2025"
+    if linked:
+        year = year.rename(home / "elsewhere")
+        (home / "sessions" / "2025").symlink_to(year)
+    real = Path.iterdir
+
+    def iterdir(self: Path) -> Any:
+        if self.resolve() == year:
+            raise PermissionError
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(PermissionError):
+        list(find_rollouts(home))
+
+
+def test_what_no_rollout_can_be_named_by_is_refused(tmp_path: Path) -> None:
+    wrong: Any = 5
+    with pytest.raises(InvalidValueError, match=r"^home: must be a path, not int$"):
+        list(find_rollouts(wrong))
+    with pytest.raises(InvalidValueError, match=r"^home: must be a path, not int$"):
+        rollout_path(wrong, "thread", datetime.now(UTC))
+    with pytest.raises(InvalidValueError, match=r"^started_at: must be aware"):
+        rollout_path(tmp_path, "thread", datetime.now())  # noqa: DTZ005
+    with pytest.raises(InvalidValueError) as caught:
+        rollout_path(tmp_path, "-x", datetime.now(UTC))
+    assert str(caught.value) == (
+        "thread_id: must be 1 to 200 letters, digits, '_', '.' or '-' and begin with none of the last"
+        " two, to be part of a file name"
+    )
 
 
 def test_a_home_without_sessions_has_none(tmp_path: Path) -> None:

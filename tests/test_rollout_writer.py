@@ -31,8 +31,10 @@ from goal_state.rollout import (
 )
 from tests.rollout_lines import (
     COMPLETED,
+    FILLER,
     SOUND,
     Write,
+    began,
     event,
     info,
     line,
@@ -87,6 +89,45 @@ def test_create_writes_a_rollout_for_its_owner_alone(tmp_path: Path) -> None:
     assert [one.path for one in find_rollouts(home)] == [writer.path]
     with pytest.raises(FileExistsError):
         RolloutWriter.create(home, "thread-1", started_at=STARTED)
+
+
+def test_the_first_line_is_the_session_in_utc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")  # the machine's own zone does not show in it
+        time.tzset()
+        RolloutWriter.create(tmp_path, "thread-1", started_at=STARTED, meta={"cwd": "/w"}).close()
+    time.tzset()
+    [found] = find_rollouts(tmp_path)
+    began_at = "2026-01-01T23:30:00.123Z"
+    assert [json.loads(one) for one in found.path.read_text().splitlines()] == [
+        {
+            "timestamp": began_at,
+            "ordinal": 0,
+            "type": "session_meta",
+            "payload": {
+                "session_id": "thread-1",
+                "cwd": "/w",
+                "id": "thread-1",
+                "timestamp": began_at,
+            },
+        }
+    ]
+
+
+def test_create_comes_to_terms_with_another_that_makes_the_same_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.mkdir
+
+    def mkdir(self: Path, *args: Any) -> None:
+        real(self)  # the other was faster
+        real(self, *args)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    RolloutWriter.create(tmp_path / "home", "thread-1").close()
+    assert len(list(find_rollouts(tmp_path / "home"))) == 1
 
 
 @pytest.mark.usefixtures("loose_umask")
@@ -156,6 +197,8 @@ def test_a_line_is_one_write_of_the_whole(tmp_path: Path, monkeypatch: pytest.Mo
         writer.append({"text": "two\nlines\u2028\x85", "名": "✓"})
         assert not synced
     assert written == ['{"text":"two\\nlines\u2028\x85","名":"✓"}\n'.encode()]
+    RolloutWriter.create(tmp_path, "unsynced").close()
+    assert not synced
     with RolloutWriter.create(tmp_path, "thread", fsync=True) as writer:
         assert len(synced) == 2, "the line, and the name in its directory"
         writer.append({})
@@ -163,14 +206,23 @@ def test_a_line_is_one_write_of_the_whole(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "value",
-    [[], "line", None, {"a": float("nan")}, {"a": "\ud800"}, {"a": object()}, {("a",): 1}],
+    ("value", "problem"),
+    [
+        ([], "must be a mapping, not list"),
+        ("line", "must be a mapping, not str"),
+        (None, "must be a mapping, not NoneType"),
+        ({"a": float("nan")}, "cannot be written as JSON (ValueError)"),
+        ({"a": "\ud800"}, "cannot be written as JSON (UnicodeEncodeError)"),
+        ({"a": object()}, "cannot be written as JSON (TypeError)"),
+        ({("a",): 1}, "cannot be written as JSON (TypeError)"),
+    ],
     ids=["list", "text", "none", "NaN", "surrogate", "object", "key"],
 )
-def test_a_line_that_cannot_be_json_is_refused(tmp_path: Path, value: Any) -> None:
+def test_a_line_that_cannot_be_json_is_refused(tmp_path: Path, value: Any, problem: str) -> None:
     with RolloutWriter(tmp_path / "a.jsonl") as writer:
-        with pytest.raises(InvalidValueError, match="line_object"):
+        with pytest.raises(InvalidValueError) as caught:
             writer.append(value)
+        assert str(caught.value) == f"line_object: {problem}"
         endless: dict[str, Any] = {}
         endless["self"] = endless
         with pytest.raises(InvalidValueError):
@@ -215,6 +267,45 @@ def test_a_tail_of_zeros_is_cut_off_and_one_too_long_to_tell_is_kept(tmp_path: P
         assert reader.skipped.count == 1
 
 
+def test_a_torn_tail_as_long_as_may_be_parsed_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "tail.jsonl"
+    path.write_bytes(text_of(SOUND) + b"{" + b"x" * (MAX_PARSED_BYTES - 1))
+    RolloutWriter(path).close()
+    assert path.read_bytes() == text_of(SOUND)
+
+
+def test_a_torn_tail_of_a_long_file_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    text = text_of(SOUND) + FILLER * (MAX_HELD_BYTES // len(FILLER) + 1)
+    path.write_bytes(text + b'{"type": "eve')
+    RolloutWriter(path).close()
+    assert path.read_bytes() == text
+
+
+def test_a_tail_is_told_from_reads_that_give_less_than_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tail.jsonl"
+    real = os.read
+    text = text_of([meta(), began("a")])
+    for cut in (1, 2, 10):
+        path.write_bytes(text[:-cut])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "read", lambda fd, size: real(fd, min(size, 7)))
+            RolloutWriter(path).close()
+        assert path.read_bytes() == (text if cut == 1 else text_of([meta()]))
+
+
+def test_a_file_that_ends_with_a_whole_line_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sound.jsonl"
+    for contents in (b"", text_of(SOUND)):
+        path.write_bytes(contents)
+        os.utime(path, (1, 1))
+        RolloutWriter(path).close()
+        assert path.read_bytes() == contents
+        assert path.stat().st_mtime == 1, "written to, or cut to the length it had"
+
+
 def spared() -> int:
     """What the writer spares by writing no blanks between the parts of a line."""
     spaced, compact = json.dumps(token_count(6)), json.dumps(token_count(6), separators=(",", ":"))
@@ -226,6 +317,14 @@ def test_a_whole_tail_behind_a_byte_order_mark_is_kept(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + text_of([meta()]).rstrip())
     RolloutWriter(path).close()
     assert path.read_bytes() == b"\xef\xbb\xbf" + text_of([meta()])
+
+
+def test_a_tail_behind_a_byte_order_mark_in_the_middle_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "mark.jsonl"
+    path.write_bytes(text_of(SOUND) + b"\xef\xbb\xbf" + text_of([token_count(6)]).rstrip())
+    assert RolloutReader(path).restored().info == info(5)
+    RolloutWriter(path).close()
+    assert path.read_bytes() == text_of(SOUND)
 
 
 def test_a_tail_torn_by_another_writer_is_mended_before_the_next_line(tmp_path: Path) -> None:
