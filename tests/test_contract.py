@@ -714,6 +714,35 @@ def test_account_many_of_what_no_goal_takes_changes_nothing(subject: Subject) ->
     assert subject.tables() == tables
 
 
+def test_a_charge_that_names_no_amount_is_one_of_nothing(subject: Subject) -> None:
+    goal = subject.create("t", "Ship")
+    tables = subject.tables()
+    assert subject.account("t") == Accounting(goal, applied=False)
+    assert subject.account_many([Charge("t")]) == [Accounting(goal, applied=False)]
+    assert subject.tables() == tables
+
+
+@pytest.mark.parametrize(
+    ("charges", "problem"),
+    [
+        (None, "must be many, not NoneType"),
+        (Charge("t", tokens=1), "must be many, not Charge"),
+        ("t", "must be of Charge, number 0 is str"),
+        ([Charge("t", tokens=1), {"tokens": 1}], "must be of Charge, number 1 is dict"),
+    ],
+    ids=["none", "one alone", "text", "a mapping among them"],
+)
+def test_account_many_refuses_what_are_no_charges(
+    subject: Subject, charges: Any, problem: str
+) -> None:
+    subject.create("t", "Ship")
+    tables = subject.tables()
+    with pytest.raises(InvalidValueError) as caught:
+        subject.account_many(charges)
+    assert str(caught.value) == f"charges: {problem}"
+    assert subject.tables() == tables
+
+
 # -- record_usage, set_baseline, usage ---------------------------------------------------------------
 
 
@@ -902,7 +931,7 @@ BOUNDS: dict[str, dict[Any, str]] = {
     "resume_at": {5: "datetime", datetime(2030, 1, 1): "aware"},  # noqa: DTZ001
     "blocked_reason": OBJECTIVES | {5: "text"},
     "mode": {"ACTIVE_ONLY": "one of active_status_only", None: "one of"},
-    "total": {1: "TokenUsage", None: "TokenUsage"},
+    "total": {1: "TokenUsageInfo, not int", None: "TokenUsageInfo, not NoneType"},
 }
 ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "create": ({"objective": "Ship"}, "objective token_budget status turn_id"),
@@ -915,6 +944,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "account": ({}, "tokens seconds mode expected_goal_id turn_id idempotency_key"),
     "record_usage": ({"total": TokenUsage()}, "total seconds mode expected_goal_id turn_id"),
     "set_baseline": ({"total": TokenUsage()}, "total turn_id"),
+    "reconcile": ({"total": TokenUsage()}, "total turn_id"),
     "clear": ({}, "expected_goal_id turn_id"),
 }
 

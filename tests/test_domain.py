@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import uuid
 from dataclasses import FrozenInstanceError, fields, replace
@@ -710,6 +711,14 @@ def test_ids_rise_when_the_clock_jumps_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert new_id() > before
 
 
+def test_an_id_has_the_millisecond_and_counts_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = (uuid.UUID(new_id()).int >> 80) + 1
+    monkeypatch.setattr("goal_state.identifiers.time.time_ns", lambda: now * 1_000_000 + 999_999)
+    ids = [uuid.UUID(new_id()).int for _ in range(4097)]
+    # 48 bits of the time; the 12 bits after the version have room for 4096 ids.
+    assert [one >> 80 for one in ids] == [now] * 4096 + [now + 1]
+
+
 def test_ids_of_many_threads_are_all_different() -> None:
     made: list[list[str]] = [[] for _ in range(8)]
     threads = [
@@ -736,6 +745,49 @@ def test_every_error_is_in_the_tree_and_on_one_branch() -> None:
             error is not GoalStateError
         )
         assert error.__doc__
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "named", "text", "attributes"),
+    [
+        (
+            InvalidValueError,
+            ("tokens", "must be 0 or more"),
+            {},
+            "tokens: must be 0 or more",
+            {"field": "tokens", "problem": "must be 0 or more"},
+        ),
+        (errors.DatabaseError, ("no luck",), {}, "no luck", {"sqlite_errorcode": None}),
+        (
+            errors.DatabaseFullError,
+            ("the disk is full",),
+            {"sqlite_errorcode": 13},
+            "the disk is full",
+            {"sqlite_errorcode": 13},
+        ),
+        (errors.DeliveryError, ("busy",), {}, "busy", {"retry_after_seconds": 0.0}),
+        (
+            errors.DeliveryError,
+            ("busy",),
+            {"retry_after_seconds": 1.5},
+            "busy",
+            {"retry_after_seconds": 1.5},
+        ),
+    ],
+    ids=["value", "no code", "code", "no time", "time"],
+)
+def test_an_error_tells_another_process_the_same(
+    kind: type[GoalStateError],
+    given: tuple[str, ...],
+    named: dict[str, Any],
+    text: str,
+    attributes: dict[str, Any],
+) -> None:
+    error = kind(*given, **named)
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert type(one) is kind
+        assert (str(one), one.args) == (text, given)
+        assert {name: getattr(one, name) for name in attributes} == attributes
 
 
 def test_every_public_name_is_there() -> None:
