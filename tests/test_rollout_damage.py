@@ -274,6 +274,12 @@ def test_meta_need_not_be_the_first_line(rollout: Write, first: bytes) -> None:
     assert found.thread_id == found.session_id == "thread"
 
 
+def test_meta_is_looked_for_in_the_first_32_lines(rollout: Write) -> None:
+    before = [event("agent_message")] * 31
+    assert rollout(*before, meta()).meta is not None
+    assert rollout(*before, *before[:1], meta()).meta is None
+
+
 def test_meta_is_looked_for_as_far_as_a_compressed_file_can_be_read(rollout: Write) -> None:
     reader = rollout(gzip.compress(text_of([event("agent_message")]))[:-4])
     assert reader.meta is None

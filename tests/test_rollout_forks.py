@@ -73,7 +73,9 @@ def test_the_byte_offset_saves_reading_what_the_parent_did_later(
 
 
 @pytest.mark.parametrize(
-    "before", [b"\n", b"{" + b"x" * MAX_HELD_BYTES + b"}\n"], ids=["blank", "too long"]
+    "before",
+    [b"\n", b"broken\n", b"{" + b"x" * MAX_HELD_BYTES + b"}\n"],
+    ids=["blank", "broken", "too long"],
 )
 def test_a_byte_offset_behind_what_is_no_line_is_not_relied_on(
     rollout: Write, before: bytes

@@ -126,6 +126,8 @@ def test_what_no_rollout_can_be_named_by_is_refused(tmp_path: Path) -> None:
         list(find_rollouts(wrong))
     with pytest.raises(InvalidValueError, match=r"^home: must be a path, not int$"):
         rollout_path(wrong, "thread", datetime.now(UTC))
+    with pytest.raises(InvalidValueError, match=r"^thread_id: must be .*, not int$"):
+        rollout_path(tmp_path, wrong, datetime.now(UTC))
     with pytest.raises(InvalidValueError, match=r"^started_at: must be aware"):
         rollout_path(tmp_path, "thread", datetime.now())  # noqa: DTZ005
     with pytest.raises(InvalidValueError) as caught:

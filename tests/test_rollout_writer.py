@@ -176,6 +176,9 @@ def test_create_refuses_before_it_creates(tmp_path: Path) -> None:
         RolloutWriter.create(tmp_path, "thread", started_at=STARTED.replace(tzinfo=None))
     with pytest.raises(InvalidValueError, match="JSON"):
         RolloutWriter.create(tmp_path, "thread", meta={"source": object()})
+    no_mapping: Any = []
+    with pytest.raises(InvalidValueError, match=r"^meta: must be a mapping, not list$"):
+        RolloutWriter.create(tmp_path, "thread", meta=no_mapping)
     assert list(tmp_path.iterdir()) == []
 
 
