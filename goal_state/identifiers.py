@@ -16,11 +16,19 @@ __all__ = ["new_id"]
 _lock = threading.Lock()
 _last = 0
 
-# Seeded by the operating system, not by whoever calls random.seed(), and anew in a forked child. Ids are
-# unique, not secret.
+# Seeded by the operating system, not by whoever calls random.seed(). Ids are unique, not secret.
 _random = random.Random()  # noqa: S311
+
+
+def _begin_in_child() -> None:
+    """A forked child mints ids of its own, also where another thread of its parent was just minting one."""
+    global _lock
+    _lock = threading.Lock()
+    _random.seed()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def new_id() -> str:

@@ -176,3 +176,28 @@ assert taken == [1, 2], taken
 """,
         database,
     )
+
+
+def test_the_child_mints_ids_of_its_own() -> None:
+    """Not its parent's, and also if another thread of the parent was minting one just then."""
+    told = python(
+        """
+import os, signal
+from goal_state import identifiers
+
+identifiers.new_id()
+identifiers._lock.acquire()
+process = os.fork()
+if process == 0:
+    signal.alarm(20)  # rather than to wait for ever
+    print(identifiers.new_id(), flush=True)
+    os._exit(0)
+identifiers._lock.release()
+_, status = os.waitpid(process, 0)
+assert status == 0, status
+print(identifiers.new_id())
+""",
+    )
+    childs, parents = told.split()
+    # Behind the time and its count: what two processes must not have in common.
+    assert childs[19:] != parents[19:]

@@ -70,6 +70,13 @@ def test_a_file_with_a_header_and_nothing_true_behind_it(path: Path) -> None:
     assert fingerprints(path.parent) == before
 
 
+def test_an_error_of_the_database_has_its_result_code(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
+    with pytest.raises(DatabaseCorruptError, match="SQLITE_NOTADB") as caught:
+        GoalStore.open(path)
+    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_NOTADB
+
+
 def test_a_database_that_was_cut_off(database: Path) -> None:
     whole = database.read_bytes()
     database.write_bytes(whole[: len(whole) // 2])
