@@ -81,6 +81,9 @@ def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
         assert far.restored() == RolloutTail(info(5), "b", "b", None)
     assert sum(sizes) < 2**20 + 3 * 2**16
     assert far.restored().turn_id == "b"
+    halfway = [FILLER * 300, context("b"), FILLER * 300]
+    reader = rollout(meta(), *ended, *halfway, token_count(5))
+    assert reader.restored() == RolloutTail(info(5), "b", "b", None), "counted from the usage"
 
 
 def test_a_line_longer_than_memory_allows_is_passed_over(tmp_path: Path) -> None:
