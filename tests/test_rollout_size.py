@@ -140,14 +140,19 @@ def test_lines_across_the_borders_of_blocks(
         assert reader.skipped.count == 0
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_read_as_far_as_it_goes(rollout: Write) -> None:
+@pytest.mark.parametrize("cut", [0, 5])
+def test_a_file_that_shrinks_while_it_is_read_is_read_as_far_as_it_goes(
+    rollout: Write, cut: int
+) -> None:
+    left = text_of(SOUND)[: len(text_of(SOUND)) - cut]
     reader = rollout(*SOUND, FILLER * 100, token_count(6), FILLER * 100)
     with goal_state.rollout.lines.open_rollout(reader.path) as opened:
         lines = opened.backwards()
         next(lines)
-        os.truncate(reader.path, len(text_of(SOUND)))
-        rest = [one.content for one in lines if one.content and b"response_item" not in one.content]
-    assert rest == text_of(SOUND[::-1]).splitlines()
+        os.truncate(reader.path, len(left))
+        rest = [one for one in lines if one.content and b"response_item" not in one.content]
+    assert [one.content for one in rest] == left.splitlines()[::-1]
+    assert [one.ended for one in rest] == [cut == 0] + [True] * (len(rest) - 1)
 
 
 # --- Compressed ----------------------------------------------------------------------------------------
