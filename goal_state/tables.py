@@ -165,9 +165,7 @@ thread_usage: Final = Table(
         nullable=False,
         server_default=text("0"),
     ),
-    Column(
-        "warned_goal_id", Text
-    ),  # the goal of which a meter has said that its budget is exhausted
+    Column("warned_goal_id", Text),  # the goal that a meter has called exhausted
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"

@@ -91,7 +91,7 @@ def _copy_thread(database: str, copy: GoalStore, thread_id: str) -> None:
             lambda found: (
                 found.get(thread_id),
                 found.usage(thread_id),
-                found.usage_log.baseline(thread_id),
+                found.baseline(thread_id),
             )
         )
     goal_id = None if baseline is None else baseline.goal_id
