@@ -548,6 +548,7 @@ class Stepper:
             due = []
         self._check_strikes(due, caught)
         self.scenario.check(caught)
+        caught.clear()  # with the frames that they came through, and what those have open
         self.scenario.ground.check(is_busy=self.scenario.is_busy)
 
     def call_at(self, steps: int, name: str) -> None:
