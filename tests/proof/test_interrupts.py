@@ -1,4 +1,4 @@
-"""A storm of exceptions at random moments: nobody hangs, totals are exact, each is raised once, where it struck."""
+"""A storm of exceptions: nobody hangs, totals are exact, each is raised once, where it struck."""
 
 from __future__ import annotations
 
