@@ -33,6 +33,7 @@ __all__ = [
     "SchemaTooNewError",
     "StaleGoalError",
     "StoreClosedError",
+    "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
@@ -94,6 +95,12 @@ class StoreClosedError(RequestError):
 
 class ForkedStoreError(RequestError):
     """The store was opened before `os.fork()` and cannot be used in the child: open it again there."""
+
+
+class TransactionError(RequestError):
+    """What was asked for needs a transaction that its owner ends, and there is none: a connection in
+    autocommit mode, a closed one, a transaction that was undone, or another's is open on the connection.
+    """
 
 
 class TurnError(RequestError):

@@ -23,6 +23,8 @@ from goal_state.errors import (
     DatabaseFullError,
     DatabaseIOError,
     DatabaseReadOnlyError,
+    TransactionError,
+    UnsupportedDatabaseError,
     UsageOverflowError,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "driver_connection",
     "limited",
     "primary_code",
+    "require_sqlite3",
     "translated",
     "translating",
 ]
@@ -143,12 +146,12 @@ class Executor:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._dialect = connection.dialect
-        self._dialect_name = self._dialect.name
         self._use(connection)
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
+        self._dialect = connection.dialect
+        self._dialect_name = self._dialect.name
         self._driver = driver_connection(connection)
         self._cursor = self._driver.cursor()
         self.failure: DatabaseError | None = None
@@ -207,14 +210,15 @@ class Executor:
         return self._driver.in_transaction
 
     def join_transaction(self) -> None:
-        """Makes sure, inside a host's connection, that a transaction is open and may write."""
-        if self._driver.in_transaction:
-            return
-        with translating():
-            if not self._connection.in_transaction():
-                self._connection.begin()  # so that the host's commit() finds it
-            if not self._driver.in_transaction:  # an engine whose driver begins late
-                self._cursor.execute("BEGIN IMMEDIATE")
+        """Makes sure that a transaction is open that its owner will end.
+
+        Raises:
+            TransactionError: there is none.
+        """
+        if not self._driver.in_transaction:
+            raise TransactionError(
+                "the transaction that this repository was handed out for is over; ask for a new one"
+            )
 
     def begin(self) -> None:
         """Begins a transaction of our own with the write lock in hand.
@@ -295,3 +299,18 @@ def _too_large() -> UsageOverflowError:
 def driver_connection(connection: Connection) -> sqlite3.Connection:
     """The driver's connection under one of SQLAlchemy's."""
     return cast(sqlite3.Connection, connection.connection.dbapi_connection)
+
+
+def require_sqlite3(dialect: Dialect) -> None:
+    """Refuses what does not run on Python's own `sqlite3`.
+
+    Raises:
+        UnsupportedDatabaseError: it is another database, or another driver.
+    """
+    if dialect.name != "sqlite":
+        raise UnsupportedDatabaseError(f"goals are kept in SQLite, not in {dialect.name}")
+    if dialect.driver != "pysqlite":
+        raise UnsupportedDatabaseError(
+            f"goals are kept through Python's own sqlite3, not through {dialect.driver}; open a GoalStore"
+            " on the same database" + (", and call it in a thread" if dialect.is_async else "")
+        )

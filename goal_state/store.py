@@ -36,7 +36,7 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
 )
 from goal_state.events import EventKind, GoalEvent
-from goal_state.executor import driver_connection
+from goal_state.executor import Executor, driver_connection
 from goal_state.goals import Goal, GoalStatus, check_status
 from goal_state.listeners import Listeners, Subscription
 from goal_state.operations import GoalOperations
@@ -85,7 +85,7 @@ class GoalStore(GoalOperations):
         self._listeners = Listeners()
         connection = connect()
         self._file = opened_file(connection)
-        self._repository = GoalRepository(connection)
+        self._repository = GoalRepository(Executor(connection))
         self._gate = gate(database_path(engine), busy_timeout_seconds)
         self._leave_waiting_to_gate()
         try:
@@ -493,7 +493,7 @@ class GoalStore(GoalOperations):
 
     def _connect_reader(self) -> GoalRepository:
         self._file.check()  # else SQLite would make an empty file where there is none
-        return GoalRepository(self._connect())
+        return GoalRepository(Executor(self._connect()))
 
     def _reconnect_writer(self) -> None:
         self._file.check()
