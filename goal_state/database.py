@@ -6,9 +6,9 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
-from sqlalchemy import Connection, Engine, NullPool, StaticPool, event, exc
+from sqlalchemy import Connection, Engine, NullPool, SingletonThreadPool, StaticPool, event, exc
 from sqlalchemy import create_engine as sqlalchemy_create_engine
 from sqlalchemy.engine import URL, make_url
 
@@ -18,9 +18,16 @@ from goal_state.errors import (
     ForeignDatabaseError,
     InvalidValueError,
     NotADatabaseError,
+    TransactionError,
     UnsupportedDatabaseError,
 )
-from goal_state.executor import driver_connection, primary_code, translating
+from goal_state.executor import (
+    HOSTS_TRANSACTION,
+    driver_connection,
+    primary_code,
+    require_sqlite3,
+    translating,
+)
 from goal_state.files import OpenedFile
 from goal_state.tables import VERSION_TABLE
 
@@ -270,14 +277,49 @@ def create_file(path: Path) -> None:
 
 def detached_connection(engine: Engine) -> Connection:
     """A connection for its holder alone, that takes no place in the engine's pool and on which the
-    driver begins no transactions by itself.
+    driver begins no transactions by itself. In memory it is the one connection that there is.
+
+    Raises:
+        UnsupportedDatabaseError: the engine has no connections to give away.
+        TransactionError: a host's transaction is open on the one connection.
     """
+    require_sqlite3(engine.dialect)
     with translating():
+        if is_memory(engine):
+            return _shared_connection(engine)
+        if isinstance(engine.pool, StaticPool | SingletonThreadPool):
+            raise UnsupportedDatabaseError(
+                f"the engine has a {type(engine.pool).__name__}, which would hand out a connection that"
+                " others use; leave poolclass to SQLAlchemy, or pass the path"
+            )
         connection = engine.connect()
-        if not is_memory(engine):  # there the one connection stays its host's
-            connection.detach()
-            driver_connection(connection).isolation_level = None
+        connection.detach()
+        driver = driver_connection(connection)
+        if hasattr(
+            driver, "autocommit"
+        ):  # from Python 3.12 on; where it is set, the level has no say
+            cast(Any, driver).autocommit = cast(Any, sqlite3).LEGACY_TRANSACTION_CONTROL
+            driver.rollback()
+        driver.isolation_level = None
         return connection
+
+
+def _shared_connection(engine: Engine) -> Connection:
+    """The one connection of a database in memory. Closing it leaves to its host what is open on it."""
+    pool = engine.pool
+    if not isinstance(pool, StaticPool):
+        connection = engine.connect()
+        if driver_connection(connection).in_transaction:
+            connection.close()  # which ends nothing: the host holds it too
+            raise TransactionError(HOSTS_TRANSACTION)
+        return connection
+    driver = cast(sqlite3.Connection, pool.connection.dbapi_connection)
+    if driver.in_transaction:
+        raise TransactionError(HOSTS_TRANSACTION)
+    # A pool rolls back what is open when a connection is given back to it.
+    return sqlalchemy_create_engine(
+        "sqlite://", creator=lambda: driver, poolclass=StaticPool, pool_reset_on_return=None
+    ).connect()
 
 
 def check_writable(connection: Connection) -> None:

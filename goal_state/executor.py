@@ -29,6 +29,7 @@ from goal_state.errors import (
 )
 
 __all__ = [
+    "HOSTS_TRANSACTION",
     "Executor",
     "Statement",
     "driver_connection",
@@ -38,6 +39,11 @@ __all__ = [
     "translated",
     "translating",
 ]
+
+HOSTS_TRANSACTION: Final = (
+    "a transaction of yours is open on the one connection that the database in memory has; use a"
+    " GoalRepository on your connection, or the store once your transaction has ended"
+)
 
 _CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
 """A STRICT table refused a value: a sum that no longer is an integer. `sqlite3` has no name for it."""
@@ -154,6 +160,7 @@ class Executor:
         self._dialect_name = self._dialect.name
         self._driver = driver_connection(connection)
         self._cursor = self._driver.cursor()
+        self._has_begun = False  # a transaction; one that is open otherwise is a host's
         self.failure: DatabaseError | None = None
         """What the database failed at on this connection. It may have undone the transaction, and may
         keep what it should not (pages that were damaged, a file that could only be read)."""
@@ -225,7 +232,11 @@ class Executor:
 
         Raises:
             DatabaseBusyError: another connection has it, and had it for the busy timeout.
+            TransactionError: the connection is a host's too, and has a transaction of that host's open.
         """
+        if self._driver.in_transaction:
+            raise TransactionError(HOSTS_TRANSACTION)
+        self._has_begun = True
         try:
             self._cursor.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
@@ -238,14 +249,16 @@ class Executor:
         except sqlite3.Error as error:
             self.rollback()
             raise self.failed(error) from error
+        self._has_begun = False
 
     def rollback(self) -> None:
         """Undoes the transaction, if there still is one: SQLite itself ends it after some errors."""
-        if self._driver.in_transaction:
+        if self._has_begun and self._driver.in_transaction:
             try:
                 self._cursor.execute("ROLLBACK")
             except sqlite3.Error as error:
                 self.failed(error)  # the transaction ends with the connection
+        self._has_begun = False
 
     @contextmanager
     def snapshot(self) -> Generator[None]:
@@ -253,6 +266,7 @@ class Executor:
         if self._driver.in_transaction:
             yield
             return
+        self._has_begun = True
         self._cursor.execute("BEGIN DEFERRED")
         try:
             yield

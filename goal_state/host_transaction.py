@@ -86,7 +86,13 @@ class _HostExecutor(Executor):
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         if self._transaction_now() is not self._joined:
             self._find()
-        return Executor.run(self, statement, values)  # a charge runs three: super() would be felt
+        try:
+            return Executor.run(
+                self, statement, values
+            )  # a charge runs three: super() would be felt
+        except sqlite3.ProgrammingError:  # the driver's connection was closed under the host's
+            self._find()
+            raise
 
     def run_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
         self._find()
@@ -100,7 +106,7 @@ class _HostExecutor(Executor):
         try:
             if self._transaction_now() is self._joined and self._driver.in_transaction:
                 return
-        except sqlite3.ProgrammingError:  # the driver's connection was closed
+        except sqlite3.ProgrammingError:  # as in `run`
             pass
         self._join(self._find())
 
@@ -118,8 +124,9 @@ class _HostExecutor(Executor):
             driver = driver_connection(connection)
         except exc.InvalidRequestError as error:
             raise TransactionError(
-                f"the connection can carry no transaction: {error} Make a new GoalRepository on one"
-                " that is open"
+                "the connection was closed; make a new GoalRepository on one that is open"
+                if connection.closed
+                else f"the connection can carry no transaction now: {error}"
             ) from error
         if connection is not self._taken or driver is not self._driver:
             require_sqlite3(connection.dialect)
@@ -199,17 +206,22 @@ class _ConnectionExecutor(_HostExecutor):
 class _SessionExecutor(_HostExecutor):
     """Inside the transactions of a session, one after the other."""
 
-    _session_transaction: SessionTransaction | None = None
+    _at: tuple[SessionTransaction | None, SessionTransaction | None] = (None, None)
+    """The session's transaction, and the innermost of its savepoints, when it was last asked for its
+    connection. It makes a savepoint only then, not at `begin_nested()`."""
 
     def __init__(self, session: Session) -> None:
         # The session's transaction begins with the first call, as with any statement.
         self._session = session
 
     def join_transaction(self) -> None:
-        # A session that joins its host's own transaction may have begun a savepoint in it since.
-        transaction = self._session.get_transaction()
-        is_same = transaction is not None and transaction is self._session_transaction
-        if not (is_same and self._session.is_active):
+        session, (transaction, savepoint) = self._session, self._at
+        if (
+            transaction is None
+            or session.get_transaction() is not transaction
+            or session.get_nested_transaction() is not savepoint
+            or not session.is_active
+        ):
             self._find()
         super().join_transaction()
 
@@ -223,7 +235,7 @@ class _SessionExecutor(_HostExecutor):
             ) from error
         except exc.InvalidRequestError as error:
             raise TransactionError(f"the session can carry no transaction: {error}") from error
-        self._session_transaction = self._session.get_transaction()
+        self._at = self._session.get_transaction(), self._session.get_nested_transaction()
         return self._take(connection)
 
 

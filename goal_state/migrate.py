@@ -180,6 +180,8 @@ def transaction(engine: Engine) -> Generator[Connection]:
                     "the migration would leave rows that point nowhere; it was undone"
                 )
             connection.commit()
+            if driver.in_transaction:  # a host's engine, whose driver commits nothing by itself
+                driver.execute("COMMIT")
     finally:
         if driver.in_transaction:
             driver.execute("ROLLBACK")
