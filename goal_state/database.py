@@ -29,7 +29,7 @@ from goal_state.executor import (
     translating,
 )
 from goal_state.files import OpenedFile
-from goal_state.tables import VERSION_TABLE
+from goal_state.tables import VERSION_TABLE, check_tables
 
 __all__ = [
     "Durability",
@@ -44,6 +44,7 @@ __all__ = [
     "inspect_file",
     "is_memory",
     "opened_file",
+    "read_schema",
     "set_pragmas",
     "vacuum",
 ]
@@ -213,6 +214,7 @@ def inspect_file(path: Path) -> str | None:
         DatabaseLocationError: the folder is missing or cannot be entered, or the path is a directory.
         NotADatabaseError: the file is no SQLite database.
         ForeignDatabaseError: it is another application's.
+        SchemaIncompleteError: some tables of ours are there and others are not.
         DatabaseReadOnlyError: the file or its folder cannot be written to.
     """
     try:
@@ -252,19 +254,30 @@ def _inspect_file(path: Path) -> str | None:
     with translating():
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
         try:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
-            if VERSION_TABLE in tables:
-                row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
-                return None if row is None else row[0]
+            tables, revision = read_schema(connection)
         finally:
             connection.close()
-    if tables:
+    check_tables(tables, revision)
+    if tables and VERSION_TABLE not in tables:
         raise ForeignDatabaseError(
             f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
         )
-    return None
+    return revision
+
+
+def read_schema(driver: sqlite3.Connection) -> tuple[set[str], str | None]:
+    """The tables of a database, whoever's they are, and the revision that ours are at."""
+    driver.execute("BEGIN")  # one snapshot, so that no migration comes between the two
+    try:
+        rows = driver.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
+        if VERSION_TABLE not in tables:
+            return tables, None
+        row = driver.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
+        return tables, None if row is None else row[0]
+    finally:
+        driver.rollback()
 
 
 def create_file(path: Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "NotADatabaseError",
     "RequestError",
     "SchemaError",
+    "SchemaIncompleteError",
     "SchemaOutOfDateError",
     "SchemaTooNewError",
     "StaleGoalError",
@@ -125,6 +126,12 @@ class UnsupportedDatabaseError(RequestError):
 
 class SchemaError(RequestError):
     """The schema of the database and that of the library do not fit."""
+
+
+class SchemaIncompleteError(SchemaError):
+    """Some of our tables are there and others are not: something else dropped them, or a table of the
+    application's own has the name of one of ours. The database was left untouched.
+    """
 
 
 class SchemaOutOfDateError(SchemaError):

@@ -135,6 +135,8 @@ class GoalStore(GoalOperations):
             DatabaseReadOnlyError: the file or its folder cannot be written to.
             SchemaTooNewError: it was made by a newer version; it was left untouched.
             SchemaOutOfDateError: it is older than the library and `migrate` is False.
+            SchemaIncompleteError: tables of ours were dropped, or one of yours has the name of one of ours.
+            TransactionError: a transaction is open on the one connection of an engine in memory.
             UnsupportedDatabaseError: it is no SQLite database, or SQLite is too old.
             InvalidValueError: an argument is out of its bounds.
             DatabaseError: the database could not be opened.

@@ -150,17 +150,18 @@ def add_note(connection: Connection) -> None:
 # -- autocommit --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ours, plain, explicit], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("by", ["connection", "engine", "option at creation"])
+@pytest.mark.parametrize(
+    ("make", "by"),
+    [
+        *((make, by) for make in (ours, plain, explicit) for by in ("connection", "engine")),
+        (plain, "option at creation"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_an_autocommit_connection_is_refused_and_its_hosts_rows_stay(
     host: Path, engines: Callable[[Engine], Engine], make: Callable[..., Engine], by: str
 ) -> None:
-    if by == "option at creation":
-        if make is not plain:
-            pytest.skip("the engine's own listeners set the driver's mode")
-        engine = engines(make(host, **AUTOCOMMIT))
-    else:
-        engine = engines(make(host))
+    engine = engines(make(host, **(AUTOCOMMIT if by == "option at creation" else {})))
     if by == "engine":
         engine = engine.execution_options(**AUTOCOMMIT)
     with engine.connect() as connection:
@@ -461,7 +462,7 @@ def test_a_transaction_that_the_database_undid_is_refused_until_it_is_rolled_bac
         connection.exec_driver_sql("INSERT INTO notes (id) VALUES (1)")
         with pytest.raises(sqlalchemy.exc.IntegrityError):
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO notes (id) VALUES (1)")
-        if engine.dialect.detect_autocommit_setting is not None and _is_open(connection):
+        if _is_open(connection):
             pytest.skip("the driver has begun another one")
         with pytest.raises(TransactionError, match="roll it back and run it again"):
             repository.account("t", tokens=5)
