@@ -227,6 +227,7 @@ class _SessionExecutor(_HostExecutor):
 
     def _find(self) -> Connection:
         try:
+            require_sqlite3(self._session.get_bind(clause=goals).dialect)  # before it connects
             connection = self._session.connection(bind_arguments={"clause": goals})
         except exc.UnboundExecutionError as error:
             raise TransactionError(

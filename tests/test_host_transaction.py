@@ -284,6 +284,10 @@ def test_an_async_driver_under_an_engine_is_refused_in_words(call: Callable[[Eng
         call(engine)
     with engine.connect() as connection, pytest.raises(UnsupportedDatabaseError, match="aiosqlite"):
         GoalRepository(connection)
+    with Session(engine) as session:
+        with pytest.raises(UnsupportedDatabaseError, match="aiosqlite"):
+            GoalRepository(session).get("t")
+        assert not session.in_transaction()  # it did not even connect
     engine.dispose()
 
 
