@@ -38,7 +38,7 @@ from goal_state.errors import (
     fresh,
 )
 from goal_state.events import EventKind, GoalEvent
-from goal_state.executor import driver_connection
+from goal_state.executor import Executor, driver_connection
 from goal_state.files import note_log_owner
 from goal_state.forks import FileIdentity, register, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
@@ -104,7 +104,7 @@ class GoalStore(GoalOperations):
         self._listeners = Listeners()
         connection = connect()
         self._file = opened_file(connection)
-        self._repository = GoalRepository(connection)
+        self._repository = GoalRepository(Executor(connection))
         self._gate = gate(database_path(engine), busy_timeout_seconds)
         self._leave_waiting_to_gate()
         try:
@@ -154,6 +154,8 @@ class GoalStore(GoalOperations):
             DatabaseReadOnlyError: the file or its folder cannot be written to.
             SchemaTooNewError: it was made by a newer version; it was left untouched.
             SchemaOutOfDateError: it is older than the library and `migrate` is False.
+            SchemaIncompleteError: tables of ours were dropped, or one of yours has the name of one of ours.
+            TransactionError: a transaction is open on the one connection of an engine in memory.
             UnsupportedDatabaseError: it is no SQLite database, or SQLite is too old.
             InvalidValueError: an argument is out of its bounds.
             DatabaseError: the database could not be opened.
@@ -588,7 +590,7 @@ class GoalStore(GoalOperations):
 
     def _connect_reader(self) -> GoalRepository:
         self._file.check()  # else SQLite would make an empty file where there is none
-        return GoalRepository(self._connect())
+        return GoalRepository(Executor(self._connect()))
 
     def _reconnect_writer(self) -> None:
         self._file.check()
