@@ -499,22 +499,26 @@ class GoalStore(GoalOperations):
 
         return lines()
 
-    def import_lines(self, lines: Callable[[], Iterable[str]]) -> int:
+    def import_lines(self, lines: Iterable[str]) -> int:
         """Puts what `export_lines` gave into this store, which must be empty; all of it or nothing.
 
         Args:
-            lines: gives the lines from the first on, each time it is called.
+            lines: the lines, with or without their ends; read once, in bounded memory, while the
+                transaction is open.
 
         Returns:
             How many rows there were.
 
         Raises:
             StoreNotEmptyError: the store holds something.
-            NotAnExportError: a line is not one of ours.
+            NotAnExportError: it is no whole and unchanged export; with the number of the line.
+            InvalidValueError: `lines` cannot be iterated over.
         """
         from goal_state.transfer import import_lines
 
-        return self.transact(lambda repository: import_lines(repository, lines()))
+        if not isinstance(lines, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("lines", f"must be iterable, not {type(lines).__name__}")
+        return self.transact(lambda repository: import_lines(repository, lines))
 
     # -- transactions ------------------------------------------------------------------------------
 

@@ -315,7 +315,7 @@ def _import_lines(world: World, rows: Any) -> None:
     before = list(world.empty.export_lines())
     given = rows if isinstance(rows, list) else [rows]
     try:
-        world.empty.import_lines(lambda: [before[0], *given])
+        world.empty.import_lines([before[0], *given, *before[1:]])
     except Exception:
         assert list(world.empty.export_lines()) == before
         raise
