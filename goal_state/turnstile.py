@@ -48,8 +48,9 @@ _IDLE_NS: Final = 1 * _MS
 _PATIENCE_NS: Final = _SLICE_NS * 3 // 2
 """The head of the queue waits so long for turns to end, whatever is written."""
 
-_HEAD_ASLEEP_NS: Final = 20 * _MS
-"""A head of the queue that was not awake for so long is passed by. It wakes every `_HEAD_PAUSE_NS`."""
+_HEAD_ASLEEP_NS: Final = 100 * _MS
+"""A head of the queue that was not awake for so long is passed by. On a machine that is overloaded one that
+wakes every `_HEAD_PAUSE_NS` can be late by tens of milliseconds, and nobody should push in for that."""
 
 _HEAD_PAUSE_NS: Final = 200_000
 _QUEUE_PAUSES_NS: Final = (1 * _MS, 300_000)
