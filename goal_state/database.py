@@ -328,9 +328,8 @@ def _refuse_exchanged(path: Path) -> None:
         suppress(sqlite3.Error),
         closing(_connected(f"{file.as_uri()}?mode=ro&immutable=1")) as main,
     ):
-        (found,) = main.execute(f"SELECT identity FROM {database_identity.name}").fetchone() or (
-            None,
-        )
+        row = main.execute(f"SELECT identity FROM {database_identity.name}").fetchone()  # noqa: S608
+        found = None if row is None else row[0]
     if found is not None and found != owner:
         raise DatabaseReplacedError(
             f"{str(path)!r} was put in the place of another database, whose log ({file.name}-wal) is still"
