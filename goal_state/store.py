@@ -35,6 +35,7 @@ from goal_state.errors import (
     StoreClosedError,
     UnsupportedDatabaseError,
 )
+from goal_state.event_log import ConsumerCursor, ConsumerCursors
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import driver_connection
 from goal_state.goals import Goal, GoalStatus, check_status
@@ -65,6 +66,9 @@ __all__ = ["GoalStore"]
 Result = TypeVar("Result")
 
 _PAGE: Final = 500
+
+_CLOSE_SECONDS: Final = 5.0
+"""What the consumers of a store that is closed have to drain, all together."""
 
 
 class GoalStore(GoalOperations):
@@ -358,6 +362,15 @@ class GoalStore(GoalOperations):
         after, limit = check_amount("after", after), check_amount("limit", limit)
         return self._read(lambda reader: reader.log.page(after, limit))
 
+    def read_cursor(self, name: str) -> ConsumerCursor | None:
+        """How far the durable consumers of a name have got and who holds it; None if there was none ever.
+
+        Raises:
+            InvalidValueError: the name is out of its bounds.
+        """
+        name = check_name("name", name)
+        return self._read(lambda reader: ConsumerCursors(reader.executor).get(name))
+
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
         return self._read(lambda reader: reader.log.last_position())
@@ -462,19 +475,25 @@ class GoalStore(GoalOperations):
         if self._refusal is not None:
             raise self._refusal
         result = self._writer.run(work)
+        if self._consumers:
+            for consumer in list(self._consumers):
+                consumer.nudge()
         if self._listeners.present:
             self._listeners.deliver()
         return result
 
     def close(self) -> None:
-        """Stops the consumers (each drains for five seconds at the most) and closes the connections.
+        """Stops the consumers (they drain side by side, five seconds at the most) and closes the
+        connections.
 
         Closing twice is fine; any other call after it raises `StoreClosedError`.
         """
         if self._refusal is not None:
             return
-        for consumer in list(self._consumers):
-            consumer.close()
+        if self._consumers:
+            from goal_state.consumers import Consumer
+
+            Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
         with self._writer.lock:
             self._refusal = StoreClosedError("the store is closed; open it again")
             self._writer.refusal = self._refusal
