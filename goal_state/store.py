@@ -37,6 +37,7 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
     fresh,
 )
+from goal_state.event_log import ConsumerCursor, ConsumerCursors
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, driver_connection
 from goal_state.files import note_log_owner
@@ -69,6 +70,9 @@ __all__ = ["GoalStore"]
 Result = TypeVar("Result")
 
 _PAGE: Final = 500
+
+_CLOSE_SECONDS: Final = 5.0
+"""What the consumers of a store that is closed have to drain, all together."""
 
 
 class GoalStore(GoalOperations):
@@ -381,6 +385,15 @@ class GoalStore(GoalOperations):
         after, limit = check_amount("after", after), check_amount("limit", limit)
         return self._read(lambda reader: reader.log.page(after, limit))
 
+    def read_cursor(self, name: str) -> ConsumerCursor | None:
+        """How far the durable consumers of a name have got and who holds it; None if there was none ever.
+
+        Raises:
+            InvalidValueError: the name is out of its bounds.
+        """
+        name = check_name("name", name)
+        return self._read(lambda reader: ConsumerCursors(reader.executor).get(name))
+
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
         return self._read(lambda reader: reader.log.last_position())
@@ -543,8 +556,7 @@ class GoalStore(GoalOperations):
         finally:
             if self._closes_after_call:
                 self.close()
-        if self._listeners.present:
-            self._listeners.deliver()
+        self._tell()
         return result
 
     def _carry_out(self, work: Callable[[GoalRepository], Result]) -> Result:
@@ -556,12 +568,20 @@ class GoalStore(GoalOperations):
         finally:
             if self._closes_after_call:
                 self.close()
-        if self._listeners.present:
-            self._listeners.deliver()
+        self._tell()
         return result
 
+    def _tell(self) -> None:
+        """Tells of what was committed."""
+        if self._consumers:
+            for consumer in list(self._consumers):
+                consumer.nudge()
+        if self._listeners.present:
+            self._listeners.deliver()
+
     def close(self) -> None:
-        """Stops the consumers (each drains for five seconds at the most) and closes the connections.
+        """Stops the consumers (they drain side by side, five seconds at the most) and closes the
+        connections.
 
         Closing twice is fine; any other call after it raises `StoreClosedError`. A signal handler may close
         the store, too: if its thread is in the midst of a call, that call is finished first.
@@ -572,8 +592,10 @@ class GoalStore(GoalOperations):
             self._closes_after_call = True
             return
         self._closes_after_call = False
-        for consumer in list(self._consumers):
-            consumer.close()
+        if self._consumers:
+            from goal_state.consumers import Consumer
+
+            Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
         with self._writer.lock:
             self._refusal = StoreClosedError("the store is closed; open it again")
             self._writer.refusal = self._refusal
