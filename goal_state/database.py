@@ -29,7 +29,7 @@ from goal_state.executor import (
     translating,
 )
 from goal_state.files import OpenedFile
-from goal_state.tables import VERSION_TABLE, check_tables
+from goal_state.tables import VERSION_TABLE, check_tables, metadata
 
 __all__ = [
     "Durability",
@@ -257,12 +257,13 @@ def _inspect_file(path: Path) -> str | None:
             tables, revision = read_schema(connection)
         finally:
             connection.close()
-    check_tables(tables, revision)
-    if tables and VERSION_TABLE not in tables:
+    # Anybody may have a table `goals`.
+    if tables and not tables & {VERSION_TABLE, *metadata.tables} - {"goals"}:
         raise ForeignDatabaseError(
             f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
         )
+    check_tables(tables, revision)
     return revision
 
 
