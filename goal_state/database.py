@@ -35,7 +35,7 @@ from goal_state.executor import (
 from goal_state.files import OpenedFile, has_log, log_owner
 from goal_state.forks import check_not_barred
 from goal_state.identifiers import new_id
-from goal_state.tables import VERSION_TABLE, check_tables, database_identity
+from goal_state.tables import VERSION_TABLE, check_tables, database_identity, metadata
 
 __all__ = [
     "Durability",
@@ -270,12 +270,13 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
             raise _no_database(path) from error
         finally:
             connection.close()
-    check_tables(tables, revision)
-    if tables and VERSION_TABLE not in tables:
+    # Anybody may have a table `goals`.
+    if tables and not tables & {VERSION_TABLE, *metadata.tables} - {"goals"}:
         raise ForeignDatabaseError(
             f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
         )
+    check_tables(tables, revision)
     return revision
 
 

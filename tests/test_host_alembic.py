@@ -17,7 +17,7 @@ import sqlalchemy
 from click.testing import CliRunner
 from sqlalchemy import Engine
 
-from goal_state import GoalStore, SchemaError, SchemaIncompleteError, migrate
+from goal_state import ForeignDatabaseError, GoalStore, SchemaError, SchemaIncompleteError, migrate
 from goal_state.database import create_engine
 from goal_state.migrate import include_name
 from goal_state.tables import VERSION_TABLE, metadata
@@ -307,10 +307,11 @@ def test_a_hosts_own_table_of_one_of_our_names_is_refused_in_words(
 ) -> None:
     execute(path, f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, match TEXT, minute INTEGER)")
     before = contents(path)
-    for opening in OPENINGS.values():
-        with pytest.raises(
-            SchemaError, match=r"has the table goals.* If that is of your own .* in another file"
-        ):
+    for way, opening in OPENINGS.items():
+        error, words = SchemaError, r"has the table goals.* If that is of your own .* another file"
+        if way.startswith("path"):
+            error, words = ForeignDatabaseError, "(?i)belongs to another application .*'goals'"
+        with pytest.raises(error, match=words):
             opening(path, engine)
         assert contents(path) == before
 

@@ -457,29 +457,23 @@ def test_a_savepoint_that_may_be_the_transaction_is_refused(
     assert used(host) == 0
 
 
+@pytest.mark.parametrize("make", [ours, plain, explicit], ids=lambda make: make.__name__)
 def test_a_transaction_that_the_database_undid_is_refused_until_it_is_rolled_back(
-    host: Path, engine: Engine
+    host: Path, engines: Callable[[Engine], Engine], make: Callable[[Path], Engine]
 ) -> None:
+    engine = engines(make(host))
     with engine.connect() as connection:
         repository = GoalRepository(connection)
         repository.account("t", tokens=1)
         connection.exec_driver_sql("INSERT INTO notes (id) VALUES (1)")
         with pytest.raises(sqlalchemy.exc.IntegrityError):
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO notes (id) VALUES (1)")
-        if _is_open(connection):
-            pytest.skip("the driver has begun another one")
         with pytest.raises(TransactionError, match="roll it back and run it again"):
             repository.account("t", tokens=5)
         connection.rollback()
         repository.account("t", tokens=10)
         connection.commit()
     assert (used(host), notes(host)) == (10, 0)
-
-
-def _is_open(connection: Connection) -> bool:
-    driver = connection.connection.dbapi_connection
-    assert isinstance(driver, sqlite3.Connection)
-    return driver.in_transaction
 
 
 def test_a_block_whose_transaction_was_rolled_back_is_refused(host: Path, engine: Engine) -> None:
