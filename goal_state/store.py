@@ -76,10 +76,16 @@ class GoalStore(GoalOperations):
     """
 
     def __init__(
-        self, engine: Engine, connect: Callable[[], Connection], busy_timeout_seconds: float
+        self,
+        engine: Engine,
+        connect: Callable[[], Connection],
+        busy_timeout_seconds: float,
+        *,
+        owns_engine: bool,
     ) -> None:
         """Use `GoalStore.open`."""
         self._engine = engine
+        self._owns_engine = owns_engine
         self._connect = connect
         self._refusal: RequestError | None = None
         self._listeners = Listeners()
@@ -172,7 +178,7 @@ class GoalStore(GoalOperations):
                 raise
             return connection
 
-        return cls(engine, connect, busy_timeout_seconds)
+        return cls(engine, connect, busy_timeout_seconds, owns_engine=own)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -480,6 +486,8 @@ class GoalStore(GoalOperations):
             self._writer.refusal = self._refusal
             self._readers.close()
             self._repository.executor.close()
+            if self._owns_engine:
+                self._engine.dispose()
             self._gate.close()
         _open_stores.discard(self)
 
