@@ -165,7 +165,6 @@ class GoalStore(GoalOperations):
             revision = None if path is None else inspect_file(path)
             if path is not None and revision is None and migrate:
                 create_file(path)
-        migrations.ensure_current(engine, revision, migrate=migrate)
 
         def connect() -> Connection:
             connection = detached_connection(engine)
@@ -178,7 +177,13 @@ class GoalStore(GoalOperations):
                 raise
             return connection
 
-        return cls(engine, connect, busy_timeout_seconds, owns_engine=own)
+        try:
+            migrations.ensure_current(engine, revision, migrate=migrate)
+            return cls(engine, connect, busy_timeout_seconds, owns_engine=own)
+        except BaseException:
+            if own:  # one in memory has kept its connection
+                engine.dispose()
+            raise
 
     # -- reading -----------------------------------------------------------------------------------
 
