@@ -206,7 +206,12 @@ class GoalStore(GoalOperations):
                 store._note_log_owner(path)
             return store
 
-        return while_connecting(None if path is None else str(path), open_there)
+        try:
+            return while_connecting(None if path is None else str(path), open_there)
+        except BaseException:
+            if own:  # one in memory has kept its connection
+                engine.dispose()
+            raise
 
     # -- reading -----------------------------------------------------------------------------------
 
