@@ -44,7 +44,7 @@ def charge_of(seed: int, number: int) -> ChargeMade:
         1 + int(draw.random() * 999),
         int(draw.random() * 3000),
         f"key-{number}" if draw.random() < 0.6 else None,
-        "call" if way < 0.7 else "many" if way < 0.8 or __import__("os").environ.get("CHAOS_NO_WORK") else "work",
+        "call" if way < 0.7 else "many" if way < 0.8 else "work",
     )
 
 

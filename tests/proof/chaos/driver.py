@@ -1,6 +1,6 @@
 """Drives the workers through a plan and holds what they leave behind against the model.
 
-    python -m tests.proof.chaos.driver SEED STEPS [--only STEP,…] [--without STEP,…] [--fault NAME]
+python -m tests.proof.chaos.driver SEED STEPS [--only STEP,…] [--without STEP,…] [--fault NAME]
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class _Hand:
 class Machine:
     """One database and the processes that use it."""
 
-    def __init__(self, folder: Path, seed: int, *, fault: str = "", limit: float = LIMIT_SECONDS) -> None:
+    def __init__(
+        self, folder: Path, seed: int, *, fault: str = "", limit: float = LIMIT_SECONDS
+    ) -> None:
         self.folder, self.seed, self.fault, self.limit = folder, seed, fault, limit
         self.path = folder / "goals.db"
         self.model = Model(seed)
@@ -97,7 +99,9 @@ class Machine:
                 self.steps[step.name] += step.count
             self._end()
         except Found as found:
-            raise Found(self._report(found)) from None
+            told = Found(self._report(found))
+            told.steps = sum(self.steps.values())
+            raise told from None
 
     def _report(self, found: Found) -> str:
         done = sum(self.steps.values())
@@ -113,7 +117,9 @@ class Machine:
             for thread, budget in BUDGETS.items():
                 store.create(thread, "Ship", token_budget=budget)
         with contextlib.closing(sqlite3.connect(self.path)) as raw, raw:
-            raw.execute("CREATE TABLE host_rows (number INTEGER PRIMARY KEY, is_autocommit INTEGER)")
+            raw.execute(
+                "CREATE TABLE host_rows (number INTEGER PRIMARY KEY, is_autocommit INTEGER)"
+            )
         self._start(0)
 
     def close(self) -> None:
@@ -265,7 +271,9 @@ class Machine:
     def perform(self, step: Step) -> None:
         own = getattr(self, f"_{step.name}", None)
         arguments = step.arguments
-        numbers = _numbers(arguments) if step.name != "strike" or arguments["what"] == "charge" else []
+        numbers = (
+            _numbers(arguments) if step.name != "strike" or arguments["what"] == "charge" else []
+        )
         self.model.sent(numbers, step.worker)
         if own is not None:
             own(step.worker, **arguments)
@@ -360,7 +368,9 @@ class Machine:
         restores = self._restores
         said = self._order(worker, "meter", **arguments)
         if said["found"] != said["due"] and restores == self._restores:
-            raise Found(f"a meter charged tokens, seconds, notices {said['found']}, due {said['due']}")
+            raise Found(
+                f"a meter charged tokens, seconds, notices {said['found']}, due {said['due']}"
+            )
 
     def _drain(self, worker: int, store: int, name: str) -> None:
         position = self._order(worker, "drain", store=store, name=name)
@@ -389,7 +399,9 @@ class Machine:
     def _check_heard(self) -> None:
         for by, due in self._due.items():
             if missing := due - self._heard.get(by, set()):
-                raise Found(f"the listener of {by} never heard of the charges {sorted(missing)[:10]}")
+                raise Found(
+                    f"the listener of {by} never heard of the charges {sorted(missing)[:10]}"
+                )
         self._due.clear()
         self._heard.clear()
 

@@ -20,7 +20,13 @@ _EVENTS: Final = (
 
 
 class Found(Exception):  # noqa: N818
-    """The machine has found a fault."""
+    """The machine has found a fault.
+
+    Attributes:
+        steps: after so many of them.
+    """
+
+    steps = 0
 
 
 @dataclass(slots=True)

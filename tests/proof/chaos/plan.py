@@ -37,7 +37,9 @@ class _Store:
 class Plan:
     """Draws steps, keeping in mind which workers and stores there are by then."""
 
-    def __init__(self, seed: int, *, only: Collection[str] = (), without: Collection[str] = ()) -> None:
+    def __init__(
+        self, seed: int, *, only: Collection[str] = (), without: Collection[str] = ()
+    ) -> None:
         """
         Args:
             seed: it determines everything.
@@ -105,8 +107,8 @@ class Plan:
     def _chance(self, probability: float) -> bool:
         return self._draw.random() < probability
 
-    def _tell(self, name: str, *, count: int = 1, **arguments: Any) -> Step:
-        return Step(name, self._worker, arguments, count)
+    def _tell(self, what: str, /, *, count: int = 1, **arguments: Any) -> Step:
+        return Step(what, self._worker, arguments, count)
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -188,7 +190,7 @@ class Plan:
 
     def _lanes(self) -> tuple[list[list[int]], int]:
         lanes = [
-            self._charges(self._draw.randint(1, 15)) for _ in range(self._draw.choice((1, 1, 2, 4)))
+            self._charges(self._draw.randint(1, 6)) for _ in range(self._draw.choice((1, 1, 2, 4)))
         ]
         return lanes, sum(map(len, lanes))
 
@@ -217,7 +219,7 @@ class Plan:
         )
 
     def _charge_here(self) -> Step:
-        count = self._draw.randint(1, 15)
+        count = self._draw.randint(1, 6)
         return self._tell(
             "charge_here", count=count, store=self._store(), numbers=self._charges(count)
         )
@@ -229,7 +231,10 @@ class Plan:
 
     def _whens(self, count: int) -> list[float]:
         """Points of a call, or (over 50,000) the seconds until a signal."""
-        return [self._draw.choice((self._draw.uniform(1, 100), self._draw.uniform(1, 30))) for _ in range(count)]
+        return [
+            self._draw.choice((self._draw.uniform(1, 100), self._draw.uniform(1, 30)))
+            for _ in range(count)
+        ]
 
     def _strike(self) -> Step:
         count = self._draw.randint(1, 10)
@@ -294,7 +299,9 @@ class Plan:
             return None
         what = self._one_of("replaced", "without its version")
         folder = f"aside-{self._number('file')}"
-        return self._tell("aside", folder=folder, what=what, backup=self._draw.choice(self._backups))
+        return self._tell(
+            "aside", folder=folder, what=what, backup=self._draw.choice(self._backups)
+        )
 
     def _prune(self) -> Step:
         return self._tell("prune", store=self._store())

@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,6 @@ from sqlalchemy import text
 
 from goal_state import (
     DatabaseBusyError,
-    DatabaseError,
     GoalEvent,
     GoalMeter,
     GoalRepository,
@@ -44,7 +44,6 @@ from goal_state import (
     RequestError,
     StoreClosedError,
     TokenUsage,
-    TurnError,
     consumers,
     errors,
     retention,  # noqa: F401  what is imported late must not be struck half-way in
@@ -89,7 +88,8 @@ class Held:
         self.name = name
         self.process = os.getpid()
         self.is_closing = False
-        self.heard: list[tuple[int, int | None]] = []
+        self.telling = threading.Lock()
+        self.heard: deque[tuple[int, int | None]] = deque()
         self.consumers: dict[str, Consumer] = {}
         self.engine: Any = None
 
@@ -271,7 +271,13 @@ class Worker:
     # -- strikes -----------------------------------------------------------------------------------
 
     def do_strike(
-        self, store: int, what: str, numbers: list[int], how: str, when: list[float], kinds: list[str]
+        self,
+        store: int,
+        what: str,
+        numbers: list[int],
+        how: str,
+        when: list[float],
+        kinds: list[str],
     ) -> None:
         """Does one thing again and again on the main thread, and is struck in it."""
         held = self.held[store]
@@ -338,7 +344,14 @@ class Worker:
             raise AssertionError(what)
 
     def do_handler(
-        self, store: int, other: int, numbers: list[int], extra: int, how: str, when: float, what: str
+        self,
+        store: int,
+        other: int,
+        numbers: list[int],
+        extra: int,
+        how: str,
+        when: float,
+        what: str,
     ) -> None:
         """Charges on the main thread; once, in the middle of a call, a handler calls the store."""
         held, called = self.held[store], self.held[other]
@@ -361,9 +374,7 @@ class Worker:
             if has_acted:
                 self.charge(held, number)
             else:
-                self.charge(
-                    held, number, lambda work: self._at(how, when, act, work)
-                )
+                self.charge(held, number, lambda work: self._at(how, when, act, work))
         if what == "charge" and not said:
             said.append(self._charge_quietly(called, extra))
         for message in said:
@@ -389,9 +400,7 @@ class Worker:
         except REFUSALS:
             became = "refused"
         at = [began, time.monotonic()]
-        return {
-            "charge": number, "became": became, "at": at, "tokens": tokens, "by": held.name
-        }
+        return {"charge": number, "became": became, "at": at, "tokens": tokens, "by": held.name}
 
     def do_nested(self, store: int, what: str) -> None:
         """A call of the store inside its own transaction is refused at once."""
@@ -615,7 +624,9 @@ class Worker:
         finally:
             engine.dispose()
         at = [began, time.monotonic()]
-        self.channel.say({"charge": number, "became": became, "at": at, "tokens": tokens, "host": how})
+        self.channel.say(
+            {"charge": number, "became": became, "at": at, "tokens": tokens, "host": how}
+        )
 
     # -- who is told -------------------------------------------------------------------------------
 
@@ -634,8 +645,13 @@ class Worker:
         held.store.subscribe(hear)
 
     def say_heard(self, held: Held) -> None:
-        heard, held.heard = held.heard, []
-        if heard:
+        with held.telling:
+            heard: list[tuple[int, int | None]] = []
+            with contextlib.suppress(IndexError):
+                while True:
+                    heard.append(held.heard.popleft())
+            if not heard:
+                return
             self.channel.say({"heard": heard, "by": held.name})
 
     def do_consume(self, store: int, name: str, fails: dict[str, str]) -> None:
@@ -647,7 +663,7 @@ class Worker:
             nonlocal batches
             batches += 1
             if (kind := fails.get(str(batches))) is not None:
-                raise FAILURES[kind]()
+                raise FAILURES[kind]()  # noqa: RSE102
             took = [[event.position, event.event_id] for event in events]
             self.channel.say({"took": took, "of": name})
 
@@ -873,7 +889,6 @@ def main(place: str, number: str, path: str, seed: str, fault: str = "") -> None
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     strikes.prepare()
     consumers.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
-    if os.environ.get("CHAOS_MEND"): exec(open("/tmp/mend.py").read(), {})
     if fault:
         faults.FAULTS[fault].put_back()
     here: Worker | Nursery
