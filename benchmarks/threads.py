@@ -139,7 +139,7 @@ def _alone(directory: Path, scale: Scale, durability: str) -> Figure:
                 executor.begin()
                 try:
                     result = repository.apply(request)
-                    executor.commit()
+                    executor.commit([])
                 except BaseException:
                     executor.rollback()
                     raise

@@ -22,6 +22,8 @@ from goal_state.errors import (
 )
 from goal_state.executor import driver_connection, primary_code, translating
 from goal_state.files import OpenedFile
+from goal_state.forks import check_not_barred
+from goal_state.identifiers import new_id
 from goal_state.tables import VERSION_TABLE
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "inspect_file",
     "is_memory",
     "opened_file",
+    "reading_uri",
     "set_pragmas",
     "vacuum",
 ]
@@ -46,9 +49,6 @@ Durability: TypeAlias = Literal["full", "normal"]
 the last commits may be missing after a power cut; the database is consistent all the same."""
 
 _MINIMUM_SQLITE: Final = (3, 37, 0)  # STRICT tables
-
-_HEADER: Final = b"SQLite format 3\0"
-_WRITE_VERSION: Final = 18  # where in the header it stands: 2 with write-ahead logging, else 1
 
 
 def create_engine(
@@ -194,7 +194,7 @@ def database_path(engine: Engine) -> Path | None:
     return None if is_memory(engine) else Path(cast(str, engine.url.database))
 
 
-def inspect_file(path: Path) -> str | None:
+def inspect_file(path: Path, *, to_read: bool = False) -> str | None:
     """The revision of the schema in a file (None: none yet), found without changing a byte of it; refuses
     a path that cannot hold our database.
 
@@ -202,21 +202,25 @@ def inspect_file(path: Path) -> str | None:
     another application's; a host that wants goals in its own database says so with an Engine or with
     `goal_state.migrate.upgrade`.
 
+    Args:
+        path: the file.
+        to_read: whether it need not be writable.
+
     Raises:
         DatabaseLocationError: the folder is missing or cannot be entered, or the path is a directory.
         NotADatabaseError: the file is no SQLite database.
         ForeignDatabaseError: it is another application's.
-        DatabaseReadOnlyError: the file or its folder cannot be written to.
+        DatabaseReadOnlyError: the file or its folder cannot be written to, though it should.
     """
     try:
-        return _inspect_file(path)
+        return _inspect_file(path, to_read=to_read)
     except OSError as error:
         raise DatabaseLocationError(
             f"{str(path)!r} cannot be reached: {error.strerror}; see the rights of its folders"
         ) from error
 
 
-def _inspect_file(path: Path) -> str | None:
+def _inspect_file(path: Path, *, to_read: bool) -> str | None:
     folder = path.parent
     if not folder.is_dir():
         raise DatabaseLocationError(f"the folder {str(folder)!r} does not exist; make it first")
@@ -224,32 +228,30 @@ def _inspect_file(path: Path) -> str | None:
         raise DatabaseLocationError(f"{str(path)!r} is a directory; name a file in it")
     if path.exists() and not path.is_file():
         raise DatabaseLocationError(f"{str(path)!r} is no regular file")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not to_read and not os.access(folder, os.W_OK | os.X_OK):
         raise DatabaseReadOnlyError(
             f"the folder {str(folder)!r} is read-only; SQLite keeps its log beside the database"
         )
     if not path.exists() or path.stat().st_size == 0:
         return None
-    if not os.access(path, os.W_OK):
+    if not to_read and not os.access(path, os.W_OK):
         raise DatabaseReadOnlyError(
             f"{str(path)!r} is read-only for this user; allow writing to it"
         )
-    with path.open("rb") as file:
-        header = file.read(_WRITE_VERSION + 1)
-    if not header.startswith(_HEADER):
-        raise NotADatabaseError(f"{str(path)!r} is not a SQLite database; name another file")
-    # To read a file with write-ahead logging SQLite makes a log, and takes it away again only where it may
-    # write. Where there is a log already, closing must not write it back.
-    is_logged = header[_WRITE_VERSION:] == b"\x02"
-    mode = "rw" if is_logged and not path.with_name(f"{path.name}-wal").exists() else "ro"
     with translating():
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
+        connection = sqlite3.connect(reading_uri(path), uri=True)
         try:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
             if VERSION_TABLE in tables:
                 row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
                 return None if row is None else row[0]
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) != sqlite3.SQLITE_NOTADB:
+                raise
+            raise NotADatabaseError(
+                f"{str(path)!r} is not a SQLite database; name another file"
+            ) from error
         finally:
             connection.close()
     if tables:
@@ -260,18 +262,54 @@ def _inspect_file(path: Path) -> str | None:
     return None
 
 
+def reading_uri(path: Path) -> str:
+    """A URI by which SQLite reads a file without changing it, nor anything beside it.
+
+    Nothing but SQLite may open the file: closing any other descriptor of it would drop all locks that this
+    process has on it, and the next process would delete the log under a store that is open.
+    """
+    file = Path(os.path.realpath(path))
+    # Where there is a log, closing must not write it back; where there is none, SQLite must not make one.
+    log = file.with_name(f"{file.name}-wal")
+    mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+    return f"{file.as_uri()}?{mode}"
+
+
 def create_file(path: Path) -> None:
     """Makes the file for its owner only, whatever the umask; SQLite gives its log the same rights."""
+    file = Path(os.path.realpath(path))
+    # Under another name first: once it is in its place another thread may open it, and then closing this
+    # descriptor would drop that thread's locks.
+    new = file.with_name(f".{new_id()}.new")
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.link(new, file)
     except FileExistsError:
         return
+    except OSError:  # no hard links on this file system
+        _create_in_place(file)
+    finally:
+        new.unlink()
+
+
+def _create_in_place(file: Path) -> None:
+    """Lets SQLite make the file, whose rights are then narrowed."""
+    with translating():
+        connection = sqlite3.connect(file)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if file.stat().st_size == 0:
+                file.chmod(0o600)
+        finally:
+            connection.close()
 
 
 def detached_connection(engine: Engine) -> Connection:
     """A connection for its holder alone, that takes no place in the engine's pool and on which the
     driver begins no transactions by itself.
     """
+    if (path := database_path(engine)) is not None:
+        check_not_barred(str(path))
     with translating():
         connection = engine.connect()
         if not is_memory(engine):  # there the one connection stays its host's

@@ -8,6 +8,9 @@ was decided by SQLite's result code, never by the text of a message.
 
 from __future__ import annotations
 
+from copy import copy as copy_of
+from typing import TypeVar
+
 __all__ = [
     "BudgetExhaustedError",
     "DatabaseBusyError",
@@ -26,6 +29,7 @@ __all__ = [
     "GoalStateError",
     "IdempotencyConflictError",
     "InvalidValueError",
+    "NestedCallError",
     "NotADatabaseError",
     "RequestError",
     "SchemaError",
@@ -36,7 +40,20 @@ __all__ = [
     "TurnError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
+    "fresh",
 ]
+
+Error = TypeVar("Error", bound=BaseException)
+
+
+def fresh(error: Error) -> Error:
+    """A copy of an error that is raised to several callers: each gets one of its own, so that no traceback
+    grows with theirs.
+    """
+    copy: Error = copy_of(error)
+    copy.__cause__ = error.__cause__
+    copy.__context__ = None
+    return copy.with_traceback(None)
 
 
 class GoalStateError(Exception):
@@ -88,12 +105,21 @@ class IdempotencyConflictError(RequestError):
     """An idempotency key was used before in this thread, with other amounts."""
 
 
+class NestedCallError(RequestError):
+    """A store was called by a thread that is in the midst of a transaction of the same store: from inside
+    `transact(work)`, or from a signal handler. Inside `work`, call the repository that it was given.
+    """
+
+
 class StoreClosedError(RequestError):
     """The store has been closed."""
 
 
 class ForkedStoreError(RequestError):
-    """The store was opened before `os.fork()` and cannot be used in the child: open it again there."""
+    """The process was forked while its parent could not let go of the database: it was in memory, or a
+    transaction, an export or a backup was open. The child cannot use the file; one that is started anew
+    (spawned, or another program) can.
+    """
 
 
 class TurnError(RequestError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -104,6 +104,9 @@ def translating() -> Generator[None]:
         raise
 
 
+_COMMIT: Final = ("COMMIT",)
+
+
 class Statement:
     """SQL that SQLAlchemy builds from the schema at its first use and whose text is kept from then on.
 
@@ -149,11 +152,16 @@ class Executor:
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
-        self._driver = driver_connection(connection)
-        self._cursor = self._driver.cursor()
+        self.driver: sqlite3.Connection = driver_connection(connection)
+        """The driver's connection. As a context manager it undoes what an exception left unfinished; being
+        C, at whatever instruction that strikes."""
+        self._cursor = self.driver.cursor()
         self.failure: DatabaseError | None = None
         """What the database failed at on this connection. It may have undone the transaction, and may
         keep what it should not (pages that were damaged, a file that could only be read)."""
+        self._closed = False
+        self.usable = True
+        """Whether the connection is open and the database has not failed on it."""
 
     def reconnect(self, connect: Callable[[], Connection]) -> None:
         """Goes on with a new connection to the same database."""
@@ -168,6 +176,7 @@ class Executor:
         known = translated(error)
         if isinstance(known, DatabaseError) and not isinstance(known, DatabaseBusyError):
             self.failure = known
+            self.usable = False
         return known
 
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
@@ -193,7 +202,7 @@ class Executor:
     def stream(self, statement: Statement, values: Sequence[Any] = ()) -> Iterator[Any]:
         """The rows of a long result, one by one, on a cursor of their own."""
         text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
-        cursor = self._driver.cursor()
+        cursor = self.driver.cursor()
         try:
             yield from cursor.execute(text, values)
         except sqlite3.Error as error:
@@ -204,16 +213,16 @@ class Executor:
     @property
     def in_transaction(self) -> bool:
         """Whether the database is inside a transaction."""
-        return self._driver.in_transaction
+        return self.driver.in_transaction
 
     def join_transaction(self) -> None:
         """Makes sure, inside a host's connection, that a transaction is open and may write."""
-        if self._driver.in_transaction:
+        if self.driver.in_transaction:
             return
         with translating():
             if not self._connection.in_transaction():
                 self._connection.begin()  # so that the host's commit() finds it
-            if not self._driver.in_transaction:  # an engine whose driver begins late
+            if not self.driver.in_transaction:  # an engine whose driver begins late
                 self._cursor.execute("BEGIN IMMEDIATE")
 
     def begin(self) -> None:
@@ -227,33 +236,33 @@ class Executor:
         except sqlite3.Error as error:
             raise self.failed(error) from error
 
-    def commit(self) -> None:
-        """Ends the transaction; on an error it was rolled back."""
+    def commit(self, commits: list[object]) -> None:
+        """Ends the transaction; on an error it was rolled back.
+
+        Args:
+            commits: has an element more if, and only if, the transaction was committed. Commit and note are
+                one call into C, so that no exception can strike between them.
+        """
         try:
-            self._cursor.execute("COMMIT")
+            commits.extend(map(self._cursor.execute, _COMMIT))
         except sqlite3.Error as error:
             self.rollback()
             raise self.failed(error) from error
 
     def rollback(self) -> None:
         """Undoes the transaction, if there still is one: SQLite itself ends it after some errors."""
-        if self._driver.in_transaction:
+        if not self._closed and self.driver.in_transaction:
             try:
                 self._cursor.execute("ROLLBACK")
             except sqlite3.Error as error:
                 self.failed(error)  # the transaction ends with the connection
 
-    @contextmanager
-    def snapshot(self) -> Generator[None]:
+    def snapshot(self) -> AbstractContextManager[object]:
         """Everything read inside sees the database as it was at the first read. Takes no write lock."""
-        if self._driver.in_transaction:
-            yield
-            return
+        if self.driver.in_transaction:
+            return nullcontext()
         self._cursor.execute("BEGIN DEFERRED")
-        try:
-            yield
-        finally:
-            self.rollback()
+        return self.driver  # which ends the transaction, whatever strikes
 
     def copy_to(self, path: Path, progress: Callable[[int, int], None] | None) -> None:
         """Copies the database to a file, as of one snapshot, while others go on writing.
@@ -274,18 +283,26 @@ class Executor:
                 # With a transaction of its own open, the copy does not begin anew at each commit.
                 with self.snapshot():
                     self._cursor.execute("SELECT 1 FROM sqlite_master").fetchall()
-                    self._driver.backup(target, pages=1000, progress=report)
+                    self.driver.backup(target, pages=1000, progress=report)
             finally:
                 target.close()
+
+    def page_size(self) -> int:
+        """The size of the database's pages in bytes."""
+        return self._cursor.execute("PRAGMA page_size").fetchone()[0]
 
     def wait_for_lock(self, milliseconds: int) -> None:
         """How long `begin` waits for another connection to end its transaction."""
         self._cursor.execute(f"PRAGMA busy_timeout = {milliseconds:d}")
 
     def close(self) -> None:
-        """Closes the cursor and the connection."""
-        self._cursor.close()
-        self._connection.close()
+        """Closes the cursor and the connection. Closing twice is fine."""
+        self.usable = False
+        if not self._closed:
+            with suppress(sqlite3.ProgrammingError):  # closed already by a call that was struck in here
+                self._cursor.close()
+            self._connection.close()
+            self._closed = True
 
 
 def _too_large() -> UsageOverflowError:

@@ -48,9 +48,11 @@ class OpenedFile:
             path: the absolute path, as SQLite reports it; empty for a database in memory.
         """
         self._path = path
+        self.identity: tuple[int, int] | None = None
+        """Device and inode; None in memory."""
         if path:
             status = os.stat(path)  # noqa: PTH116
-            self._identity = (status.st_dev, status.st_ino)
+            self.identity = (status.st_dev, status.st_ino)
             self._warn_of_network()
 
     def check(self) -> None:
@@ -69,7 +71,7 @@ class OpenedFile:
             ) from None
         except OSError:  # the way to it is barred; the file that is open still is the file
             return
-        if (status.st_dev, status.st_ino) != self._identity:
+        if (status.st_dev, status.st_ino) != self.identity:
             raise DatabaseReplacedError(
                 f"{self._path!r} is another file than the one that was opened; open it anew"
             )

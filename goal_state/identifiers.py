@@ -13,7 +13,7 @@ import time
 
 __all__ = ["new_id"]
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may mint one while its thread does
 _last = 0
 
 # Seeded by the operating system, not by whoever calls random.seed(). Ids are unique, not secret.
@@ -23,7 +23,7 @@ _random = random.Random()  # noqa: S311
 def _begin_in_child() -> None:
     """A forked child mints ids of its own, also where another thread of its parent was just minting one."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _random.seed()
 
 

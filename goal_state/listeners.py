@@ -6,7 +6,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Self
+from types import BuiltinFunctionType
+from typing import Final, Self
 
 from goal_state.errors import InvalidValueError
 from goal_state.events import EventKind, GoalEvent, check_kind
@@ -35,8 +36,12 @@ class Subscription:
 
     def close(self) -> None:
         """No event reaches the listener from now on. Closing twice is fine."""
-        self._closed = True
+        self.end()
         self._listeners.remove(self)
+
+    def end(self) -> None:
+        """Lets no further event through."""
+        self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +59,35 @@ class Subscription:
             return
         try:
             self._listener(event)
-        except Exception:
+        except Exception as error:
+            if self._struck_outside(error):
+                raise
             _logger.exception("a listener failed on event %d (%s)", event.position, event.kind)
+
+    def _struck_outside(self, error: Exception) -> bool:
+        """Whether an error is no listener's, but struck this thread just before or after it was called."""
+        traceback = error.__traceback__
+        return (
+            traceback is not None
+            and traceback.tb_next is None  # raised in `tell` itself
+            and not isinstance(error, TypeError)  # the listener takes other arguments
+            and not isinstance(self._listener, BuiltinFunctionType)  # has no frame of its own
+        )
+
+
+class _Batch:
+    """The events of one transaction, and who listened when it was committed."""
+
+    __slots__ = ("commits", "events")
+
+    def __init__(
+        self,
+        commits: list[object],
+        events: list[GoalEvent],
+        subscriptions: tuple[Subscription, ...],
+    ) -> None:
+        self.commits = commits  # not empty if, and only if, the transaction was committed
+        self.events: Final = deque((event, one) for event in events for one in subscriptions)
 
 
 class Listeners:
@@ -63,14 +95,19 @@ class Listeners:
 
     Delivery happens on the threads of those who write. A thread that finds another one delivering leaves
     its events to it, so that a listener which waits for a third thread cannot lock up the store.
+
+    An exception may strike a writer at any instruction. So the events of a transaction are in the queue
+    before its commit, which is what makes them facts; and who delivers is told from a lock that is held,
+    not from a flag.
     """
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription, ...] = ()
-        self._lock = threading.Lock()
-        self._delivering = threading.Lock()
+        self._lock = threading.RLock()
+        self._deliverer = threading.Lock()  # held by whoever delivers; a new one each time
         self._written: list[GoalEvent] = []
-        self._committed: deque[tuple[GoalEvent, tuple[Subscription, ...]]] = deque()
+        self._queue: deque[_Batch] = deque()
+        self._undecided: _Batch | None = None
 
     def subscribe(
         self,
@@ -102,23 +139,50 @@ class Listeners:
         """Keeps an event whose transaction is still open."""
         self._written.append(event)
 
-    def commit(self) -> None:
-        """The events written since the last commit now are facts, to be told to those who listen now."""
-        if subscriptions := self._subscriptions:
-            self._committed.extend((event, subscriptions) for event in self._written)
-        self._written.clear()
+    def begin(self) -> None:
+        """A transaction begins. What the one before it wrote and did not commit never happened."""
+        self._written = []
+        self._undecided = None
 
-    def rollback(self) -> None:
-        """The events written since the last commit never happened."""
-        self._written.clear()
+    def end(self, commits: list[object]) -> None:
+        """The transaction is about to be committed; its events become facts once `commits` is not empty."""
+        if self._written and (subscriptions := self._subscriptions):
+            batch = _Batch(commits, self._written, subscriptions)
+            self._undecided = batch
+            self._queue.append(batch)
 
     def deliver(self) -> None:
         """Tells what is to be told, unless another thread (or an outer call) is doing so already."""
-        while self._committed and self._delivering.acquire(blocking=False):
-            try:
-                while self._committed:
-                    event, subscriptions = self._committed.popleft()
-                    for subscription in subscriptions:
-                        subscription.tell(event)
-            finally:
-                self._delivering.release()
+        while self._first_decided() is not None:
+            mine = threading.Lock()
+            with mine:
+                with self._lock:
+                    if self._deliverer.locked():
+                        return
+                    self._deliverer = mine
+                self._tell_all()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: whoever listens does so in the parent."""
+        for subscription in self._subscriptions:
+            subscription.end()
+        self._subscriptions = ()
+        self._lock = threading.RLock()
+        self._deliverer = threading.Lock()
+
+    def _first_decided(self) -> _Batch | None:
+        """The oldest batch; None if there is none, or if its transaction may still be committed."""
+        try:
+            batch = self._queue[0]
+        except IndexError:
+            return None
+        return None if batch is self._undecided and not batch.commits else batch
+
+    def _tell_all(self) -> None:
+        while (batch := self._first_decided()) is not None:
+            while batch.commits and batch.events:
+                event, subscription = batch.events[0]
+                subscription.tell(event)
+                # Last, so that a listener that was struck is told again rather than never.
+                batch.events.popleft()
+            self._queue.popleft()

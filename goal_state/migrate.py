@@ -38,6 +38,7 @@ __all__ = [
     "downgrade",
     "ensure_current",
     "history",
+    "refuse_newer",
     "stamp",
     "transaction",
     "upgrade",
@@ -85,7 +86,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """
     started = time.monotonic()
     before = current(engine)
-    _refuse_newer(before)
+    refuse_newer(before)
     _require_known(_scripts(_config()), revision)
     with detached_connection(engine) as connection:
         enable_wal(connection)
@@ -102,7 +103,7 @@ def downgrade(engine: Engine, revision: str) -> None:
         SchemaTooNewError, InvalidValueError, DatabaseError: as for `upgrade`.
     """
     before = current(engine)
-    _refuse_newer(before)
+    refuse_newer(before)
     _run(engine, "downgrade", revision)
     _logger.info("took the schema back from %s to %s", before, current(engine))
 
@@ -244,7 +245,7 @@ def _require_known(scripts: ScriptDirectory, revision: object) -> None:
 def _require_current(engine: Engine, revision: str | None) -> None:
     if revision == HEAD_REVISION:
         return
-    _refuse_newer(revision)
+    refuse_newer(revision)
     path = shlex.quote(str(database_path(engine)))
     found = "has no tables of ours" if revision is None else f"is at revision {revision}"
     raise SchemaOutOfDateError(
@@ -252,7 +253,12 @@ def _require_current(engine: Engine, revision: str | None) -> None:
     )
 
 
-def _refuse_newer(revision: str | None) -> None:
+def refuse_newer(revision: str | None) -> None:
+    """Refuses a schema that the library does not know.
+
+    Raises:
+        SchemaTooNewError: it was made by a newer version of the library.
+    """
     if revision is None or revision == HEAD_REVISION:
         return
     if revision not in {known.revision for known in history()}:

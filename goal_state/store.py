@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sqlite3
-import weakref
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
@@ -31,16 +30,19 @@ from goal_state.database import (
 from goal_state.errors import (
     ForkedStoreError,
     InvalidValueError,
+    NestedCallError,
     RequestError,
     StoreClosedError,
     UnsupportedDatabaseError,
+    fresh,
 )
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import driver_connection
+from goal_state.forks import FileIdentity, register, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
 from goal_state.listeners import Listeners, Subscription
 from goal_state.operations import GoalOperations
-from goal_state.readers import PooledReaders, Readers, SharedReader, reading
+from goal_state.readers import PooledReaders, Readers, SharedReader
 from goal_state.repository import GoalRepository
 from goal_state.requests import Request
 from goal_state.turnstile import Turnstile, gate
@@ -71,16 +73,31 @@ class GoalStore(GoalOperations):
     """Keeps goals in one SQLite file, for any number of threads and processes.
 
     Every call that changes something is one transaction: when it returns, the change is durable; when it
-    raises, nothing has changed. A store that was open when the process forked cannot be used in the
-    child; open it again there. Use it as a context manager, or call `close()`.
+    raises, nothing has changed. Use it as a context manager, or call `close()`.
+
+    A process with an open store may fork: parent and child go on with it. Where the store cannot let go of
+    its database for the fork (it is in memory, or a transaction, an export or a backup is open), the child
+    gets a `ForkedStoreError`.
+
+    A signal handler may call the store: what its thread is in the midst of a transaction of the same store
+    for is refused with `NestedCallError`; `close()` then takes place when that transaction is over.
     """
 
     def __init__(
-        self, engine: Engine, connect: Callable[[], Connection], busy_timeout_seconds: float
+        self,
+        engine: Engine,
+        connect: Callable[[], Connection],
+        busy_timeout_seconds: float,
+        *,
+        owns_engine: bool,
     ) -> None:
         """Use `GoalStore.open`."""
         self._engine = engine
+        self._owns_engine = owns_engine
+        self._busy_timeout_seconds = busy_timeout_seconds
         self._connect = connect
+        self._closes_after_call = False
+        self._is_closed = False
         self._refusal: RequestError | None = None
         self._listeners = Listeners()
         connection = connect()
@@ -98,8 +115,8 @@ class GoalStore(GoalOperations):
             self._gate,
             check_file=self._file.check,
             reconnect=self._reconnect_writer,
-            on_commit=self._listeners.commit,
-            on_rollback=self._listeners.rollback,
+            on_begin=self._listeners.begin,
+            on_end=self._listeners.end,
         )
         self._readers: Readers = (
             SharedReader(self._repository, self._writer.lock)
@@ -107,7 +124,7 @@ class GoalStore(GoalOperations):
             else PooledReaders(self._connect_reader)
         )
         self._consumers: set[Consumer] = set()
-        _open_stores.add(self)
+        register(self)
 
     @classmethod
     def open(
@@ -147,7 +164,6 @@ class GoalStore(GoalOperations):
                 raise UnsupportedDatabaseError(
                     f"goals are kept in SQLite, not in {engine.dialect.name}"
                 )
-            revision = migrations.current(engine)
         else:
             engine, own = (
                 create_engine(
@@ -155,11 +171,6 @@ class GoalStore(GoalOperations):
                 ),
                 True,
             )
-            path = database_path(engine)
-            revision = None if path is None else inspect_file(path)
-            if path is not None and revision is None and migrate:
-                create_file(path)
-        migrations.ensure_current(engine, revision, migrate=migrate)
 
         def connect() -> Connection:
             connection = detached_connection(engine)
@@ -172,7 +183,19 @@ class GoalStore(GoalOperations):
                 raise
             return connection
 
-        return cls(engine, connect, busy_timeout_seconds)
+        path = database_path(engine)
+
+        def open_there() -> GoalStore:
+            if not own:
+                revision = migrations.current(engine)
+            else:
+                revision = None if path is None else inspect_file(path)
+                if path is not None and revision is None and migrate:
+                    create_file(path)
+            migrations.ensure_current(engine, revision, migrate=migrate)
+            return cls(engine, connect, busy_timeout_seconds, owns_engine=own)
+
+        return while_connecting(None if path is None else str(path), open_there)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -182,15 +205,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        if self._refusal is not None:
-            raise self._refusal
-        reader = self._readers.acquire()
-        try:
-            return reader.get(thread_id)
-        except sqlite3.Error as error:  # as in `reading`
-            raise reader.executor.failed(error) from error
-        finally:
-            self._readers.release(reader)
+        return self._read(lambda reader: reader.get(thread_id))
 
     def goals(self, status: GoalStatus | str | None = None) -> Iterator[Goal]:
         """All goals (of a status), in the order in which they were made, in bounded memory.
@@ -312,7 +327,8 @@ class GoalStore(GoalOperations):
         self._check_open()
         if not callable(listener):
             raise InvalidValueError("listener", f"must be callable, not {type(listener).__name__}")
-        with self._writer.lock:  # between two transactions, so that none is heard of by half
+        self._refuse_nested()
+        with self._writer.lock:  # between two transactions, so that each is heard of as a whole
             subscription = self._listeners.subscribe(listener, kinds, thread_id)
             self._repository.log.on_event = self._listeners.written
         return subscription
@@ -385,10 +401,10 @@ class GoalStore(GoalOperations):
         through = self._read(lambda reader: last_prunable_position(reader, before_ms))
         pruned = 0
         while (
-            count := self.transact(lambda repository: prune_chunk(repository, through, 2000))
+            count := self._carry_out(lambda repository: prune_chunk(repository, through, 2000))
         ) is not None:
             pruned += count
-        while count := self.transact(lambda repository: prune_ended(repository, through)):
+        while count := self._carry_out(lambda repository: prune_ended(repository, through)):
             pruned += count
         return pruned
 
@@ -415,6 +431,50 @@ class GoalStore(GoalOperations):
         place = check_path("path", path)
         self._read(lambda reader: back_up(reader, place, progress))
 
+    def restore(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Goes back to a backup: everything becomes as it was when that was made, also for whoever else has
+        the database open, in this process or another. Never put a backup in place by moving or copying it
+        over the database.
+
+        It is one transaction: others see all of it or nothing. What was charged since is gone, with its
+        idempotency keys; live listeners hear of nothing; durable consumers go on from where they were. A
+        backup of an older schema is upgraded.
+
+        Args:
+            path: the backup; it is left as it is.
+            progress: called now and then with the pages left to be read and the pages in all.
+
+        Raises:
+            DatabaseLocationError: there is no such file, it holds no goals of ours, or it is the database.
+            SchemaTooNewError: the backup was made by a newer version.
+            DatabaseCorruptError: the backup is damaged; the database was left as it was.
+            DatabaseBusyError: others kept the write lock; the database was left as it was.
+            InvalidValueError: it is no path.
+            OSError: there is no room for a copy beside the database.
+        """
+        from goal_state.restoring import prepared, write_over
+
+        self._check_open()
+        self._refuse_nested()
+        place = check_path("path", path)
+        file = database_path(self._engine)
+        page_size = self._read(lambda reader: reader.executor.page_size())
+
+        def put_in_place() -> None:
+            with prepared(place, file, page_size, progress) as copy:
+                self._writer.exclusively(
+                    lambda: write_over(
+                        copy, self._repository.executor.driver, self._busy_timeout_seconds
+                    )
+                )
+
+        while_connecting(str(place), put_in_place)
+
     def export_lines(self) -> Iterator[str]:
         """Everything in the store as lines of JSON, as of one snapshot, in bounded memory.
 
@@ -425,8 +485,8 @@ class GoalStore(GoalOperations):
         self._check_open()
 
         def lines() -> Iterator[str]:
-            with reading(self._readers) as reader:
-                yield from export_lines(reader)
+            with self._readers.stream(export_lines) as rows:
+                yield from rows
 
         return lines()
 
@@ -451,17 +511,38 @@ class GoalStore(GoalOperations):
 
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request in a transaction of its own and returns its result once it is durable."""
-        return self.transact(lambda repository: repository.apply(request))
+        return self._carry_out(lambda repository: repository.apply(request))
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Runs several operations in one transaction: all of them or none.
 
-        The work may be run again after what it did was undone, so it should do nothing but call the
-        repository that it is given.
+        The work runs once, on the caller's thread. Inside it, call the repository that it is given: a call
+        of the store there raises `NestedCallError`.
+
+        Raises:
+            NestedCallError: this thread is in the midst of a transaction of the store.
+            DatabaseError: the database could not do it; nothing was changed.
         """
         if self._refusal is not None:
-            raise self._refusal
-        result = self._writer.run(work)
+            raise fresh(self._refusal)
+        try:
+            result = self._writer.alone(work)
+        finally:
+            if self._closes_after_call:
+                self.close()
+        if self._listeners.present:
+            self._listeners.deliver()
+        return result
+
+    def _carry_out(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """As `transact`, for work of the library's own, which shares a commit with that of other callers."""
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+        try:
+            result = self._writer.group(work)
+        finally:
+            if self._closes_after_call:
+                self.close()
         if self._listeners.present:
             self._listeners.deliver()
         return result
@@ -469,10 +550,15 @@ class GoalStore(GoalOperations):
     def close(self) -> None:
         """Stops the consumers (each drains for five seconds at the most) and closes the connections.
 
-        Closing twice is fine; any other call after it raises `StoreClosedError`.
+        Closing twice is fine; any other call after it raises `StoreClosedError`. A signal handler may close
+        the store, too: if its thread is in the midst of a call, that call is finished first.
         """
-        if self._refusal is not None:
+        if self._is_closed:
             return
+        if self._writer.is_mine:
+            self._closes_after_call = True
+            return
+        self._closes_after_call = False
         for consumer in list(self._consumers):
             consumer.close()
         with self._writer.lock:
@@ -481,7 +567,9 @@ class GoalStore(GoalOperations):
             self._readers.close()
             self._repository.executor.close()
             self._gate.close()
-        _open_stores.discard(self)
+            if self._owns_engine:
+                self._engine.dispose()
+            self._is_closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -500,6 +588,46 @@ class GoalStore(GoalOperations):
         self._repository.executor.reconnect(self._connect)
         self._leave_waiting_to_gate()
 
+    # -- forks -------------------------------------------------------------------------------------
+
+    @property
+    def files(self) -> list[FileIdentity]:
+        """See `forks.Holder`."""
+        return [] if self._file.identity is None else [self._file.identity]
+
+    def let_go(self) -> bool:
+        """See `forks.Holder`."""
+        if self._is_closed:
+            return True
+        deadline = time.monotonic() + self._busy_timeout_seconds
+        if not (
+            self._writer.hold(deadline)
+            and self._readers.let_go(deadline)
+            and (self._owns_engine or _let_go_of_idle(self._engine))
+        ):
+            return False
+        self._repository.executor.close()
+        self._gate.let_go()
+        return True
+
+    def after_fork(self, *, in_child: bool, let_go: bool) -> None:
+        """See `forks.Holder`."""
+        self._readers.go_on()
+        self._writer.go_on()
+        if not in_child:
+            return
+        self._listeners.leave_to_parent()
+        self._consumers.clear()
+        self._writer.forget_callers()
+        if not let_go and not self._is_closed:
+            # The connections are the parent's, not even to be closed here.
+            _inherited.append((self._engine, self._repository, self._readers))
+            self._refusal = ForkedStoreError(
+                "this process was forked while the store could not let go of its database (in memory, or"
+                " with a transaction, an export or a backup open); open it in a process started anew"
+            )
+            self._is_closed = True
+
     def _leave_waiting_to_gate(self) -> None:
         if isinstance(self._gate, Turnstile):
             self._repository.executor.wait_for_lock(0)
@@ -508,12 +636,21 @@ class GoalStore(GoalOperations):
 
     def _check_open(self) -> None:
         if self._refusal is not None:
-            raise self._refusal
+            raise fresh(self._refusal)
+
+    def _refuse_nested(self) -> None:
+        if self._writer.is_mine:
+            raise NestedCallError(
+                "this thread is in the midst of a transaction of the same store; inside transact() use the"
+                " repository that it hands over"
+            )
 
     def _read(self, work: Callable[[GoalRepository], Result]) -> Result:
-        self._check_open()
-        with reading(self._readers) as reader:
-            return work(reader)
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+        if self._writer.runs_hosts_work:
+            self._refuse_nested()
+        return self._readers.read(work)
 
     def _paged(
         self,
@@ -526,9 +663,7 @@ class GoalStore(GoalOperations):
 
         def rows(behind: Any) -> Iterator[Result]:
             while True:
-                self._check_open()
-                with reading(self._readers) as reader:
-                    batch = page(reader, behind)
+                batch = self._read(lambda reader, behind=behind: page(reader, behind))
                 yield from batch
                 if len(batch) < _PAGE:
                     return
@@ -536,24 +671,14 @@ class GoalStore(GoalOperations):
 
         return rows(behind)
 
-    def _leave_to_parent(self) -> None:
-        """In a forked child: the connections are the parent's, not even to be closed here."""
-        _inherited.append((self._engine, self._repository, self._readers))
-        self._refusal = ForkedStoreError(
-            "the store was opened before os.fork(); open it again in the child"
-        )
-        self._consumers.clear()
 
-
-_open_stores: weakref.WeakSet[GoalStore] = weakref.WeakSet()
 _inherited: list[object] = []
 
 
-def _after_fork_in_child() -> None:
-    for store in list(_open_stores):
-        store._leave_to_parent()  # pyright: ignore[reportPrivateUsage]
-    _open_stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+def _let_go_of_idle(engine: Engine) -> bool:
+    """Closes what a host's engine keeps for its next use; False while the host uses a connection."""
+    in_use = cast("Callable[[], int] | None", getattr(engine.pool, "checkedout", None))
+    if in_use is not None and in_use() > 0:
+        return False
+    engine.dispose()
+    return True

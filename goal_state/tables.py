@@ -23,6 +23,7 @@ from sqlalchemy import (
 __all__ = [
     "HEAD_REVISION",
     "VERSION_TABLE",
+    "database_identity",
     "event_cursors",
     "goal_balances",
     "goal_events",
@@ -34,7 +35,7 @@ __all__ = [
 VERSION_TABLE: Final = "goal_state_alembic_version"
 """Where alembic notes the schema's revision: a table of our own, so as to live in a host's database."""
 
-HEAD_REVISION: Final = "0004"
+HEAD_REVISION: Final = "0005"
 """The newest revision in `migrations/`. Known here so that opening a current file needs no alembic."""
 
 metadata: Final = MetaData(
@@ -152,6 +153,8 @@ thread_usage: Final = Table(
     "thread_usage",
     metadata,
     Column("thread_id", Text, primary_key=True, nullable=False),
+    # Which of its counts, as the host names them; "" for the one without a name.
+    Column("count_id", Text, primary_key=True, nullable=False),
     Column("turn_id", Text),
     *(Column(name, Integer, nullable=False) for name in _COUNTS),
     *(Column(f"last_{name}", Integer, nullable=False) for name in _COUNTS),
@@ -165,8 +168,11 @@ thread_usage: Final = Table(
         nullable=False,
         server_default=text("0"),
     ),
-    Column("warned_goal_id", Text),  # the goal that a meter has called exhausted
+    Column("warned_goal_id", Text),  # the goal that a meter has called exhausted, while it is so
+    # Turns that reported totals and paid nothing, so that no event names them: a JSON list, latest last.
+    Column("unpaid_turn_ids", Text),
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
+    CheckConstraint("length(count_id) <= 256", name="count_id"),
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"
     ),
@@ -197,5 +203,14 @@ event_cursors: Final = Table(
     CheckConstraint("length(name) BETWEEN 1 AND 256", name="name"),
     CheckConstraint("position >= 0", name="position"),
     CheckConstraint("(holder IS NULL) = (lease_expires_at_ms IS NULL)", name="holder"),
+    sqlite_strict=True,
+)
+
+database_identity: Final = Table(
+    "database_identity",
+    metadata,
+    Column(
+        "identity", Text, primary_key=True, nullable=False
+    ),  # one row, given by whoever opens it
     sqlite_strict=True,
 )

@@ -48,6 +48,10 @@ class Gate(Protocol):
         """The transaction is over, or never began."""
         ...
 
+    def let_go(self) -> None:
+        """Closes its files before a fork; the next `enter` opens them again."""
+        ...
+
     def close(self) -> None:
         """Gives back what it holds."""
         ...
@@ -61,6 +65,9 @@ class OpenGate:
         begin()
 
     def leave(self) -> None:
+        """Nothing to do."""
+
+    def let_go(self) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
@@ -108,6 +115,10 @@ class Turnstile:
     def leave(self) -> None:
         """Leaves the room, if this one was in it."""
         self._room.unlock()
+
+    def let_go(self) -> None:
+        """Closes the files until they are wanted again."""
+        self.close()
 
     def close(self) -> None:
         """Closes the files."""

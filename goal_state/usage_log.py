@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, literal_column, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
@@ -14,30 +14,32 @@ from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBasel
 
 __all__ = ["UsageLog"]
 
-_COLUMNS: Final = [c.name for c in thread_usage.columns if c.name != "warned_goal_id"]
+_U = thread_usage.c
+_COUNTS: Final = [c for c in thread_usage.columns if c.name.endswith("_tokens")]
+_TOTAL: Final = [c for c in _COUNTS if not c.name.startswith("last_")]
+_COLUMNS: Final = [
+    c.name for c in thread_usage.columns if c.name not in ("warned_goal_id", "unpaid_turn_ids")
+]
 
 
 def _upsert() -> Executable:
     statement = insert(thread_usage).values(
         {name: bindparam(name, type_=None) for name in _COLUMNS}
     )
-    changed = {name: statement.excluded[name] for name in _COLUMNS[1:]}
-    return statement.on_conflict_do_update(index_elements=["thread_id"], set_=changed)
+    changed = {name: statement.excluded[name] for name in _COLUMNS[2:]}
+    return statement.on_conflict_do_update(index_elements=["thread_id", "count_id"], set_=changed)
 
 
 _SELECT = Statement(
-    lambda: select(*list(thread_usage.columns)[1:15]).where(
-        thread_usage.c.thread_id == bindparam("thread_id")
+    lambda: select(_U.turn_id, *_COUNTS, _U.model_context_window).where(
+        _U.thread_id == bindparam("thread_id"), _U.count_id == literal_column("''")
     ),
     "thread_id",
 )
 _BASELINE = Statement(
-    lambda: select(
-        *list(thread_usage.columns)[1:8],
-        thread_usage.c.model_context_window,
-        thread_usage.c.goal_id,
-        thread_usage.c.count_number,
-    ).where(thread_usage.c.thread_id == bindparam("thread_id")),
+    lambda: select(_U.turn_id, *_TOTAL, _U.model_context_window, _U.goal_id, _U.count_number).where(
+        _U.thread_id == bindparam("thread_id"), _U.count_id == literal_column("''")
+    ),
     "thread_id",
 )
 _SET_OWNERS = Statement(
@@ -101,6 +103,7 @@ class UsageLog:
             _WRITE,
             (
                 thread_id,
+                "",
                 usage.turn_id,
                 *info.total.counts(),
                 *info.last.counts(),

@@ -387,7 +387,7 @@ _exported = st.one_of(
 paths = st.sampled_from(
     ["made", "made.jsonl", Path("made"), "no/such/folder", ".", "x" * 300, "", *SQL]
 )
-_MIGRATING: Arguments = {"revision": st.sampled_from(["head", "0001", "0002", "0003", "0004"])}
+_MIGRATING: Arguments = {"revision": st.sampled_from(["head", "0001", "0002", "0003", "0004", "0005"])}
 _ATTACHED: Arguments = {"rollout": st.none() | paths, "result": st.none() | st.just({})}
 _COUNTS: Arguments = dict.fromkeys(TokenUsage.__dataclass_fields__, counts)
 
@@ -724,7 +724,7 @@ _good_words = {
     "database": st.just(_DATABASE),
     "status": st.sampled_from([*GoalStatus]),
     "budget": st.integers(1, 500).map(str),
-    "revision": st.sampled_from(["head", "0001", "0002", "0003", "0004"]),
+    "revision": st.sampled_from(["head", "0001", "0002", "0003", "0004", "0005"]),
     "rollout": st.just("small.jsonl"),
     "rollout_or_thread": st.sampled_from(["small.jsonl", "active"]),
     "home": st.just("home"),

@@ -70,7 +70,7 @@ def data(path: Path) -> Data:
         connection.row_factory = sqlite3.Row
         there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         for table in there & set(metadata.tables):
-            rows = connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+            rows = connection.execute(f"SELECT * FROM {table} ORDER BY 1, rowid").fetchall()
             found[table] = [dict(row) for row in rows]
     return found
 
@@ -104,7 +104,8 @@ def test_down_and_up_again_loses_nothing_that_the_older_schema_can_hold(
     with GoalStore.open(path) as store:
         fill(store)
     newest = data(path)
-    assert [table for table, rows in newest.items() if not rows] == ["goal_balances"]
+    empty = {table for table, rows in newest.items() if not rows}
+    assert empty - {"database_identity"} == {"goal_balances"}
 
     steps = [newest]
     for older in reversed(REVISIONS[:-1]):

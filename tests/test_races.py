@@ -356,8 +356,8 @@ def test_an_interrupt_right_after_the_commit_repeats_nothing(store: GoalStore) -
     commit = executor.commit
     commits = iter([False, True])  # the transaction that the others wait for, then theirs
 
-    def interrupted() -> None:
-        commit()
+    def interrupted(noted: list[object]) -> None:
+        commit(noted)
         if next(commits, False):
             raise Interrupt
 

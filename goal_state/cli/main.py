@@ -17,7 +17,7 @@ from goal_state.cli.events import events
 from goal_state.cli.goals import clear, list_goals, set_goal, show, verify
 from goal_state.cli.importing import import_command
 from goal_state.cli.meter import meter
-from goal_state.cli.moving import backup, export, import_export
+from goal_state.cli.moving import backup, export, import_export, restore
 from goal_state.cli.output import printable
 from goal_state.cli.resuming import resume
 from goal_state.cli.schema import db
@@ -67,7 +67,7 @@ def program() -> None:
 for _command in (
     *(db, list_goals, show, set_goal, clear, events, verify, meter),
     *(resume, import_command),
-    *(backup, export, import_export),
+    *(backup, restore, export, import_export),
 ):
     program.add_command(_command)
 

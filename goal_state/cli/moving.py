@@ -1,19 +1,23 @@
-"""`goal-state backup|export|import`: everything that a database holds, elsewhere."""
+"""`goal-state backup|restore|export|import`: everything that a database holds, elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn
 
-from goal_state.cli.opening import open_existing
+from goal_state.cli.confirming import confirm
+from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, write_json
+from goal_state.restoring import check_backup
 from goal_state.store import GoalStore
 
-__all__ = ["backup", "export", "import_export"]
+__all__ = ["backup", "export", "import_export", "restore"]
 
 
 @click.command()
@@ -22,28 +26,52 @@ __all__ = ["backup", "export", "import_export"]
 @json_option
 def backup(target: Path, database: str, as_json: bool) -> None:
     """Copy the database to FILE, a new one, while others go on writing."""
-    console = out(err=True)
-    with (
-        open_existing(database) as store,
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f} of {task.total:.0f} pages"),
-            console=console,
-            transient=True,
-            disable=as_json or not console.is_terminal,
-        ) as bar,
-    ):
-        task = bar.add_task("Copying", total=1)
-        store.backup(
-            target,
-            progress=lambda left, total: bar.update(task, completed=total - left, total=total),
-        )
+    with open_existing(database) as store, _copying(quiet=as_json) as progress:
+        store.backup(target, progress=progress)
     size = target.stat().st_size
     if as_json:
         write_json({"backup": str(target), "bytes": size})
     else:
         click.echo(f"{target}: {size:,} bytes")
+
+
+@click.command()
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@database_option
+@json_option
+def restore(source: Path, yes: bool, database: str, as_json: bool) -> None:
+    """Go back to the backup FILE, also while others have the database open.
+
+    Everything becomes as it was when the backup was made. Never move or copy a backup over a database.
+    """
+    check_backup(source)  # before a new database is made for it
+    location = locate(database)
+    if location.path.exists() and not yes:
+        confirm(f"What was written to {location.path} since the backup will be lost. Go on?")
+    with GoalStore.open(location.path) as store, _copying(quiet=as_json) as progress:
+        store.restore(source, progress=progress)
+        goals = store.count()
+    if as_json:
+        write_json({"restored": str(source), "goals": goals})
+    else:
+        click.echo(f"{location.path}: restored from {source}, {goals:,} goals")
+
+
+@contextmanager
+def _copying(*, quiet: bool) -> Generator[Callable[[int, int], None]]:
+    """A bar for the pages that are copied, where somebody looks at a terminal."""
+    console = out(err=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} pages"),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("Copying", total=1)
+        yield lambda left, total: bar.update(task, completed=total - left, total=total)
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from goal_state import migrate
+from goal_state.cli.confirming import confirm
 from goal_state.cli.opening import Location, locate, locate_existing, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import printable, write_json
@@ -60,7 +61,7 @@ def downgrade(revision: str, yes: bool, database: str, as_json: bool) -> None:
     """Take the schema back to REVISION (base: none at all). What that cannot hold is lost."""
     location = locate_existing(database)
     if not yes:
-        _confirm(f"{_loss(location, revision)} Go on?")
+        confirm(f"{_loss(location, revision)} Go on?")
     migrate.downgrade(location.engine, revision)
     _report_change(location, as_json)
 
@@ -193,13 +194,3 @@ def _loss(location: Location, revision: str) -> str:
         f"Every goal ({goals:,} of them), event ({events:,}), baseline and consumer's position in"
         f" {_shown(location)} is lost."
     )
-
-
-def _confirm(question: str) -> None:
-    try:
-        confirmed = click.confirm(question, err=True)
-    except click.Abort:  # no terminal, no answer
-        click.echo(err=True)
-        confirmed = False
-    if not confirmed:
-        raise click.UsageError("it was not confirmed, so nothing was changed; --yes answers yes")

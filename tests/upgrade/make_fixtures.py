@@ -35,6 +35,9 @@ class _Rows:
 
     def __init__(self, revision: str) -> None:
         self.revision = revision
+        self._clock_ms = _NOW_MS
+        self._position = 0
+        self._ids = 0
         self.tables: dict[str, list[Row]] = {
             "goals": [],
             "goal_events": [],
@@ -43,9 +46,8 @@ class _Rows:
         }
         if revision >= "0003":
             self.tables["goal_balances"] = []
-        self._clock_ms = _NOW_MS
-        self._position = 0
-        self._ids = 0
+        if revision >= "0005":
+            self.tables["database_identity"] = [{"identity": self.new_id()}]
 
     def new_id(self) -> str:
         self._ids += 1
@@ -146,6 +148,9 @@ class _Rows:
         if self.revision >= "0004":
             row["count_number"] = first % 7
             row["warned_goal_id"] = row["goal_id"]
+        if self.revision >= "0005":
+            row["count_id"] = ""
+            row["unpaid_turn_ids"] = None
         self.tables["thread_usage"].append(row | values)
 
     def cursor(self, name: str, position: int, holder: str | None = None) -> None:
@@ -222,6 +227,10 @@ def _fill(rows: _Rows) -> None:
     rows.baseline("cleared", 0, None)
     rows.baseline("never had a goal", 0, None, total_tokens=_MAX, model_context_window=0)
     rows.baseline("vast", _MAX - 100, vast, turn_id="t" * 256)
+    if rows.revision >= "0005":
+        rows.baseline("counted", 0, None, turn_id="turn-4", unpaid_turn_ids='["turn-3", "\u00fc"]')
+        for count_id in ("run-1", "n" * 256):
+            rows.baseline("counted", 40, None, count_id=count_id, turn_id="turn-5")
 
     last = rows.tables["goal_events"][-1]["position"]
     rows.cursor("audit", last - 3)

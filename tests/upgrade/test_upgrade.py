@@ -35,7 +35,11 @@ def data(path: Path) -> Data:
         for (name,) in connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
         ).fetchall():
-            rows = connection.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall()
+            rows = connection.execute(
+                f"SELECT * FROM {name} ORDER BY 1, 2"
+                if name == "thread_usage"
+                else f"SELECT * FROM {name} ORDER BY 1"
+            ).fetchall()
             found[name] = [dict(row) for row in rows]
     return found
 
@@ -49,7 +53,7 @@ def revision(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-_COUNTED_FROM_NOW = {"thread_usage": {"count_number": 0}}
+_COUNTED_FROM_NOW = {"thread_usage": {"count_number": 0, "count_id": ""}}
 
 
 @pytest.fixture
@@ -125,6 +129,8 @@ def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
         for event, row in zip(store.events(), events, strict=True):
             assert {field: getattr(event, field) for field in row} == row
         for row in before["thread_usage"]:
+            if row.get("count_id"):
+                continue
             usage = store.usage(row["thread_id"])
             assert usage is not None
             counts = (*usage.info.total.counts(), *usage.info.last.counts())
@@ -147,6 +153,25 @@ def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
         assert [event.position for event in heard] == expected
         assert store.resume("paused").status == "active"
         assert store.verify() == []
+
+
+def test_of_a_threads_counts_the_older_schema_keeps_the_one_without_a_name_else_the_latest(
+    tmp_path: Path,
+) -> None:
+    path = Path(shutil.copy(fixture("0005"), tmp_path))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        rows = connection.execute(
+            "SELECT count_id, updated_at_ms FROM thread_usage WHERE thread_id = 'counted'"
+        ).fetchall()
+        assert len(rows) == 3
+        connection.execute(
+            "UPDATE thread_usage SET thread_id = 'only named'"
+            " WHERE thread_id = 'counted' AND count_id <> ''"
+        )
+    migrate.downgrade(create_engine(path), "0004")
+    kept = {row["thread_id"]: row["updated_at_ms"] for row in data(path)["thread_usage"]}
+    assert kept["counted"] == dict(rows)[""]
+    assert kept["only named"] == max(at for count_id, at in rows if count_id)
 
 
 # -- killed ------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""Exceptions and signals that arrive at a chosen bytecode of the library, where CPython delivers them.
+
+A trace function that raises would strike between any two bytecodes: also where CPython never looks whether
+something is pending (right before the exit of a `with`, say), so that it finds faults which nobody can have. Here
+the trace function only sees to it that something *is* pending. That is done by an operator that is
+written in C: no bytecode runs between it and the return of the trace function, which could be struck
+instead. The interpreter then delivers by itself, as soon as it looks: for a signal's handler and for
+`PyThreadState_SetAsyncExc` alike. So every point that is struck is real, and all of those are struck whose
+turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+import goal_state
+
+__all__ = [
+    "Limit",
+    "Strike",
+    "Struck",
+    "chain",
+    "count_steps",
+    "frames",
+    "kinds",
+    "strike_class",
+    "struck_at",
+    "unraisable",
+]
+
+SIGNAL: Final = signal.SIGUSR1
+
+_PACKAGE: Final = str(Path(goal_state.__file__).parent)
+_TRACED: Final = (_PACKAGE, contextlib.__file__)
+
+
+class Struck(BaseException):
+    """The root of what is thrown in, however it is to look."""
+
+
+class Limit(Struck, Exception):
+    """What a worker's soft time limit looks like: an ordinary exception."""
+
+
+class Stop(Struck, KeyboardInterrupt):
+    """Control-C."""
+
+
+class Exit(Struck, SystemExit):
+    """The end of the process."""
+
+
+kinds: Final = (Struck, Limit, Stop, Exit)
+
+
+def strike_class(number: int) -> type[Struck]:
+    """A class for one strike alone, so that it is known again wherever it turns up."""
+    return type(f"Strike{number}", (kinds[number % len(kinds)],), {})
+
+
+def chain(error: BaseException | None) -> Iterator[Struck]:
+    """Every strike in an exception: itself, and those that it came upon while they were on their way."""
+    seen: set[int] = set()
+    todo = [error]
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Struck):
+            yield one
+        todo += [one.__context__, one.__cause__]
+
+
+def frames(error: BaseException) -> Iterator[FrameType]:
+    """Where an exception was, the outermost frame first."""
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def struck_at(error: BaseException) -> str | None:
+    """The innermost line of the library that an exception came through."""
+    traceback, found = error.__traceback__, None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_filename.startswith(_TRACED):
+            found = f"{Path(code.co_filename).stem}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
+
+
+unraisable: list[BaseException] = []
+"""What CPython could raise to nobody: an exception that struck a finaliser."""
+
+
+def _note_unraisable(what: Any) -> None:
+    if isinstance(what.exc_value, Struck):
+        unraisable.append(what.exc_value)
+    else:
+        sys.__unraisablehook__(what)
+
+
+sys.unraisablehook = _note_unraisable
+
+
+def _operator(function: Callable[[], object]) -> Any:
+    """An object whose negation calls a function written in C."""
+    return type("Operator", (), {"__neg__": staticmethod(function)})()
+
+
+def asynchronous(error: type[Struck], thread: int | None = None) -> Any:
+    """Negated, it makes an exception pending in a thread: by default in the one that asks now."""
+    number = threading.get_ident() if thread is None else thread
+    set_async = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    return _operator(functools.partial(set_async, ctypes.c_ulong(number), ctypes.py_object(error)))
+
+
+def arriving_signal() -> Any:
+    """Negated, it makes a signal pending, for the main thread to handle."""
+    return _operator(functools.partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(SIGNAL)))
+
+
+class Strike:
+    """One call of the library, in which something becomes pending at the n-th bytecode.
+
+    As a context manager around the call: tracing is on inside.
+    """
+
+    def __init__(self, steps: int, operator: Any) -> None:
+        """
+        Args:
+            steps: at which bytecode of the library, from 1.
+            operator: from `asynchronous` or `arriving_signal`.
+        """
+        self._left = steps
+        self._operator = operator
+        self.armed = False
+
+    def __enter__(self) -> Strike:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def again(self, steps: int, operator: Any, frame: FrameType | None) -> None:
+        """From inside a signal's handler: once more, so many bytecodes after it."""
+        self._left, self._operator, self.armed = steps, operator, False
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(_TRACED):
+                frame.f_trace, frame.f_trace_opcodes, frame.f_trace_lines = self._trace, True, False
+            frame = frame.f_back
+        sys.settrace(self._trace)
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
+        if event == "opcode":
+            self._left -= 1
+            if self._left == 0:
+                sys.settrace(None)
+                self.armed = True
+                operator = self._operator
+                -operator  # nothing but a return must come behind it
+                return None
+            return self._trace
+        if event == "call":
+            if not frame.f_code.co_filename.startswith(_TRACED):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._trace
+
+
+def count_steps(call: Callable[[], object]) -> int:
+    """How many bytecodes of the library a call runs through."""
+    most = 1 << 60
+    strike = Strike(most, None)
+    with strike:
+        call()
+    return most - strike._left
