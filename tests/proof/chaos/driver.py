@@ -296,6 +296,11 @@ class Machine:
         numbers = arguments["numbers"]
         self._wait(lambda: not self.model.under_way(numbers), "a forked child said nothing")
 
+    def _fork_in_work(self, worker: int, **arguments: Any) -> None:
+        # Another store of the process would wait for the transaction, and the fork for that store.
+        self._settle(worker)
+        self._order(worker, "fork_in_work", **arguments)
+
     def _charge(self, worker: int, burst: int, **arguments: Any) -> None:
         hand = self._hands[worker]
         self._wait(

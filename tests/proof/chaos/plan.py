@@ -30,6 +30,7 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class _Store:
+    is_on_engine: bool = False
     listens: bool = False
     consumes: set[str] = field(default_factory=set[str])
 
@@ -94,6 +95,11 @@ class Plan:
     def _store(self) -> int:
         return self._draw.choice(list(self._stores))
 
+    def _struck_store(self) -> int | None:
+        """A store of our own: a host's pool of connections may lose count when it is struck."""
+        own = [number for number, store in self._stores.items() if not store.is_on_engine]
+        return self._draw.choice(own) if own else None
+
     def _number(self, of: str) -> int:
         self._last[of] += 1
         return self._last[of]
@@ -127,7 +133,9 @@ class Plan:
         if len(self._workers) >= MOST_WORKERS:
             return None
         child = self._number("worker")
-        self._workers[child] = {number: _Store() for number in self._stores}
+        self._workers[child] = {
+            number: _Store(store.is_on_engine) for number, store in self._stores.items()
+        }
         return self._tell("fork", child=child)
 
     def _kill(self) -> Step:
@@ -161,11 +169,12 @@ class Plan:
         if len(self._stores) >= MOST_STORES:
             return None
         store = self._number("store")
-        self._stores[store] = _Store()
+        how = self._one_of("here", "here", "thread", "engine")
+        self._stores[store] = _Store(how == "engine")
         return self._tell(
             "open",
             store=store,
-            how=self._one_of("here", "here", "thread", "engine"),
+            how=how,
             durability="full" if self._chance(0.1) else "normal",
         )
 
@@ -206,12 +215,14 @@ class Plan:
             pause=self._draw.choice((0, 0, 0, 0.001)),
         )
 
-    def _charge_struck(self) -> Step:
+    def _charge_struck(self) -> Step | None:
+        if (store := self._struck_store()) is None:
+            return None
         lanes, count = self._lanes()
         return self._tell(
             "charge",
             count=count,
-            store=self._store(),
+            store=store,
             burst=self._number("burst"),
             lanes=lanes,
             strikes=self._kinds(self._draw.randint(1, 5)),
@@ -236,7 +247,9 @@ class Plan:
             for _ in range(count)
         ]
 
-    def _strike(self) -> Step:
+    def _strike(self) -> Step | None:
+        if (store := self._struck_store()) is None:
+            return None
         count = self._draw.randint(1, 10)
         what = self._one_of(
             *("charge",) * 6, "get", "verify", "goals", "events", "export", "open", "listen"
@@ -244,7 +257,7 @@ class Plan:
         return self._tell(
             "strike",
             count=count,
-            store=self._store(),
+            store=store,
             what=what,
             numbers=self._charges(count) if what == "charge" else [0] * count,
             how=self._one_of("counted", "counted", "timer"),
@@ -252,10 +265,14 @@ class Plan:
             kinds=self._kinds(count),
         )
 
-    def _handler(self) -> Step:
+    def _handler(self) -> Step | None:
+        if (store := self._struck_store()) is None:
+            return None
         count = self._draw.randint(1, 5)
-        store, other = self._store(), self._store()
+        other = store
         what = self._one_of("charge", "charge", "get", "close")
+        if what == "get":
+            other = self._store()  # a change by another store would wait for this one's transaction
         if what == "close":
             del self._stores[other]
         return self._tell(
@@ -347,12 +364,14 @@ class Plan:
         name = self._draw.choice(sorted(self._stores[store].consumes))
         return self._tell("drain", store=store, name=name)
 
-    def _meter(self) -> Step:
+    def _meter(self) -> Step | None:
+        if (store := self._struck_store()) is None:
+            return None
         count = self._draw.randint(3, 8)
         return self._tell(
             "meter",
             count=count,
-            store=self._store(),
+            store=store,
             thread_id=f"metered-{self._number('thread')}",
             how=self._one_of("counted", "counted", "timer"),
             when=self._whens(count),

@@ -9,6 +9,7 @@ next one, and the same again with the same number.
 from __future__ import annotations
 
 import ctypes
+import logging
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ Result = TypeVar("Result")
 __all__ = ["STRIKES", "Guard", "Strike", "counted", "of_kind", "on_timer", "prepare"]
 
 _LIBRARY: Final = str(Path(goal_state.__file__).parent)
+
+_NEVER_LOGGED_BY: Final = ("goal_state.store", "goal_state.writer", "goal_state.readers")
 
 _NO_POINT: Final = (len, isinstance, iter, next, type)
 """After these CPython does not look for signals."""
@@ -44,7 +47,7 @@ class ExitStrike(SystemExit):
     """As a SIGTERM handler that calls `sys.exit`."""
 
 
-class SoftStrike(Exception):
+class SoftStrike(Exception):  # noqa: N818
     """As the soft time limit of a task queue."""
 
 
@@ -90,7 +93,7 @@ def counted(act: Callable[[], None], at: int, work: Callable[[], Result]) -> Res
 
 _armed: Callable[[], None] | None = None
 _unraisable: set[int] = set()
-"""Threads in which CPython could only report a strike: it came in a finalizer, say."""
+"""Threads in which a strike could only be reported: it came in a finalizer, say."""
 
 
 def _on_alarm(_number: int, _frame: FrameType | None) -> None:
@@ -107,14 +110,24 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+class _SeenInLogs(logging.Handler):
+    """Notes strikes that code which is not the library's (a pool, a listener) could only log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info and record.exc_info[1]
+        if isinstance(error, Strike) and record.name not in _NEVER_LOGGED_BY:
+            _unraisable.add(threading.get_ident())
+
+
 def prepare() -> None:
     """To be called once, on the main thread."""
+    logging.getLogger().addHandler(_SeenInLogs())
     signal.signal(signal.SIGALRM, _on_alarm)
     sys.unraisablehook = _on_unraisable
 
 
 def was_unraisable() -> bool:
-    """Whether a strike on this thread could only be reported; asking forgets it."""
+    """Whether a strike on this thread could only be reported or logged; asking forgets it."""
     thread = threading.get_ident()
     if thread not in _unraisable:
         return False

@@ -513,7 +513,7 @@ class Worker:
         if how == "call":
             self.held[store].store.restore(source)  # type: ignore[attr-defined]
         else:
-            self._run_cli(how, "restore", source)
+            self._run_cli(how, "restore", source, "--yes")
         return [began, time.monotonic()]
 
     def do_export(self, store: int, folder: str, cut: float) -> list[float]:
