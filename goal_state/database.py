@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sqlite3
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, cast, get_args
 
@@ -15,19 +18,21 @@ from sqlalchemy.engine import URL, make_url
 from goal_state.errors import (
     DatabaseLocationError,
     DatabaseReadOnlyError,
+    DatabaseReplacedError,
     ForeignDatabaseError,
     InvalidValueError,
     NotADatabaseError,
     UnsupportedDatabaseError,
 )
 from goal_state.executor import driver_connection, primary_code, translating
-from goal_state.files import OpenedFile
+from goal_state.files import OpenedFile, has_log, log_owner
 from goal_state.forks import check_not_barred
 from goal_state.identifiers import new_id
-from goal_state.tables import VERSION_TABLE
+from goal_state.tables import VERSION_TABLE, database_identity
 
 __all__ = [
     "Durability",
+    "change_identity",
     "check_busy_timeout",
     "check_durability",
     "check_writable",
@@ -49,6 +54,8 @@ Durability: TypeAlias = Literal["full", "normal"]
 the last commits may be missing after a power cut; the database is consistent all the same."""
 
 _MINIMUM_SQLITE: Final = (3, 37, 0)  # STRICT tables
+
+_SMALLEST_FILE_BYTES: Final = 512
 
 
 def create_engine(
@@ -211,6 +218,7 @@ def inspect_file(path: Path, *, to_read: bool = False) -> str | None:
         NotADatabaseError: the file is no SQLite database.
         ForeignDatabaseError: it is another application's.
         DatabaseReadOnlyError: the file or its folder cannot be written to, though it should.
+        DatabaseReplacedError: it took the place of another file, whose log is still there.
     """
     try:
         return _inspect_file(path, to_read=to_read)
@@ -234,12 +242,17 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
         )
     if not path.exists() or path.stat().st_size == 0:
         return None
+    _refuse_exchanged(path)
     if not to_read and not os.access(path, os.W_OK):
         raise DatabaseReadOnlyError(
             f"{str(path)!r} is read-only for this user; allow writing to it"
         )
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if path.stat().st_size < _SMALLEST_FILE_BYTES:  # SQLite takes one of a single byte for empty
+        raise _no_database(path)
     with translating():
-        connection = sqlite3.connect(reading_uri(path), uri=True)
+        connection = _connected(reading_uri(path))
         try:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
@@ -249,9 +262,7 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
         except sqlite3.DatabaseError as error:
             if primary_code(error) != sqlite3.SQLITE_NOTADB:
                 raise
-            raise NotADatabaseError(
-                f"{str(path)!r} is not a SQLite database; name another file"
-            ) from error
+            raise _no_database(path) from error
         finally:
             connection.close()
     if tables:
@@ -260,6 +271,12 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
         )
     return None
+
+
+def _no_database(path: Path) -> NotADatabaseError:
+    return NotADatabaseError(
+        f"{str(path)!r} is not a SQLite database; name another file, or restore a backup if it was one"
+    )
 
 
 def reading_uri(path: Path) -> str:
@@ -273,6 +290,51 @@ def reading_uri(path: Path) -> str:
     log = file.with_name(f"{file.name}-wal")
     mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
     return f"{file.as_uri()}?{mode}"
+
+
+def _refuse_exchanged(path: Path) -> None:
+    """Refuses a file that was put in the place of another one whose log is still there: SQLite would replay
+    that onto it.
+
+    Raises:
+        DatabaseReplacedError: it is another file than the one whose log lies beside it.
+    """
+    file = Path(os.path.realpath(path))
+    if not has_log(file) or (owner := log_owner(file)) is None:
+        return
+    found: str | None = None
+    # The file itself, without the log; while others write to it, it may be torn.
+    with (
+        suppress(sqlite3.Error),
+        closing(_connected(f"{file.as_uri()}?mode=ro&immutable=1")) as main,
+    ):
+        (found,) = main.execute(f"SELECT identity FROM {database_identity.name}").fetchone() or (
+            None,
+        )  # noqa: S608
+    if found is not None and found != owner:
+        raise DatabaseReplacedError(
+            f"{str(path)!r} was put in the place of another database, whose log ({file.name}-wal) is still"
+            " there and would be replayed onto it. Nothing was changed. Move the file to another name, then"
+            f" run: goal-state restore THAT-FILE --db {shlex.quote(str(path))}"
+        )
+
+
+def change_identity(path: Path, identity: str | None = None) -> None:
+    """Makes a copy tell itself apart from the database that it is one of.
+
+    Args:
+        path: the copy, which nobody has open.
+        identity: whose place it will take; None: nobody's.
+    """
+    with translating(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            f"UPDATE {database_identity.name} SET identity = ?",  # noqa: S608
+            (identity or new_id(),),
+        )
+
+
+def _connected(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True)
 
 
 def create_file(path: Path) -> None:

@@ -25,6 +25,7 @@ from goal_state.errors import (
     DatabaseReadOnlyError,
     UsageOverflowError,
 )
+from goal_state.identifiers import new_id
 
 __all__ = [
     "Executor",
@@ -105,6 +106,10 @@ def translating() -> Generator[None]:
 
 
 _COMMIT: Final = ("COMMIT",)
+_IDENTITY: Final = "SELECT identity FROM database_identity"
+_GIVE_IDENTITY: Final = (
+    "INSERT INTO database_identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM database_identity)"
+)
 
 
 class Statement:
@@ -287,6 +292,16 @@ class Executor:
             finally:
                 target.close()
 
+    def identity(self) -> str | None:
+        """What tells the database from its copies; None where nothing was noted yet."""
+        row = self._cursor.execute(_IDENTITY).fetchone()
+        return None if row is None else row[0]
+
+    def give_identity(self) -> str:
+        """Notes one, unless another was quicker, inside a transaction that may write."""
+        self._cursor.execute(_GIVE_IDENTITY, (new_id(),))
+        return self._cursor.execute(_IDENTITY).fetchone()[0]
+
     def page_size(self) -> int:
         """The size of the database's pages in bytes."""
         return self._cursor.execute("PRAGMA page_size").fetchone()[0]
@@ -299,7 +314,9 @@ class Executor:
         """Closes the cursor and the connection. Closing twice is fine."""
         self.usable = False
         if not self._closed:
-            with suppress(sqlite3.ProgrammingError):  # closed already by a call that was struck in here
+            with suppress(
+                sqlite3.ProgrammingError
+            ):  # closed already by a call that was struck in here
                 self._cursor.close()
             self._connection.close()
             self._closed = True

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from goal_state.errors import DatabaseReplacedError
+from goal_state.identifiers import new_id
 
-__all__ = ["OpenedFile", "network_file_system"]
+__all__ = ["OpenedFile", "has_log", "log_owner", "network_file_system", "note_log_owner"]
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +87,40 @@ class OpenedFile:
                 self._path,
                 kind,
             )
+
+
+def has_log(path: Path) -> bool:
+    """Whether a log lies beside a database that SQLite would replay onto it, or is just writing."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except OSError:
+        return False
+
+
+def log_owner(path: Path) -> str | None:
+    """The identity of the database that the log beside a file belongs to, as far as was noted."""
+    try:
+        return _owner_file(path).read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def note_log_owner(path: Path, identity: str) -> None:
+    """Notes whose log lies beside a file. Where that cannot be written, an exchanged file goes unnoticed."""
+    if log_owner(path) == identity:
+        return
+    new = path.with_name(f".{new_id()}.new")
+    try:
+        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:  # noqa: PTH123
+            file.write(f"{identity}\n")
+        new.replace(_owner_file(path))
+    except OSError as error:
+        _logger.debug("%s could not be noted as the owner of its log: %s", path, error)
+        new.unlink(missing_ok=True)
+
+
+def _owner_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}-id")
 
 
 def network_file_system(path: str, mounts: Path = _MOUNTS) -> str | None:

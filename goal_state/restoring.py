@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from goal_state import migrate
-from goal_state.database import create_engine, inspect_file, reading_uri
+from goal_state.database import change_identity, create_engine, inspect_file, reading_uri
 from goal_state.errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -50,13 +50,18 @@ def check_backup(source: Path) -> str:
 
 @contextmanager
 def prepared(
-    source: Path, database: Path | None, page_size: int, progress: Progress | None
+    source: Path,
+    database: Path | None,
+    identity: str | None,
+    page_size: int,
+    progress: Progress | None,
 ) -> Generator[sqlite3.Connection]:
     """A checked copy of a backup, upgraded to the library's schema; gone when the block ends.
 
     Args:
         source: the backup. It is left as it is.
         database: what it is to be written over; the copy lies beside it. None in memory.
+        identity: of that database, which it keeps.
         page_size: of that database, in bytes.
         progress: see `Progress`.
 
@@ -78,6 +83,7 @@ def prepared(
                 engine = create_engine(copy)
                 migrate.upgrade(engine)
                 engine.dispose()
+            change_identity(copy, identity)
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 _check(connection, source)
                 # Of another page size, SQLite could not write it over the database.

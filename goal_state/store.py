@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from sqlalchemy import Connection, Engine
@@ -38,6 +39,7 @@ from goal_state.errors import (
 )
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import driver_connection
+from goal_state.files import note_log_owner
 from goal_state.forks import FileIdentity, register, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
 from goal_state.listeners import Listeners, Subscription
@@ -193,7 +195,10 @@ class GoalStore(GoalOperations):
                 if path is not None and revision is None and migrate:
                     create_file(path)
             migrations.ensure_current(engine, revision, migrate=migrate)
-            return cls(engine, connect, busy_timeout_seconds, owns_engine=own)
+            store = cls(engine, connect, busy_timeout_seconds, owns_engine=own)
+            if own and migrate and path is not None:
+                store._note_log_owner(path)
+            return store
 
         return while_connecting(None if path is None else str(path), open_there)
 
@@ -441,7 +446,8 @@ class GoalStore(GoalOperations):
         the database open, in this process or another. Never put a backup in place by moving or copying it
         over the database.
 
-        It is one transaction: others see all of it or nothing. What was charged since is gone, with its
+        It is the whole database, a host's own tables in it as well, in one transaction: others see all of it
+        or nothing. What was charged since is gone, with its
         idempotency keys; live listeners hear of nothing; durable consumers go on from where they were. A
         backup of an older schema is upgraded.
 
@@ -463,10 +469,11 @@ class GoalStore(GoalOperations):
         self._refuse_nested()
         place = check_path("path", path)
         file = database_path(self._engine)
+        identity = self._read(lambda reader: reader.executor.identity())
         page_size = self._read(lambda reader: reader.executor.page_size())
 
         def put_in_place() -> None:
-            with prepared(place, file, page_size, progress) as copy:
+            with prepared(place, file, identity, page_size, progress) as copy:
                 self._writer.exclusively(
                     lambda: write_over(
                         copy, self._repository.executor.driver, self._busy_timeout_seconds
@@ -587,6 +594,13 @@ class GoalStore(GoalOperations):
         self._file.check()
         self._repository.executor.reconnect(self._connect)
         self._leave_waiting_to_gate()
+
+    def _note_log_owner(self, path: Path) -> None:
+        """Makes it possible to notice, at the next open, that another file took this one's place."""
+        identity = self._read(lambda reader: reader.executor.identity())
+        if identity is None:
+            identity = self._carry_out(lambda repository: repository.executor.give_identity())
+        note_log_owner(Path(os.path.realpath(path)), identity)
 
     # -- forks -------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from sqlalchemy import Table, bindparam, insert, select, text
 
+from goal_state.database import change_identity
 from goal_state.errors import DatabaseLocationError, InvalidValueError, RequestError
 from goal_state.executor import Statement
 from goal_state.repository import GoalRepository
@@ -92,6 +93,7 @@ def back_up(
         ) from None
     try:
         repository.executor.copy_to(partial, progress)
+        change_identity(partial)
         os.link(partial, path)  # refuses where a rename would replace a file made meanwhile
     except FileExistsError:
         raise DatabaseLocationError(f"{str(path)!r} exists; name a new file") from None

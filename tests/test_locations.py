@@ -66,15 +66,17 @@ def test_a_file_that_is_no_database(path: Path, content: bytes) -> None:
 def test_a_file_with_a_header_and_nothing_true_behind_it(path: Path) -> None:
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
     before = fingerprints(path.parent)
-    refused(path, DatabaseCorruptError, "restore a backup")
+    refused(path, NotADatabaseError, "restore a backup")
     assert fingerprints(path.parent) == before
 
 
-def test_an_error_of_the_database_has_its_result_code(path: Path) -> None:
-    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
-    with pytest.raises(DatabaseCorruptError, match="SQLITE_NOTADB") as caught:
-        GoalStore.open(path)
-    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_NOTADB
+def test_an_error_of_the_database_has_its_result_code(database: Path) -> None:
+    with database.open("r+b") as file:
+        file.seek(100)  # where the list of tables begins
+        file.write(b"\xff" * 3996)
+    with pytest.raises(DatabaseCorruptError, match="SQLITE_CORRUPT") as caught:
+        GoalStore.open(database)
+    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_CORRUPT
 
 
 def test_a_database_that_was_cut_off(database: Path) -> None:

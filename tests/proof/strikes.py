@@ -1,9 +1,9 @@
 """Exceptions and signals that arrive at a chosen bytecode of the library, where CPython delivers them.
 
 A trace function that raises would strike between any two bytecodes: also where CPython never looks whether
-something is pending (right before the exit of a `with`, say), so that it finds faults which nobody can have. Here
-the trace function only sees to it that something *is* pending. That is done by an operator that is
-written in C: no bytecode runs between it and the return of the trace function, which could be struck
+something is pending (right before the exit of a `with`, say), so that it finds faults which nobody can
+have. Here the trace function only sees to it that something *is* pending. That is done by an operator
+that is written in C: no bytecode runs between it and the return of the trace function, which could be struck
 instead. The interpreter then delivers by itself, as soon as it looks: for a signal's handler and for
 `PyThreadState_SetAsyncExc` alike. So every point that is struck is real, and all of those are struck whose
 turn comes.
@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import goal_state
 
@@ -47,7 +47,7 @@ class Struck(BaseException):
     """The root of what is thrown in, however it is to look."""
 
 
-class Limit(Struck, Exception):
+class Limit(Struck, Exception):  # noqa: N818
     """What a worker's soft time limit looks like: an ordinary exception."""
 
 
@@ -147,7 +147,7 @@ class Strike:
         self._operator = operator
         self.armed = False
 
-    def __enter__(self) -> Strike:
+    def __enter__(self) -> Self:
         sys.settrace(self._trace)
         return self
 
@@ -170,7 +170,7 @@ class Strike:
                 sys.settrace(None)
                 self.armed = True
                 operator = self._operator
-                -operator  # nothing but a return must come behind it
+                -operator  # noqa: B018 - nothing but a return must come behind it
                 return None
             return self._trace
         if event == "call":
