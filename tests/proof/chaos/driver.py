@@ -271,9 +271,7 @@ class Machine:
     def perform(self, step: Step) -> None:
         own = getattr(self, f"_{step.name}", None)
         arguments = step.arguments
-        numbers = (
-            _numbers(arguments) if step.name != "strike" or arguments["what"] == "charge" else []
-        )
+        numbers = _numbers(arguments)
         self.model.sent(numbers, step.worker)
         if own is not None:
             own(step.worker, **arguments)
@@ -301,13 +299,20 @@ class Machine:
         self._settle(worker)
         self._order(worker, "fork_in_work", **arguments)
 
-    def _charge(self, worker: int, burst: int, **arguments: Any) -> None:
+    def _charge(self, worker: int, **arguments: Any) -> None:
+        self._burst(worker, "charge", **arguments)
+
+    def _strike(self, worker: int, **arguments: Any) -> None:
+        self._burst(worker, "strike", **arguments)
+
+    def _burst(self, worker: int, what: str, /, *, burst: int, **arguments: Any) -> None:
+        """An order whose charges go on after it was answered."""
         hand = self._hands[worker]
         self._wait(
             lambda: len(hand.bursts) < _MOST_BURSTS, f"the charges of worker {worker} do not end"
         )
         hand.bursts.add(burst)
-        self._order(worker, "charge", burst=burst, **arguments)
+        self._order(worker, what, burst=burst, **arguments)
 
     def _kill(self, worker: int, after: float) -> None:
         self._pump(min(after, 0.02))
@@ -414,7 +419,7 @@ class Machine:
 def _numbers(arguments: dict[str, Any]) -> list[int]:
     """The charges that a step makes."""
     numbers = [number for lane in arguments.get("lanes", ()) for number in lane]
-    numbers += arguments.get("numbers", ())
+    numbers += [number for number in arguments.get("numbers", ()) if number]
     numbers += [arguments[name] for name in ("number", "extra") if arguments.get(name)]
     return numbers
 

@@ -98,6 +98,9 @@ class Plan:
     def _struck_store(self) -> int | None:
         """A store of our own: a host's pool of connections may lose count when it is struck."""
         own = [number for number, store in self._stores.items() if not store.is_on_engine]
+        heard = [number for number in own if self._stores[number].listens]
+        if heard and self._chance(0.7):
+            own = heard  # more can go wrong there
         return self._draw.choice(own) if own else None
 
     def _number(self, of: str) -> int:
@@ -158,6 +161,7 @@ class Plan:
             numbers=self._charges(count),
             how=self._one_of("own", "inherited"),
             end=self._one_of("close", "exit", "thread"),
+            beside=self._one_of("", "open", "read"),
         )
 
     def _fork_in_work(self) -> Step:
@@ -254,15 +258,20 @@ class Plan:
         what = self._one_of(
             *("charge",) * 6, "get", "verify", "goals", "events", "export", "open", "listen"
         )
+        lanes = [
+            self._charges(self._draw.randint(3, 10)) for _ in range(self._draw.choice((0, 0, 3)))
+        ]
         return self._tell(
             "strike",
-            count=count,
+            count=count + sum(map(len, lanes)),
             store=store,
             what=what,
             numbers=self._charges(count) if what == "charge" else [0] * count,
             how=self._one_of("counted", "counted", "timer"),
             when=self._whens(count),
             kinds=self._kinds(count),
+            burst=self._number("burst"),
+            lanes=lanes,
         )
 
     def _handler(self) -> Step | None:
@@ -414,7 +423,7 @@ _WEIGHTS: Final[dict[str, float]] = {
     "cli": 3,
     "cli_process": 0.2,
     "host": 4,
-    "listen": 1,
+    "listen": 3,
     "consume": 2,
     "drain": 1,
     "meter": 3,

@@ -278,9 +278,12 @@ class Worker:
         how: str,
         when: list[float],
         kinds: list[str],
+        burst: int,
+        lanes: list[list[int]],
     ) -> None:
-        """Does one thing again and again on the main thread, and is struck in it."""
+        """Does one thing again and again on the main thread, and is struck in it; other threads charge."""
         held = self.held[store]
+        self.do_charge(store, burst, lanes, [], 0)
         for index, number in enumerate(numbers):
             kind = kinds[index]
             raised = 0
@@ -435,9 +438,22 @@ class Worker:
         self.children.append(pid)
         return pid
 
-    def do_fork_briefly(self, store: int, numbers: list[int], how: str, end: str) -> None:
+    def do_fork_briefly(
+        self, store: int, numbers: list[int], how: str, end: str, beside: str
+    ) -> None:
         """A child that charges, by the store that it inherited or by one of its own, and ends."""
         held = self.held[store]
+        is_over = threading.Event()
+
+        def keep_busy() -> None:
+            try:
+                while not is_over.is_set():
+                    if beside == "open":
+                        self._open("here").store.close()
+                    else:
+                        held.store.verify("thread-0")
+            except BaseException as error:
+                self.say_surprise(error)
 
         def live() -> None:
             child = _fork()
@@ -460,10 +476,16 @@ class Worker:
             finally:
                 os._exit(status)
 
-        if end == "thread":
-            _on_thread("thread", live)
-        else:
-            live()
+        busy = threading.Thread(target=keep_busy, daemon=True)
+        if beside:
+            busy.start()
+            time.sleep(0.002)
+        try:
+            _on_thread("thread" if end == "thread" else "here", live)
+        finally:
+            is_over.set()
+        if beside:
+            busy.join(JOIN_SECONDS)
 
     def do_fork_in_work(self, store: int, number: int) -> None:
         """A fork from inside a transaction: the child is refused, the parent unharmed."""
@@ -548,11 +570,12 @@ class Worker:
         """What nobody should do is refused in words: in a folder of its own, with copies."""
         place = Path(folder)
         place.mkdir()
-        copy, log = place / "goals.db", place / "goals.db-wal"
+        copy = place / "goals.db"
         copy.write_bytes(Path(backup).read_bytes())
         if what == "replaced":
-            with contextlib.suppress(FileNotFoundError):
-                log.write_bytes(self.path.with_name(f"{self.path.name}-wal").read_bytes())
+            for file in self.path.parent.glob(f"{self.path.name}-*"):
+                if not file.name.endswith(("-shm", "-door", "-room")):
+                    copy.with_name(file.name).write_bytes(file.read_bytes())
         else:
             with contextlib.closing(sqlite3.connect(copy)) as raw, raw:
                 raw.execute("DROP TABLE goal_state_alembic_version")
