@@ -1,0 +1,161 @@
+"""Faults that the library once had, or could have, each put back in a worker's process by replacing a
+function: what the machine is proved by.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from goal_state import database, listeners, readers, restoring, store, writer
+from goal_state.cli import opening
+
+__all__ = ["FAULTS", "Fault"]
+
+
+class Fault(NamedTuple):
+    """How a fault is put back, and within how many steps the machine has to find it."""
+
+    put_back: Callable[[], object]
+    within_steps: int = 3_000
+
+
+def _open_the_file() -> None:
+    """The database is opened with `open`, and closed: the process's locks on it are gone."""
+    inspect = database.inspect_file
+
+    def open_and_inspect(path: Path, **arguments: Any) -> str | None:
+        if path.exists():
+            path.open("rb").close()
+        return inspect(path, **arguments)
+
+    for module in (store, restoring, opening):
+        module.inspect_file = open_and_inspect  # type: ignore[attr-defined]
+
+
+def _keep_the_file_in_a_fork() -> None:
+    """Nobody lets go of the file before a fork: the child goes on with its parent's connections."""
+    store.register = lambda holder: None
+
+
+def _fork_while_a_file_is_opened() -> None:
+    """A fork does not wait for other threads that open a database."""
+    store.while_connecting = lambda path, work: work()
+
+
+def _restore_by_copying() -> None:
+    """A backup is copied over the file that others have open."""
+
+    def restore(self: store.GoalStore, path: Path) -> None:
+        shutil.copyfile(path, self._engine.url.database)
+
+    store.GoalStore.restore = restore  # type: ignore[assignment,method-assign]
+
+
+def _overlook_an_exchanged_file() -> None:
+    """A file is opened beside which the log of another one lies."""
+    database._refuse_exchanged = lambda path: None
+
+
+def _leave_the_lead_behind() -> None:
+    """Nobody who waits looks whether anybody leads."""
+    writer._LOOK_UP_SECONDS = 3_600.0
+
+
+def _blame_requests_for_strikes() -> None:
+    """What strikes the one who leads is taken for an error of the call that it was at."""
+
+    def run_requests(self: writer.Writer, group: list[Any]) -> None:
+        for call in group:
+            try:
+                call.result = call.work(self._repository)
+            except BaseException as error:
+                raise writer._RequestFailedError(error) from None
+
+    writer.Writer._run_requests = run_requests  # type: ignore[method-assign]
+
+
+def _run_work_in_groups() -> None:
+    """A host's work shares a transaction with other callers' and is run by the one who leads."""
+    store.GoalStore.transact = store.GoalStore._carry_out  # type: ignore[method-assign]
+
+
+def _note_the_deliverer() -> None:
+    """Whoever tells the listeners holds a lock that a strike can leave held."""
+    is_delivering = threading.Lock()
+
+    def deliver(self: listeners.Listeners) -> None:
+        while self._first_decided() is not None and is_delivering.acquire(blocking=False):
+            self._lock.acquire()
+            self._lock.release()
+            try:
+                self._tell_all()
+            finally:
+                is_delivering.release()
+
+    listeners.Listeners.deliver = deliver  # type: ignore[method-assign]
+
+
+def _forget_events_first() -> None:
+    """An event leaves the queue before its listener is told."""
+
+    def tell_all(self: listeners.Listeners) -> None:
+        while (batch := self._first_decided()) is not None:
+            while batch.commits and batch.events:
+                event, subscription = batch.events.popleft()
+                subscription.tell(event)
+            self._queue.popleft()
+
+    listeners.Listeners._tell_all = tell_all  # type: ignore[method-assign]
+
+
+def _read_in_the_past() -> None:
+    """A reader whose snapshot a strike left open is used again."""
+
+    def take(self: readers.PooledReaders) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._new()
+
+    readers.PooledReaders._take = take  # type: ignore[method-assign]
+
+
+def _nest_calls() -> None:
+    """A call inside a transaction of its own thread is not noticed."""
+    writer.Writer.is_mine = property(lambda self: False)  # type: ignore[assignment,method-assign]
+
+
+def _close_at_once() -> None:
+    """A handler's `close()` closes under the call that it interrupts."""
+    is_mine = writer.Writer.is_mine
+    close = store.GoalStore.close
+
+    def close_at_once(self: store.GoalStore) -> None:
+        writer.Writer.is_mine = property(lambda self: False)  # type: ignore[assignment,method-assign]
+        try:
+            close(self)
+        finally:
+            writer.Writer.is_mine = is_mine  # type: ignore[method-assign]
+
+    store.GoalStore.close = close_at_once  # type: ignore[method-assign]
+
+
+FAULTS: Final = {
+    "the file is opened with open()": Fault(_open_the_file),
+    "a fork keeps the file open": Fault(_keep_the_file_in_a_fork),
+    "a fork does not wait for an open": Fault(_fork_while_a_file_is_opened),
+    "a backup is copied over the file": Fault(_restore_by_copying),
+    "an exchanged file is opened": Fault(_overlook_an_exchanged_file),
+    "the lead is left behind": Fault(_leave_the_lead_behind),
+    "a strike is taken for a request's error": Fault(_blame_requests_for_strikes),
+    "a host's work runs on another thread": Fault(_run_work_in_groups),
+    "a strike leaves nobody to tell listeners": Fault(_note_the_deliverer),
+    "a strike loses a listener's event": Fault(_forget_events_first),
+    "a strike leaves a reader in the past": Fault(_read_in_the_past),
+    "a call inside a transaction is not noticed": Fault(_nest_calls),
+    "close() closes under an interrupted call": Fault(_close_at_once),
+}

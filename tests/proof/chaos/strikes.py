@@ -1,0 +1,190 @@
+"""Exceptions that strike a thread in the middle of a call, as signal handlers, Ctrl-C and time limits do.
+
+Three ways: a timer's signal on the main thread; `PyThreadState_SetAsyncExc` on any other; and one that is
+counted: raised at the n-th point inside the library at which CPython would deliver a signal (the beginning
+of a function, the return from one of C), so that every window, however short, is struck as easily as the
+next one, and the same again with the same number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+import goal_state
+
+Result = TypeVar("Result")
+
+__all__ = ["STRIKES", "Guard", "Strike", "counted", "of_kind", "on_timer", "prepare"]
+
+_LIBRARY: Final = str(Path(goal_state.__file__).parent)
+
+_NEVER_LOGGED_BY: Final = ("goal_state.store", "goal_state.writer", "goal_state.readers")
+
+_NO_POINT: Final = (len, isinstance, iter, next, type)
+"""After these CPython does not look for signals."""
+
+PATIENCE_SECONDS: Final = 10.0
+
+
+class BareStrike(BaseException):
+    """Derived from nothing that anybody catches."""
+
+
+class KeyboardStrike(KeyboardInterrupt):
+    """As Ctrl-C."""
+
+
+class ExitStrike(SystemExit):
+    """As a SIGTERM handler that calls `sys.exit`."""
+
+
+class SoftStrike(Exception):  # noqa: N818
+    """As the soft time limit of a task queue."""
+
+
+Strike = (BareStrike, KeyboardStrike, ExitStrike, SoftStrike)
+"""For `except`."""
+
+STRIKES: Final = {kind.__name__: kind for kind in Strike}
+
+AnyStrike = type[BareStrike] | type[KeyboardStrike] | type[ExitStrike] | type[SoftStrike]
+
+
+def of_kind(name: str) -> AnyStrike:
+    return STRIKES[name]
+
+
+def _is_library(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_LIBRARY)
+
+
+def counted(act: Callable[[], None], at: int, work: Callable[[], Result]) -> Result:
+    """Does the work, and `act` (which may raise) at the n-th point in the library that it reaches."""
+    left = at
+
+    def at_point(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal left
+        if event not in ("call", "c_return") or not _is_library(frame):
+            return
+        if event == "c_return" and (
+            argument in _NO_POINT or getattr(argument, "__name__", "") == "append"
+        ):
+            return
+        left -= 1
+        if left == 0:
+            sys.setprofile(None)
+            act()
+
+    sys.setprofile(at_point)
+    try:
+        return work()
+    finally:
+        sys.setprofile(None)
+
+
+_armed: Callable[[], None] | None = None
+_unraisable: set[int] = set()
+"""Threads in which a strike could only be reported: it came in a finalizer, say."""
+
+
+def _on_alarm(_number: int, _frame: FrameType | None) -> None:
+    global _armed
+    act, _armed = _armed, None
+    if act is not None:
+        act()
+
+
+def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if isinstance(unraisable.exc_value, Strike):
+        _unraisable.add(threading.get_ident())
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+class _SeenInLogs(logging.Handler):
+    """Notes strikes that code which is not the library's (a pool, a listener) could only log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info and record.exc_info[1]
+        if isinstance(error, Strike) and record.name not in _NEVER_LOGGED_BY:
+            _unraisable.add(threading.get_ident())
+
+
+def prepare() -> None:
+    """To be called once, on the main thread."""
+    logging.getLogger().addHandler(_SeenInLogs())
+    signal.signal(signal.SIGALRM, _on_alarm)
+    sys.unraisablehook = _on_unraisable
+
+
+def was_unraisable() -> bool:
+    """Whether a strike on this thread could only be reported or logged; asking forgets it."""
+    thread = threading.get_ident()
+    if thread not in _unraisable:
+        return False
+    _unraisable.discard(thread)
+    return True
+
+
+def on_timer(act: Callable[[], None], after_seconds: float, work: Callable[[], Result]) -> Result:
+    """Does the work on the main thread, and `act` from a signal handler if it lasts so long."""
+    global _armed
+    try:
+        _armed = act
+        signal.setitimer(signal.ITIMER_REAL, after_seconds)
+        return work()
+    finally:
+        _armed = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class Guard:
+    """Lets one thread be struck by others inside `call`, and nowhere else."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._is_open = False
+        self._is_sending = False
+        self._is_sent = False
+
+    def strike(self, kind: AnyStrike) -> bool:
+        """Called by another thread; whether the exception was sent."""
+        self._is_sending = True
+        try:
+            if not self._is_open or self._is_sent:
+                return False
+            self._is_sent = True
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread), ctypes.py_object(kind)
+            )
+            return True
+        finally:
+            self._is_sending = False
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """Does the work. At its end it waits for an exception that is on its way."""
+        self._is_sent = False
+        self._is_open = True
+        try:
+            return work()
+        except Strike:
+            self._is_sent = False
+            raise
+        finally:
+            self._is_open = False
+            while self._is_sending:
+                time.sleep(0)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while self._is_sent and not was_unraisable():
+                if time.monotonic() > deadline:
+                    raise AssertionError("an exception that was sent to a thread never came")
+                time.sleep(0.0001)
