@@ -337,7 +337,7 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "backup": ("{folder}/copy.db",),
     "export": (),
     "import": ("{folder}/export.jsonl",),
-    "restore": ("{folder}/backup.db",),
+    "restore": ("{folder}/backup.db", "--yes"),
 }
 """Every command, with what it needs beside `--db`."""
 
