@@ -285,7 +285,7 @@ def test_what_is_no_backup_is_refused_and_nothing_changes(
     file = path.with_name("source.db")
     SOURCES[source](file, backup)
     with GoalStore.open(path) as store:
-        before, names = contents(path), sorted(os.listdir(path.parent))
+        before, names = contents(path), sorted(path.parent.iterdir())
         with pytest.raises(GoalStateError) as raised:
             store.restore(file)
         assert len(str(raised.value)) > 20
@@ -293,7 +293,7 @@ def test_what_is_no_backup_is_refused_and_nothing_changes(
         store.account("t", tokens=1)
         assert tokens(store) == 101
         assert store.verify() == []
-        assert sorted(os.listdir(path.parent)) == names
+        assert sorted(path.parent.iterdir()) == names
     with GoalStore.open(path) as store:
         assert tokens(store) == 101
 
