@@ -18,12 +18,12 @@ FORKS = 100
 """Under a writing thread."""
 
 PRELUDE = """
-import faulthandler, os, signal, sys, threading, time, traceback, warnings
+import os, signal, sys, threading, time, traceback, warnings
 from contextlib import closing
 from goal_state import ForkedStoreError, GoalStore, StoreClosedError
 
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads
-faulthandler.dump_traceback_later(50, exit=True)
+signal.alarm(50)  # rather than to hang
 path = sys.argv[1]
 
 
@@ -218,6 +218,7 @@ store = GoalStore.open(path)
 store.create("t", "Ship")
 process = os.fork()
 if process == 0:
+    signal.alarm(30)
     charge(store)
     {close}
     {leave}
