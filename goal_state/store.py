@@ -40,7 +40,7 @@ from goal_state.errors import (
 from goal_state.event_log import ConsumerCursor, ConsumerCursors
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, driver_connection
-from goal_state.files import note_log_owner
+from goal_state.files import forget_log_owner, note_log_owner
 from goal_state.forks import FileIdentity, register, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
 from goal_state.listeners import Listeners, Subscription
@@ -609,6 +609,8 @@ class GoalStore(GoalOperations):
             self._gate.close()
             if self._owns_engine:
                 self._engine.dispose()
+                if (path := database_path(self._engine)) is not None:
+                    forget_log_owner(Path(os.path.realpath(path)))
             self._is_closed = True
 
     def __enter__(self) -> Self:
