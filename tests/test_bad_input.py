@@ -403,7 +403,9 @@ CALLS: dict[str, Call] = {
         limit=st.none() | counts,
     ),
     "store.verify": _of_store("verify", thread_id=optional_names),
-    "store.read_cursor": _of_store("read_cursor", name=names),
+    "store.read_cursor": Call(
+        lambda world, name: _taken(world.store.read_cursor(name)), {"name": names}
+    ),
     "store.read_events": _of_store("read_events", after=counts, limit=counts),
     "store.prune_events": _of_store("prune_events", before=st.just(NOW)),
     "store.import_lines": Call(_import_lines, {"rows": st.lists(_exported, max_size=2)}),
