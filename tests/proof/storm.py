@@ -63,7 +63,7 @@ class Worker:
         """What was caught, as it is or as another one's context."""
         self.failed: BaseException | None = None
         self.mean_seconds = 0.001
-        """Of a turn that nothing struck: so that on a busy machine, too, some get through."""
+        """Of a turn, about: so that on a busy machine, too, some get through."""
         self.is_ready = False
         """Not from when it is struck until it goes on: nobody could catch the next one."""
 
@@ -156,6 +156,7 @@ class Worker:
     def note(self, error: Struck) -> None:
         """May be struck itself: then the first strike is the second one's context."""
         self.is_ready = False
+        self.mean_seconds *= 1.15  # else those that take long would never get through
         self.top.append(type(error))
         self.storm.places[struck_at(error) or "the caller"] += 1
         for one in chain(error):
