@@ -73,8 +73,8 @@ _MAX_VALUE_BYTES: Final = 2**20
 _MAX_SQL_BYTES: Final = 16 * 2**10
 """So may each statement of its schema, which SQLite parses into a multiple of that."""
 
-_MAX_SCHEMA_STEPS: Final = 50_000
-"""SQLite takes some ten steps for each table and index of a schema, which is kept in memory as a whole."""
+_MAX_SCHEMA_STEPS: Final = 20_000
+"""SQLite takes some eight steps for each table and index of a schema, which is kept in memory as a whole."""
 
 _MAX_STEPS: Final = 20_000_000
 """Some twenty are taken for each goal, a second for all."""
