@@ -370,6 +370,7 @@ class GoalStore(GoalOperations):
         from goal_state.consumers import Consumer
 
         self._check_open()
+        self._refuse_nested()
         name = check_name("name", name)
         if not callable(sink):
             raise InvalidValueError("sink", f"must be callable, not {type(sink).__name__}")
@@ -510,6 +511,7 @@ class GoalStore(GoalOperations):
         from goal_state.transfer import export_lines
 
         self._check_open()
+        self._refuse_nested()
 
         def lines() -> Iterator[str]:
             with self._readers.stream(export_lines) as rows:
@@ -671,6 +673,7 @@ class GoalStore(GoalOperations):
         if not let_go and not self._is_closed:
             # The connections are the parent's, not even to be closed here.
             _inherited.append((self._engine, self._repository, self._readers))
+            self._gate.forget()
             self._refusal = ForkedStoreError(
                 "this process was forked while the store could not let go of its database (in memory, or"
                 " with a transaction, an export or a backup open); open it in a process started anew"
