@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _E = goal_events.c
+_CREATIONS: Final = goal_events.alias()
 _CREATED: Final = _E.kind == literal_column(
     "'created'"
 )  # as text, so that the partial index serves
@@ -67,6 +68,27 @@ _CHARGE_BY_KEY = Statement(
         _E.occurred_at_ms,
     ).where(_E.thread_id == bindparam("thread_id"), _E.idempotency_key == bindparam("key")),
     "thread_id key",
+)
+# By the thread's goals: an index on turns would cost each charge, and this is asked when a total falls.
+_CHARGE_OF_TURN = Statement(
+    lambda: (
+        select(_E.position)
+        .where(
+            _E.goal_id.in_(
+                select(_CREATIONS.c.goal_id).where(
+                    _CREATIONS.c.thread_id == bindparam("thread_id"),
+                    _CREATIONS.c.kind == literal_column("'created'"),
+                )
+            ),
+            _E.turn_id == bindparam("turn_id"),
+            _E.tokens_delta > literal_column("0"),
+        )
+        .limit(literal_column("1"))
+    ),
+    "thread_id turn_id",
+)
+_ID_AT = Statement(
+    lambda: select(_E.event_id).where(_E.position == bindparam("position")), "position"
 )
 _LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
 
@@ -173,6 +195,7 @@ class EventLog:
 
     Attributes:
         on_event: called with each event as it is appended (not yet committed); None where nobody asks.
+        newest_id: the `event_id` of what was appended last; None before the first.
     """
 
     def __init__(
@@ -180,6 +203,7 @@ class EventLog:
     ) -> None:
         self._executor = executor
         self.on_event: Callable[[GoalEvent], None] | None = on_event
+        self.newest_id: str | None = None
 
     def append(
         self,
@@ -196,6 +220,7 @@ class EventLog:
 
     def add(self, rows: list[EventRow]) -> None:
         """Appends rows made by this module, in order."""
+        self.newest_id = rows[-1][0]
         if len(rows) == 1:
             position = self._executor.run(_APPEND, rows[0]).lastrowid or 0
         else:
@@ -237,6 +262,15 @@ class EventLog:
         """The charge that was made in the thread under an idempotency key."""
         row = self._executor.run(_CHARGE_BY_KEY, (thread_id, key)).fetchone()
         return None if row is None else RecordedCharge(*row)
+
+    def turn_has_charged(self, thread_id: str, turn_id: str) -> bool:
+        """Whether tokens were charged to a turn of the thread."""
+        return self._executor.run(_CHARGE_OF_TURN, (thread_id, turn_id)).fetchone() is not None
+
+    def holds(self, event_id: str, position: int) -> bool:
+        """Whether the event at a position is that one."""
+        row = self._executor.run(_ID_AT, (position,)).fetchone()
+        return row is not None and row[0] == event_id
 
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
