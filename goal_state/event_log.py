@@ -71,9 +71,8 @@ _CHARGE_BY_KEY = Statement(
 )
 # By the thread's goals: an index on turns would cost each charge, and this is asked when a total falls.
 _CHARGE_OF_TURN = Statement(
-    lambda: (
-        select(_E.position)
-        .where(
+    lambda: limited(
+        select(_E.position).where(
             _E.goal_id.in_(
                 select(_CREATIONS.c.goal_id).where(
                     _CREATIONS.c.thread_id == bindparam("thread_id"),
@@ -83,9 +82,8 @@ _CHARGE_OF_TURN = Statement(
             _E.turn_id == bindparam("turn_id"),
             _E.tokens_delta > literal_column("0"),
         )
-        .limit(literal_column("1"))
     ),
-    "thread_id turn_id",
+    "thread_id turn_id limit",
 )
 _ID_AT = Statement(
     lambda: select(_E.event_id).where(_E.position == bindparam("position")), "position"
@@ -265,7 +263,7 @@ class EventLog:
 
     def turn_has_charged(self, thread_id: str, turn_id: str) -> bool:
         """Whether tokens were charged to a turn of the thread."""
-        return self._executor.run(_CHARGE_OF_TURN, (thread_id, turn_id)).fetchone() is not None
+        return bool(self._executor.run(_CHARGE_OF_TURN, (thread_id, turn_id, 1)).fetchall())
 
     def holds(self, event_id: str, position: int) -> bool:
         """Whether the event at a position is that one."""

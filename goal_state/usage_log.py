@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from sqlalchemy import bindparam, exists, null, select, update
+from sqlalchemy import bindparam, exists, func, null, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
@@ -48,8 +48,11 @@ _BASELINE = Statement(
     ).where(_U.thread_id == bindparam("thread_id"), _U.count_id == bindparam("count_id")),
     "thread_id count_id",
 )
-_ANY_OF_THREAD = Statement(
-    lambda: select(exists().where(_U.thread_id == bindparam("thread_id"))), "thread_id"
+_COUNTS_OF_THREAD = Statement(
+    lambda: (
+        select(func.count()).select_from(thread_usage).where(_U.thread_id == bindparam("thread_id"))
+    ),
+    "thread_id",
 )
 _SET_OWNERS = Statement(
     lambda: (
@@ -136,7 +139,7 @@ class UsageLog:
 
     def knows(self, thread_id: str) -> bool:
         """Whether any total of the thread was recorded."""
-        return bool(self._executor.run(_ANY_OF_THREAD, (thread_id,)).fetchone()[0])
+        return self._executor.run(_COUNTS_OF_THREAD, (thread_id,)).fetchone()[0] > 0
 
     def write(
         self,

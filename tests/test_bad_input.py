@@ -387,7 +387,9 @@ _exported = st.one_of(
 paths = st.sampled_from(
     ["made", "made.jsonl", Path("made"), "no/such/folder", ".", "x" * 300, "", *SQL]
 )
-_MIGRATING: Arguments = {"revision": st.sampled_from(["head", "0001", "0002", "0003", "0004", "0005"])}
+_MIGRATING: Arguments = {
+    "revision": st.sampled_from(["head", "0001", "0002", "0003", "0004", "0005"])
+}
 _ATTACHED: Arguments = {"rollout": st.none() | paths, "result": st.none() | st.just({})}
 _COUNTS: Arguments = dict.fromkeys(TokenUsage.__dataclass_fields__, counts)
 
