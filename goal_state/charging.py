@@ -1,4 +1,4 @@
-"""What a charge makes of a goal, and a cumulative usage of a baseline. Pure: no I/O, no clock, no SQL."""
+"""What a charge makes of a goal. Pure: no I/O, no clock, no SQL."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import logging
 from goal_state.errors import UsageOverflowError
 from goal_state.goals import Accounting, Goal, charged_status, make_goal
 from goal_state.requests import Charge, CumulativeUsage
-from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.validation import MAX_INTEGER
 
-__all__ = ["charge_goal", "cumulative", "next_baseline"]
+__all__ = ["charge_goal"]
 
 _logger = logging.getLogger(__name__)
 
@@ -19,10 +18,11 @@ def charge_goal(
     request: Charge | CumulativeUsage,
     goal: Goal | None,
     tokens: int,
+    time_ms: int,
     key: str | None,
     now_ms: int,
 ) -> Accounting:
-    """What a charge of so many tokens makes of the thread's goal.
+    """What a charge of so many tokens and so much time makes of the thread's goal.
 
     Raises:
         UsageOverflowError: the goal's usage would reach 2^63.
@@ -31,7 +31,6 @@ def charge_goal(
     if goal is None or (expected is not None and goal.goal_id != expected):
         _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
         return Accounting(goal, applied=False)
-    time_ms = request.time_ms
     used = goal.tokens_used + tokens
     time_used = goal.time_used_ms + time_ms
     status = charged_status(
@@ -63,29 +62,3 @@ def charge_goal(
         goal.blocked_reason if is_same else None,
     )
     return Accounting(charged, applied=True)
-
-
-def cumulative(total: TokenUsage | TokenUsageInfo) -> TokenUsage:
-    """The cumulative counts of a total, however it was given."""
-    return total.total if isinstance(total, TokenUsageInfo) else total
-
-
-def next_baseline(
-    before: UsageBaseline | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
-) -> tuple[ThreadUsage | None, int]:
-    """The baseline that a new cumulative total makes (None: the one that there is), and what a goal pays
-    for the way to it: nothing for the first total of a thread, nor for one that is lower.
-    """
-    if before is None:
-        info = total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, TokenUsage())
-        return ThreadUsage(info, turn_id), 0
-    seen = cumulative(total)
-    difference = seen - before.total
-    tokens = 0 if seen.is_below(before.total) else difference.goal_tokens
-    owner = before.turn_id if turn_id is None else turn_id
-    if isinstance(total, TokenUsageInfo):
-        return ThreadUsage(total, owner), tokens
-    if seen == before.total:
-        return None, tokens
-    info = TokenUsageInfo(seen, difference, before.model_context_window)
-    return ThreadUsage(info, owner), tokens

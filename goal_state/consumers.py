@@ -406,7 +406,9 @@ class Consumer:
 
         def advance(repository: GoalRepository) -> bool:
             # After a restored backup another event may stand there, which nobody has taken yet.
-            return repository.log.holds(last) and ConsumerCursors(repository.executor).advance(
+            return repository.log.holds(last.event_id, last.position) and ConsumerCursors(
+                repository.executor
+            ).advance(
                 self.name,
                 self._holder,
                 last.position,

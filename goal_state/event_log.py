@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _E = goal_events.c
+_CREATIONS: Final = goal_events.alias()
 _CREATED: Final = _E.kind == literal_column(
     "'created'"
 )  # as text, so that the partial index serves
@@ -68,11 +69,26 @@ _CHARGE_BY_KEY = Statement(
     ).where(_E.thread_id == bindparam("thread_id"), _E.idempotency_key == bindparam("key")),
     "thread_id key",
 )
-_LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
-_EVENT_ID_AT = Statement(
+# By the thread's goals: an index on turns would cost each charge, and this is asked when a total falls.
+_CHARGE_OF_TURN = Statement(
+    lambda: limited(
+        select(_E.position).where(
+            _E.goal_id.in_(
+                select(_CREATIONS.c.goal_id).where(
+                    _CREATIONS.c.thread_id == bindparam("thread_id"),
+                    _CREATIONS.c.kind == literal_column("'created'"),
+                )
+            ),
+            _E.turn_id == bindparam("turn_id"),
+            _E.tokens_delta > literal_column("0"),
+        )
+    ),
+    "thread_id turn_id limit",
+)
+_ID_AT = Statement(
     lambda: select(_E.event_id).where(_E.position == bindparam("position")), "position"
 )
-
+_LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
 _STATUS: Final = {status.value: status for status in GoalStatus}
 _KIND: Final = {kind.value: kind for kind in EventKind}
 
@@ -176,6 +192,7 @@ class EventLog:
 
     Attributes:
         on_event: called with each event as it is appended (not yet committed); None where nobody asks.
+        newest_id: the `event_id` of what was appended last; None before the first.
     """
 
     def __init__(
@@ -183,6 +200,7 @@ class EventLog:
     ) -> None:
         self._executor = executor
         self.on_event: Callable[[GoalEvent], None] | None = on_event
+        self.newest_id: str | None = None
 
     def append(
         self,
@@ -199,6 +217,7 @@ class EventLog:
 
     def add(self, rows: list[EventRow]) -> None:
         """Appends rows made by this module, in order."""
+        self.newest_id = rows[-1][0]
         if len(rows) == 1:
             position = self._executor.run(_APPEND, rows[0]).lastrowid or 0
         else:
@@ -241,14 +260,18 @@ class EventLog:
         row = self._executor.run(_CHARGE_BY_KEY, (thread_id, key)).fetchone()
         return None if row is None else RecordedCharge(*row)
 
+    def turn_has_charged(self, thread_id: str, turn_id: str) -> bool:
+        """Whether tokens were charged to a turn of the thread."""
+        return bool(self._executor.run(_CHARGE_OF_TURN, (thread_id, turn_id, 1)).fetchall())
+
+    def holds(self, event_id: str, position: int) -> bool:
+        """Whether the event at a position is that one."""
+        row = self._executor.run(_ID_AT, (position,)).fetchone()
+        return row is not None and row[0] == event_id
+
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
         return self._executor.run(_LAST_POSITION).fetchone()[0] or 0
-
-    def holds(self, event: GoalEvent) -> bool:
-        """Whether this very event stands at its position."""
-        row = self._executor.run(_EVENT_ID_AT, (event.position,)).fetchone()
-        return row is not None and row[0] == event.event_id
 
 
 def _event(row: tuple[Any, ...]) -> GoalEvent:

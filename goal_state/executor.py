@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Dialect, Select, bindparam, exc, literal_column
+from sqlalchemy import Connection, Dialect, Engine, Select, bindparam, exc, literal_column
 from sqlalchemy.sql import Executable
 from sqlalchemy.sql.elements import ClauseElement
 
@@ -226,6 +226,11 @@ class Executor:
             raise self.failed(error) from error
         finally:
             cursor.close()
+
+    @property
+    def engine(self) -> Engine:
+        """Where the connection is from."""
+        return self._connection.engine
 
     @property
     def in_transaction(self) -> bool:

@@ -6,6 +6,7 @@ no Unicode nor times that no calendar has, and what they raise speaks of no line
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
@@ -65,6 +66,23 @@ def _last_status(field: str, value: object) -> object:
     return value if value == EventKind.CLEARED else check_status(value, field)
 
 
+def _count_id(field: str, value: object) -> object:
+    return value if value == "" else check_name(field, value)
+
+
+def _names(field: str, value: object) -> object:
+    """A list of names as JSON."""
+    try:
+        names: object = json.loads(cast("str", value))
+    except (TypeError, ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list):
+        raise InvalidValueError(field, "must be a JSON list of names")
+    for name in cast("list[object]", names):
+        check_name(field, name)
+    return value
+
+
 def _nothing(field: str, value: object) -> None:
     if value is not None:
         raise InvalidValueError(field, "must be null: leases are not moved")
@@ -117,6 +135,7 @@ CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
     },
     "thread_usage": {
         "thread_id": check_name,
+        "count_id": _count_id,
         "turn_id": check_optional_name,
         **dict.fromkeys(_COUNTS, check_amount),
         **dict.fromkeys((f"last_{name}" for name in _COUNTS), check_amount),
@@ -125,6 +144,7 @@ CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
         "goal_id": _optional(check_goal_id),
         "count_number": _counter,
         "warned_goal_id": _optional(check_goal_id),
+        "unpaid_turn_ids": _optional(_names),
     },
     "event_cursors": {
         "name": check_name,

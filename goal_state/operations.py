@@ -176,11 +176,12 @@ class GoalOperations(ABC):
             mode: which statuses take the charge; see `AccountingMode`.
             expected_goal_id: charge only this goal, so that an old turn never pays into a new goal.
             turn_id: the turn that used it.
-            idempotency_key: unique within the thread. A repeat with the same amounts charges nothing and
-                returns the first result, with `duplicate` set.
+            idempotency_key: unique within the thread. A repeat with the same tokens charges nothing and
+                returns the first result, with `duplicate` set, whatever its seconds.
 
         Raises:
-            IdempotencyConflictError: the key was used before with other amounts.
+            IdempotencyConflictError: the key was used before with other tokens. That charge stands, and
+                nothing was added to it.
             UsageOverflowError: the goal's usage would reach 2^63.
             InvalidValueError: a value is out of its bounds.
         """
@@ -218,23 +219,33 @@ class GoalOperations(ABC):
         *,
         seconds: float = 0,
         turn_id: str | None = None,
+        count_id: str | None = None,
         mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
         expected_goal_id: str | None = None,
     ) -> Accounting:
         """Takes what a thread has used *since it began*, charges what is new in it and moves the stored
         baseline, in one transaction: repeated, or repeated after a crash, it charges once.
 
-        The first total of a thread is its baseline and charges nothing. A total below the baseline is a
-        new beginning: it becomes the baseline and refunds nothing. The baseline moves also when no goal
-        took the charge, so that a later goal does not pay for it.
+        The first total of a thread is its baseline and charges nothing. The baseline moves also when no
+        goal took the charge, so that a later goal does not pay for it.
+
+        A total below the baseline is the first of a new count if its turn has reported none before: it
+        becomes the baseline, charges nothing and refunds nothing. In a turn that has, or without a turn,
+        it is late, and changes nothing. With a `count_id` nothing is guessed: each count has a baseline of
+        its own, on which what falls is late; the first count of a thread begins with its first total, and
+        every further one at zero, so that its first total is charged whole.
+
+        This is for totals. What one response used is charged with `account`.
 
         Args:
             thread_id: the conversation.
             total: its cumulative usage; with a `TokenUsageInfo` the last response's part and the size of
                 the context window are kept too.
             seconds: active time to charge with it, as for `account`; where the total is not new (a repeat,
-                or the first of a thread) neither is the time.
+                a late one, or the first of a thread) neither is the time.
             turn_id: the turn that used it.
+            count_id: what the total is counted in, where a thread's usage is counted from zero more than
+                once: by each process, session, or attempt at a turn.
             mode: which statuses take the charge; see `AccountingMode`.
             expected_goal_id: charge only this goal.
 
@@ -243,44 +254,57 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            CumulativeUsage(thread_id, total, seconds, mode, expected_goal_id, turn_id)
+            CumulativeUsage(thread_id, total, seconds, mode, expected_goal_id, turn_id, count_id)
         )
 
     def set_baseline(
-        self, thread_id: str, total: TokenUsage | TokenUsageInfo, *, turn_id: str | None = None
+        self,
+        thread_id: str,
+        total: TokenUsage | TokenUsageInfo,
+        *,
+        turn_id: str | None = None,
+        count_id: str | None = None,
     ) -> None:
-        """States what a thread has used so far (`TokenUsage()` for a new one); charges nothing.
+        """States what a thread has used so far (`TokenUsage()` for a new one); charges nothing. Also a
+        lower total than the stored one is taken at its word.
 
         Args:
             thread_id: the conversation.
             total: its cumulative usage.
             turn_id: the turn that used it last.
+            count_id: the count that it is of, as for `record_usage`.
 
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        self.apply(Baseline(thread_id, total, turn_id))
+        self.apply(Baseline(thread_id, total, turn_id, count_id))
 
     def reconcile(
-        self, thread_id: str, total: TokenUsage | TokenUsageInfo, *, turn_id: str | None = None
+        self,
+        thread_id: str,
+        total: TokenUsage | TokenUsageInfo,
+        *,
+        turn_id: str | None = None,
+        count_id: str | None = None,
     ) -> Accounting:
         """Brings the baseline up to a cumulative total that is known from elsewhere (a rollout, a host),
         for use when a thread starts again: a crash may have come between using tokens and charging them.
 
         The higher total wins. Where that is the given one, the difference is charged, once, to the goal
         in whose time the baseline was recorded if the thread still has it; a later goal never pays for
-        it. On a thread without a baseline the total becomes it, and nothing is charged.
+        it. On a thread (or a count) without a baseline the total becomes it, and nothing is charged.
 
         Args:
             thread_id: the conversation.
             total: its cumulative usage.
             turn_id: the turn that used it; by default the one that used the baseline.
+            count_id: the count that it is of, as for `record_usage`.
 
         Raises:
             UsageOverflowError: the goal's usage would reach 2^63.
             InvalidValueError: a value is out of its bounds.
         """
-        return self.apply(Reconciliation(thread_id, total, turn_id))
+        return self.apply(Reconciliation(thread_id, total, turn_id, count_id))
 
     def clear(
         self, thread_id: str, *, expected_goal_id: str | None = None, turn_id: str | None = None

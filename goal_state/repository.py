@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     Connection,
+    Engine,
     bindparam,
     delete,
     func,
@@ -20,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from goal_state.charging import charge_goal, cumulative, next_baseline
+from goal_state.charging import charge_goal
 from goal_state.errors import (
     BudgetExhaustedError,
     GoalExistsError,
@@ -60,9 +62,18 @@ from goal_state.requests import (
     ThreadRequest,
 )
 from goal_state.tables import goals
+from goal_state.totals import (
+    FallingTotals,
+    beginning,
+    cumulative,
+    is_late,
+    names_turn,
+    next_baseline,
+    with_turn,
+)
 from goal_state.usage import ThreadUsage, UsageBaseline
-from goal_state.usage_log import UsageLog
-from goal_state.validation import check_amount, check_name
+from goal_state.usage_log import StoredBaseline, UsageLog
+from goal_state.validation import check_amount, check_name, check_optional_name
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -157,6 +168,9 @@ _CLEAR_EXPECTED = Statement(
     "b_thread_id b_goal_id",
 )
 
+_falling_totals: Final[WeakKeyDictionary[Engine, FallingTotals]] = WeakKeyDictionary()
+"""Of each database, also where a host makes a repository for each of its transactions."""
+
 _STATUS: Final = {status.value: status for status in GoalStatus}
 
 
@@ -243,12 +257,15 @@ class GoalRepository(GoalOperations):
         return self.executor.run(_COUNT_OF_STATUS, (check_status(status).value,)).fetchone()[0]
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
-        """The last cumulative usage of a thread and its turn, or None."""
+        """What a thread has used, all its counts together, and the turn that reported last; or None."""
         return self.usage_log.read(check_name("thread_id", thread_id))
 
-    def baseline(self, thread_id: str) -> UsageBaseline | None:
-        """What of that a charge needs: the total, whose it is, and the number of its count; or None."""
-        return self.usage_log.baseline(check_name("thread_id", thread_id))
+    def baseline(self, thread_id: str, count_id: str | None = None) -> UsageBaseline | None:
+        """What a charge needs of a count: the total, whose it is, how often it began anew; or None."""
+        stored = self.usage_log.baseline(
+            check_name("thread_id", thread_id), check_optional_name("count_id", count_id)
+        )
+        return None if stored is None else stored.baseline
 
     # -- changing ----------------------------------------------------------------------------------
 
@@ -396,7 +413,7 @@ class GoalRepository(GoalOperations):
         key = request.idempotency_key
         if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
             return _repeated(request, first, goal)
-        return self._charge(request, goal, request.tokens, key)
+        return self._charge(request, goal, request.tokens, request.time_ms, key)
 
     def _account_many(self, request: Charges) -> list[Accounting]:
         """As `_account` for each, but each goal is read and written once and the log in one go."""
@@ -416,13 +433,13 @@ class GoalRepository(GoalOperations):
                 if first is not None:
                     results.append(_repeated(charge, first, goal))
                     continue
-            accounting = charge_goal(charge, goal, charge.tokens, key, now_ms)
+            accounting = charge_goal(charge, goal, charge.tokens, charge.time_ms, key, now_ms)
             results.append(accounting)
             charged = accounting.goal
             if goal is None or charged is None or not accounting.applied:
                 continue
             after[thread_id] = charged
-            rows += _rows(charge, goal, charged, charge.tokens, key)
+            rows += _rows(charge, goal, charged, charge.tokens, charge.time_ms, key)
             if key is not None:
                 firsts[thread_id, key] = RecordedCharge.of(charged, charge.tokens, charge.time_ms)
         if rows:
@@ -445,54 +462,120 @@ class GoalRepository(GoalOperations):
                 self.executor.run_many(statement, values)
 
     def _record_usage(self, request: CumulativeUsage) -> Accounting:
-        before = self.usage_log.baseline(request.thread_id)
-        after, tokens = next_baseline(before, request.total, request.turn_id)
+        stored = self.usage_log.baseline(request.thread_id, request.count_id)
         goal = self._select(request.thread_id)
-        if before is None or cumulative(request.total) == before.total:
-            # A first total, or a repeated one: neither its tokens nor its time are new.
-            accounting = Accounting(goal, applied=False)
-        else:
-            accounting = self._charge(request, goal, tokens, None)
-        # The tokens were used, whoever pays: the baseline moves also when no goal took the charge, so
-        # that the next goal does not pay for them.
-        self._write_baseline(request, before, after, goal)
+        before = None if stored is None else stored.baseline
+        if before is None and request.count_id is not None:
+            before = beginning() if self.usage_log.knows(request.thread_id) else None
+        late = self._comes_late(request, stored)
+        after, tokens = (None, 0) if late else next_baseline(before, request.total, request.turn_id)
+        least_ms = request.least_time_alone_ms
+        if least_ms is not None:
+            counts = tokens > 0 or request.time_ms >= least_ms
+        else:  # a first total, a repeated or a late one: neither its tokens nor its time are new
+            counts = not late and before is not None and cumulative(request.total) != before.total
+        time_ms = request.time_ms if counts else 0
+        accounting = self._charge(request, goal, tokens, time_ms, None)
+        if not late:
+            # The tokens were used, whoever pays: the baseline moves also when no goal took the charge,
+            # so that the next goal does not pay for them.
+            paid = accounting.applied and tokens > 0
+            self._write_baseline(request, stored, after, goal, paid=paid)
         return accounting
 
     def _set_baseline(self, request: Baseline) -> None:
-        before = self.usage_log.baseline(request.thread_id)
+        stored = self.usage_log.baseline(request.thread_id, request.count_id)
+        if not request.is_stated and self._comes_late(request, stored):
+            return
+        before = None if stored is None else stored.baseline
         after, _ = next_baseline(before, request.total, request.turn_id)
-        self._write_baseline(request, before, after, self._select(request.thread_id))
+        goal = self._select(request.thread_id)
+        self._write_baseline(request, stored, after, goal, paid=False)
+
+    def _comes_late(
+        self, request: CumulativeUsage | Baseline, stored: StoredBaseline | None
+    ) -> bool:
+        """Whether a total was overtaken. Says in the log if this thread's totals seem to be none."""
+        if stored is None or not cumulative(request.total).is_below(stored.baseline.total):
+            return False
+        thread_id, turn_id = request.thread_id, request.turn_id
+        late = is_late(
+            stored.baseline,
+            request.total,
+            count_id=request.count_id,
+            turn_id=turn_id,
+            has_reported=lambda turn: (
+                names_turn(stored.unpaid_turn_ids, turn)
+                or self.log.turn_has_charged(thread_id, turn)
+            ),
+        )
+        falling = _falling_totals.setdefault(self.executor.engine, FallingTotals())
+        if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
+            _logger.warning(
+                "the totals of thread %r fall in turn after turn, so they are no totals, and most of"
+                " them charge nothing: charge what one response used with account(), or give"
+                " record_usage() and the meter a count_id for each time that counting begins at zero",
+                thread_id,
+            )
+        return late
 
     def _write_baseline(
         self,
         request: CumulativeUsage | Baseline,
-        before: UsageBaseline | None,
+        stored: StoredBaseline | None,
         usage: ThreadUsage | None,
         goal: Goal | None,
+        *,
+        paid: bool,
     ) -> None:
         """Keeps a usage (None: the one that there is) as the baseline, in the time of a goal."""
         goal_id = None if goal is None else goal.goal_id
+        before, unpaid = (None, None) if stored is None else stored
+        if (
+            request.count_id is None
+            and request.turn_id is not None
+            and not paid
+            and (before is None or request.turn_id != before.turn_id)
+        ):
+            unpaid = with_turn(unpaid, request.turn_id)
+        if before is None and usage is None:  # a further count whose first total is zero
+            usage, _ = next_baseline(None, request.total, request.turn_id)
         if usage is not None:
             number = 0 if before is None else before.count_number
             falls = before is not None and usage.info.total.is_below(before.total)
-            self.usage_log.write(request.thread_id, usage, goal_id, number + falls, wall_clock_ms())
-        elif before is not None:
+            self.usage_log.write(
+                request.thread_id,
+                request.count_id,
+                usage,
+                goal_id=goal_id,
+                count_number=number + falls,
+                unpaid_turn_ids=unpaid,
+                now_ms=wall_clock_ms(),
+            )
+        elif stored is not None and before is not None:
             turn_id = before.turn_id if request.turn_id is None else request.turn_id
-            if (turn_id, goal_id) != (before.turn_id, before.goal_id):
-                self.usage_log.set_owners(request.thread_id, turn_id, goal_id, wall_clock_ms())
+            if (turn_id, goal_id, unpaid) != (before.turn_id, before.goal_id, stored[1]):
+                self.usage_log.set_owners(
+                    request.thread_id,
+                    request.count_id,
+                    turn_id=turn_id,
+                    goal_id=goal_id,
+                    unpaid_turn_ids=unpaid,
+                    now_ms=wall_clock_ms(),
+                )
 
     def _reconcile(self, request: Reconciliation) -> Accounting:
-        thread_id, total = request.thread_id, request.total
-        stored = self.usage_log.baseline(thread_id)
+        thread_id, total, count_id = request.thread_id, request.total, request.count_id
+        stored = self.baseline(thread_id, count_id)
         goal = self._select(thread_id)
         if stored is not None and cumulative(total).is_below(stored.total):
             return Accounting(goal, applied=False)
         turn_id = request.turn_id or (None if stored is None else stored.turn_id)
         accounting = Accounting(goal, applied=False)
         if goal is not None and stored is not None and stored.goal_id == goal.goal_id:
-            accounting = self.record_usage(thread_id, total, turn_id=turn_id)
+            accounting = self.record_usage(thread_id, total, turn_id=turn_id, count_id=count_id)
         # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
-        self.set_baseline(thread_id, total, turn_id=turn_id)
+        self.set_baseline(thread_id, total, turn_id=turn_id, count_id=count_id)
         return accounting
 
     # -- shared steps ------------------------------------------------------------------------------
@@ -539,6 +622,8 @@ class GoalRepository(GoalOperations):
             return goal
         now_ms = wall_clock_ms()
         new = changed(new, updated_at_ms=max(now_ms, goal.updated_at_ms))
+        if goal.remaining_tokens == 0 and new.remaining_tokens != 0:
+            self.usage_log.forget_warning(goal.thread_id, goal.goal_id)
         self.executor.run(
             _UPDATE,
             (
@@ -562,9 +647,14 @@ class GoalRepository(GoalOperations):
         return new
 
     def _charge(
-        self, request: Charge | CumulativeUsage, goal: Goal | None, tokens: int, key: str | None
+        self,
+        request: Charge | CumulativeUsage,
+        goal: Goal | None,
+        tokens: int,
+        time_ms: int,
+        key: str | None,
     ) -> Accounting:
-        accounting = charge_goal(request, goal, tokens, key, wall_clock_ms())
+        accounting = charge_goal(request, goal, tokens, time_ms, key, wall_clock_ms())
         charged = accounting.goal
         if goal is None or charged is None or not accounting.applied:
             return accounting
@@ -572,7 +662,7 @@ class GoalRepository(GoalOperations):
             _CHARGE if charged.status is goal.status else _CHARGE_AND_LIMIT,
             (charged.tokens_used, charged.time_used_ms, charged.updated_at_ms, charged.goal_id),
         )
-        self.log.add(_rows(request, goal, charged, tokens, key))
+        self.log.add(_rows(request, goal, charged, tokens, time_ms, key))
         return accounting
 
 
@@ -630,12 +720,17 @@ def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | Non
 
 
 def _rows(
-    request: Charge | CumulativeUsage, goal: Goal, charged: Goal, tokens: int, key: str | None
+    request: Charge | CumulativeUsage,
+    goal: Goal,
+    charged: Goal,
+    tokens: int,
+    time_ms: int,
+    key: str | None,
 ) -> list[EventRow]:
     return charge_rows(
         charged,
         tokens=tokens,
-        time_ms=request.time_ms,
+        time_ms=time_ms,
         previous_status=goal.status,
         turn_id=request.turn_id,
         idempotency_key=key,
@@ -644,12 +739,14 @@ def _rows(
 
 
 def _repeated(request: Charge, first: RecordedCharge, goal: Goal | None) -> Accounting:
-    """The result of the charge that used this key before."""
-    if (first.tokens, first.time_ms) != (request.tokens, request.time_ms):
+    """The result of the charge that used this key before. Its seconds are measured anew for each try, so
+    they tell nothing.
+    """
+    if first.tokens != request.tokens:
         raise IdempotencyConflictError(
-            f"idempotency_key {request.idempotency_key!r} was used in thread {request.thread_id!r} for"
-            f" {first.tokens} tokens and {first.time_ms} ms, now for {request.tokens} tokens and"
-            f" {request.time_ms} ms; use a new key"
+            f"idempotency_key {request.idempotency_key!r} has charged {first.tokens} tokens in thread"
+            f" {request.thread_id!r}, and that stands; the {request.tokens} of this call were not charged:"
+            " repeat a charge with the tokens of its first try"
         )
     if goal is None or goal.goal_id != first.goal_id:
         return Accounting(None, applied=True, duplicate=True)

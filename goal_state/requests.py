@@ -209,9 +209,15 @@ class Charges(Request[list[Accounting]]):
 
 
 class CumulativeUsage(ThreadRequest[Accounting]):
-    """What a thread has used so far, of which the new part is to be charged."""
+    """What a count of a thread has come to, of which the new part is to be charged.
 
-    __slots__ = ("expected_goal_id", "mode", "time_ms", "total")
+    Attributes:
+        least_time_alone_ms: None where the time is that of the report: a repeated or late one brings none.
+            Else it is what the caller's own clock says: it rides on the tokens that are charged, and is
+            charged alone once it is so much.
+    """
+
+    __slots__ = ("count_id", "expected_goal_id", "least_time_alone_ms", "mode", "time_ms", "total")
 
     def __init__(
         self,
@@ -221,10 +227,15 @@ class CumulativeUsage(ThreadRequest[Accounting]):
         mode: object,
         expected_goal_id: object,
         turn_id: object,
+        count_id: object,
+        *,
+        least_time_alone_ms: int | None = None,
     ) -> None:
         super().__init__(thread_id, turn_id)
         self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.count_id: str | None = check_optional_name("count_id", count_id)
         self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.least_time_alone_ms: int | None = least_time_alone_ms
         self.mode: AccountingMode = check_mode(mode)
         self.expected_goal_id: str | None = check_optional_name(
             "expected_goal_id", expected_goal_id
@@ -232,23 +243,39 @@ class CumulativeUsage(ThreadRequest[Accounting]):
 
 
 class Baseline(ThreadRequest[None]):
-    """What a thread has used so far, of which nothing is to be charged."""
+    """What a count of a thread has come to, of which nothing is to be charged.
 
-    __slots__ = ("total",)
+    Attributes:
+        is_stated: whether that is the host's word, which holds also where it is lower than what is stored;
+            else it is a report like others, which may be late.
+    """
 
-    def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
+    __slots__ = ("count_id", "is_stated", "total")
+
+    def __init__(
+        self,
+        thread_id: object,
+        total: object,
+        turn_id: object,
+        count_id: object,
+        *,
+        is_stated: bool = True,
+    ) -> None:
         super().__init__(thread_id, turn_id)
         self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.count_id: str | None = check_optional_name("count_id", count_id)
+        self.is_stated: bool = is_stated
 
 
 class Reconciliation(ThreadRequest[Accounting]):
-    """What a thread has used, as another source knows it."""
+    """What a count of a thread has come to, as another source knows it."""
 
-    __slots__ = ("total",)
+    __slots__ = ("count_id", "total")
 
-    def __init__(self, thread_id: object, total: object, turn_id: object) -> None:
+    def __init__(self, thread_id: object, total: object, turn_id: object, count_id: object) -> None:
         super().__init__(thread_id, turn_id)
         self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.count_id: str | None = check_optional_name("count_id", count_id)
 
 
 def _check_new_budget(value: object) -> int | Literal[Keep.KEEP] | None:

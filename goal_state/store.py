@@ -247,21 +247,26 @@ class GoalStore(GoalOperations):
         return self._read(lambda reader: reader.count(status))
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
-        """The thread's last cumulative usage and its turn, `(info, turn_id)`; None if none was recorded.
+        """What the thread has used, all its counts together, and the turn that reported last, as
+        `(info, turn_id)`; None if none was recorded.
 
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
         return self._read(lambda reader: reader.usage(thread_id))
 
-    def baseline(self, thread_id: str) -> UsageBaseline | None:
-        """From where the thread's next cumulative usage is charged, whose that is, and how often its count
-        has begun anew; None if no usage was recorded.
+    def baseline(self, thread_id: str, *, count_id: str | None = None) -> UsageBaseline | None:
+        """From where the thread's next total is charged, whose that is, and how often its count has begun
+        anew; None if no total of that count was recorded.
+
+        Args:
+            thread_id: the conversation.
+            count_id: which of its counts; by default the one without a name.
 
         Raises:
-            InvalidValueError: the thread id is out of its bounds.
+            InvalidValueError: the thread id or the count id is out of its bounds.
         """
-        return self._read(lambda reader: reader.baseline(thread_id))
+        return self._read(lambda reader: reader.baseline(thread_id, count_id))
 
     def events(
         self,

@@ -62,6 +62,9 @@ _VALUES: Final[dict[str, itemgetter[str]]] = {
     name: itemgetter(*columns) for name, columns in _COLUMNS.items()
 }
 _KEY: Final = {name: table.primary_key.columns[0].name for name, table in _TABLES.items()}
+_KEYS: Final = {
+    name: [column.name for column in table.primary_key.columns] for name, table in _TABLES.items()
+}
 
 _LAST_EVER = Statement(lambda: text("SELECT seq FROM sqlite_sequence WHERE name = 'goal_events'"))
 _FORGET_LAST_EVER = Statement(
@@ -245,7 +248,7 @@ class _Import:
         self._tables = iter(_TABLES)
         self._table: str | None = None
         self._first_line: dict[str, int] = {}
-        self._key: int | str | None = None
+        self._key: list[Any] | None = None
         self._batch: list[tuple[Any, ...]] = []
         self._rows = 0
         self._has_ended = False
@@ -352,7 +355,7 @@ class _Import:
             raise NotAnExportError(self._line, f"{name}.{error}") from error
         if name != self._table:
             self._begin_table(name)
-        self._check_order(fields[_KEY[name]])
+        self._check_order([fields[column] for column in _KEYS[name]])
         self._check_position(fields)
         self._batch.append(_VALUES[name](fields))
         self._rows += 1
@@ -366,7 +369,7 @@ class _Import:
         self._table, self._key = name, None
         self._first_line[name] = self._line
 
-    def _check_order(self, key: Any) -> None:
+    def _check_order(self, key: list[Any]) -> None:
         if self._key is not None and key <= self._key:
             raise NotAnExportError(self._line, "is out of order, or there twice")
         self._key = key

@@ -56,7 +56,7 @@ class TokenUsage:
         return max(self.input_tokens - self.cached_input_tokens, 0) + max(self.output_tokens, 0)
 
     def is_below(self, other: TokenUsage) -> bool:
-        """Whether fewer tokens went in and out than in another total: a new count has begun."""
+        """Whether fewer tokens went in and out than in another total."""
         return self.input_tokens + self.output_tokens < other.input_tokens + other.output_tokens
 
     @classmethod
@@ -243,7 +243,7 @@ class ThreadUsage(NamedTuple):
 
 
 class UsageBaseline(NamedTuple):
-    """What a thread had used when it was last recorded: what of it a charge needs to know."""
+    """What a count of a thread had come to when it was last reported: what of it a charge needs to know."""
 
     total: TokenUsage
     model_context_window: int | None
@@ -251,7 +251,7 @@ class UsageBaseline(NamedTuple):
     goal_id: str | None
     """The goal that the thread had then, which owes what was used since, if it still takes charges."""
     count_number: int
-    """How often the count has begun anew, so that a total can be told from one of an earlier count."""
+    """How often the count has begun anew: each time that a lower total took its place."""
 
 
 _COUNTS: Final = tuple(field.name for field in fields(TokenUsage))

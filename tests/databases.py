@@ -18,7 +18,7 @@ Rows = dict[str, list[tuple[Any, ...]]]
 def rows(connection: sqlite3.Connection) -> Rows:
     """Every row of every table of ours."""
     return {
-        name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()
+        name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, rowid").fetchall()
         for name in metadata.tables
         if name != database_identity.name  # what tells a copy from its original
     }

@@ -28,7 +28,6 @@ from goal_state import (
     TokenUsageInfo,
     errors,
 )
-from goal_state.charging import next_baseline
 from goal_state.events import check_kind
 from goal_state.goals import (
     charged_status,
@@ -40,6 +39,7 @@ from goal_state.goals import (
     utc_from_ms,
 )
 from goal_state.identifiers import new_id
+from goal_state.totals import next_baseline
 from goal_state.validation import (
     check_amount,
     check_milliseconds,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from goal_state import (
+    Charge,
     Goal,
     GoalStatus,
     GoalStore,
+    IdempotencyConflictError,
     InvalidValueError,
     TokenUsage,
     TokenUsageInfo,
     UsageBaseline,
 )
+from goal_state.requests import Charges
 
 WINDOW = 258_400
 
@@ -165,6 +169,38 @@ def test_a_repeat_shows_the_goal_as_the_first_charge_left_it(store: GoalStore) -
     assert store.account("t", tokens=10, seconds=1, idempotency_key="k").goal == first.goal
 
 
+def test_a_repeat_is_one_whatever_seconds_were_measured_for_it(store: GoalStore) -> None:
+    store.create("t", "work")
+    first = store.account("t", tokens=10, seconds=1.25, idempotency_key="k")
+    for seconds in (1.25, 0, 3.5):
+        repeat = store.account("t", tokens=10, seconds=seconds, idempotency_key="k")
+        assert (repeat.goal, repeat.applied, repeat.duplicate) == (first.goal, True, True)
+        [repeat] = store.account_many(
+            [Charge("t", tokens=10, seconds=seconds, idempotency_key="k")]
+        )
+        assert (repeat.goal, repeat.duplicate) == (first.goal, True)
+    new = [Charge("t", tokens=7, seconds=s, idempotency_key="m") for s in (1, 2)]
+    assert [a.duplicate for a in store.account_many(new)] == [False, True]
+    goal = goal_of(store)
+    assert (goal.tokens_used, goal.time_used_ms) == (17, 2_250)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_other_tokens_under_a_key_are_refused_in_words_that_make_nobody_pay_twice(
+    store: GoalStore, *, many: bool
+) -> None:
+    store.create("t", "work")
+    store.account("t", tokens=10, idempotency_key="k")
+    charge = Charge("t", tokens=11, idempotency_key="k")
+    with pytest.raises(IdempotencyConflictError) as caught:
+        store.apply(Charges([charge]) if many else charge)
+    words = str(caught.value)
+    assert "has charged 10 tokens in thread 't', and that stands" in words
+    assert "the 11 of this call were not charged" in words
+    assert not re.search(r"new|another|other|different", words)
+    assert goal_of(store).tokens_used == 10
+
+
 def test_a_repeat_in_the_same_status_shows_why_the_goal_waits(store: GoalStore) -> None:
     store.create("t", "work")
     store.set("t", status="blocked", blocked_reason="waits")
@@ -283,7 +319,7 @@ def test_each_fall_of_a_total_begins_a_count_of_the_next_number(store: GoalStore
     store.create("t", "work")
     assert baseline_of(store) is None
     for total, number in ((100, 0), (130, 0), (20, 1), (20, 1), (120, 1), (119, 2), (0, 3)):
-        getattr(store, how)("t", TokenUsage(total))
+        getattr(store, how)("t", TokenUsage(total), turn_id=f"turn-{number}")
         baseline = baseline_of(store)
         assert baseline is not None
         assert (baseline.total, baseline.count_number) == (TokenUsage(total), number)
@@ -313,12 +349,12 @@ def test_a_total_is_lower_by_what_goes_in_and_out_together(store: GoalStore) -> 
     store.create("t", "work")
     store.set_baseline("t", TokenUsage(100, output_tokens=50), turn_id="turn-1")
     # Less in all, though more came out: a new count, which charges nothing.
-    assert not store.record_usage("t", TokenUsage(10, output_tokens=60)).applied
+    assert not store.record_usage("t", TokenUsage(10, output_tokens=60), turn_id="turn-2").applied
     assert charges(store) == []
     assert store.record_usage("t", TokenUsage(12, output_tokens=60)).applied
     usage = store.usage("t")
     assert usage is not None
-    assert usage.turn_id == "turn-1"
+    assert usage.turn_id == "turn-2"
 
 
 def test_the_providers_own_total_is_kept() -> None:

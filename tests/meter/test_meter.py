@@ -76,15 +76,31 @@ def test_a_total_that_is_repeated_charges_nothing(store: GoalStore, meter: GoalM
     assert tokens_used(store) == 100
 
 
-def test_a_lower_total_is_a_new_beginning_that_refunds_nothing(
+def test_a_lower_total_of_the_running_turn_is_late_and_changes_nothing(
     store: GoalStore, meter: GoalMeter
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
     meter.observe(used(100))
     assert not meter.observe(used(40)).charged
+    assert not meter.observe(used(50)).charged
+    assert not meter.observe(used(100)).charged
+    meter.observe(used(110))
+    assert tokens_used(store) == 110
+
+
+def test_a_lower_total_of_a_turn_that_is_new_is_a_new_beginning_that_refunds_nothing(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    meter.observe(used(100))
+    meter.finish_turn()
+    meter.start_turn("turn-2")
+    assert not meter.observe(used(40)).charged
     assert tokens_used(store) == 100
     meter.observe(used(50))
+    assert not meter.observe(used(45)).charged
     assert tokens_used(store) == 110
 
 
@@ -307,7 +323,7 @@ def test_a_turn_that_crosses_the_budget_pays_to_its_end_and_the_next_one_does_no
     assert (goal.tokens_used, goal.time_used_ms, goal.remaining_tokens) == (130, 1_000, 0)
 
 
-def test_the_notice_comes_once_in_the_life_of_a_goal(
+def test_the_notice_comes_once_for_each_time_that_a_budget_fills(
     store: GoalStore, make_meter: MakeMeter
 ) -> None:
     store.create(THREAD, "work", token_budget=100)
@@ -318,36 +334,71 @@ def test_the_notice_comes_once_in_the_life_of_a_goal(
     assert not second.observe(used(100)).budget_exhausted
     assert not second.observe(used(110)).budget_exhausted
     first.set_goal(token_budget=200, status="active")
-    assert not first.observe(used(210)).budget_exhausted
-    assert store.get(THREAD) == first.goal
+    assert not first.observe(used(150)).budget_exhausted
+    assert first.observe(used(210)).budget_exhausted
+    assert not second.observe(used(220)).budget_exhausted
     third = make_meter()
     third.set_goal(token_budget=300, status="active")
-    third.start_turn("turn-2", total=used(210))
-    reading = third.observe(used(310))
+    third.start_turn("turn-2", total=used(220))
+    reading = third.observe(used(320))
     assert reading.goal is not None
     assert reading.goal.status is GoalStatus.BUDGET_LIMITED
-    assert not reading.budget_exhausted
+    assert reading.budget_exhausted
+    assert not third.observe(used(330)).budget_exhausted
+
+
+def test_a_goal_is_over_its_budget_for_as_long_as_it_is(store: GoalStore, meter: GoalMeter) -> None:
+    store.create(THREAD, "work", token_budget=100)
+    assert not meter.start_turn("turn-1").over_budget
+    assert not meter.observe(used(99)).over_budget
+    for reading in (meter.observe(used(100)), meter.flush(), meter.observe(used(130))):
+        assert reading.over_budget
+    assert meter.finish_turn().over_budget
+    assert meter.start_turn("turn-2").over_budget
+    store.set(THREAD, token_budget=140)
+    assert not meter.flush().over_budget  # though it is still budget_limited
+    store.set(THREAD, token_budget=None)
+    assert not meter.flush().over_budget
+    store.clear(THREAD)
+    assert not meter.flush().over_budget
+
+
+def test_a_budget_that_is_lowered_again_to_what_it_was_fills_again(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work", token_budget=100)
+    meter.start_turn("turn-1")
+    assert meter.observe(used(100)).budget_exhausted
+    store.resume(THREAD, token_budget=200)
+    store.set(THREAD, token_budget=100)
+    assert meter.observe(used(110)).budget_exhausted
+    store.set(THREAD, token_budget=105)  # still full
+    assert not meter.observe(used(120)).budget_exhausted
 
 
 @pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("count_id", [None, "another"])
 def test_the_notice_is_not_forgotten(
-    store: GoalStore, make_meter: MakeMeter, *, pruned: bool
+    store: GoalStore, make_meter: MakeMeter, count_id: str | None, *, pruned: bool
 ) -> None:
+    """By other meters, in other turns and counts, as long as the budget is full."""
     goal = store.create(THREAD, "work", token_budget=100)
     meter = make_meter()
     meter.start_turn("turn-1")
     assert meter.observe(used(100)).budget_exhausted
-    meter.finish_turn()
     if pruned:
         store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
         kinds = [event.kind for event in store.events(goal_id=goal.goal_id)]
         assert EventKind.USAGE_ACCOUNTED not in kinds
-    store.resume(THREAD, token_budget=200)
     again = make_meter()
-    again.start_turn("turn-2", total=used(100))
-    reading = again.observe(used(300))
-    assert reading.charged
-    assert not reading.budget_exhausted
+    again.start_turn("turn-2", total=used(100), count_id=count_id)
+    for reading in (again.observe(used(150)), meter.observe(used(170))):
+        assert not reading.budget_exhausted
+        assert reading.over_budget
+    again.finish_turn()
+    store.resume(THREAD, token_budget=300)
+    again.start_turn("turn-3", total=used(170), count_id=count_id)
+    assert again.observe(used(400)).budget_exhausted
 
 
 def test_a_budget_that_somebody_else_filled_is_told_to_the_turn_that_pays(
@@ -425,15 +476,15 @@ def test_a_change_charges_what_is_due_first_and_nothing_after(
     clock.tick(seconds=1)
     meter.observe(used(10))
     position = store.last_position()
-    clock.tick(seconds=0.7)
+    clock.tick(seconds=1.7)
     changed = change(meter)
     assert changed is not None
-    assert (changed.tokens_used, changed.time_used_ms) == (10, 1_700)
+    assert (changed.tokens_used, changed.time_used_ms) == (10, 2_700)
     charge, ending = store.events(after=position)
     assert (charge.kind, charge.turn_id, charge.time_delta_ms) == (
         EventKind.USAGE_ACCOUNTED,
         "turn-1",
-        700,
+        1_700,
     )
     assert ending.kind in (EventKind.STATUS_CHANGED, EventKind.CLEARED)
     clock.tick(seconds=5)

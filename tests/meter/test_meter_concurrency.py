@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,15 +33,6 @@ def growing(steps: int, seed: int) -> list[TokenUsage]:
     return totals
 
 
-def charged_for(totals: Sequence[TokenUsage]) -> int:
-    """What totals cost, one after the other: a lower one is a new beginning, and costs nothing."""
-    return sum(
-        (after - before).goal_tokens
-        for before, after in itertools.pairwise([TokenUsage(), *totals])
-        if not after.is_below(before)
-    )
-
-
 def in_parallel(count: int, work: Callable[[int], object]) -> None:
     """Runs it in so many threads at once, and raises what went wrong in any."""
     with ThreadPoolExecutor(count) as pool:
@@ -59,7 +50,7 @@ def assert_paid(store: GoalStore, tokens: int) -> None:
 def started(store: GoalStore, count: int) -> list[GoalMeter]:
     meters = [GoalMeter(store, THREAD) for _ in range(count)]
     for number, meter in enumerate(meters):
-        meter.start_turn(f"turn-{number}", total=TokenUsage())
+        meter.start_turn(f"turn-{number}", total=TokenUsage(), count_id="run")
     return meters
 
 
@@ -79,20 +70,24 @@ def test_threads_that_report_the_same_totals_in_lockstep(store: GoalStore, seed:
     assert_paid(store, totals[-1].goal_tokens)
 
 
+@pytest.mark.parametrize("count_id", [None, "run"])
 @pytest.mark.parametrize("seed", range(3))
 def test_threads_that_report_the_same_totals_each_at_its_own_pace(
-    store: GoalStore, seed: int
+    store: GoalStore, seed: int, count_id: str | None
 ) -> None:
-    """Some are far behind the others, some leave totals out, and each turn begins when it likes."""
+    """Some are far behind the others, some leave totals out, and each begins when it likes: in one turn, or
+    in turns of their own with one count.
+    """
     store.create(THREAD, "work")
-    store.set_baseline(THREAD, TokenUsage())
+    store.set_baseline(THREAD, TokenUsage(), count_id=count_id)
     totals = growing(60, seed)
     meters = [GoalMeter(store, THREAD) for _ in range(METERS)]
 
     def report(number: int) -> None:
         random = Random(f"{seed} {number}")
         meter = meters[number]
-        meter.start_turn(f"turn-{number}", total=TokenUsage())
+        turn_id = "turn" if count_id is None else f"turn-{number}"
+        meter.start_turn(turn_id, total=TokenUsage(), count_id=count_id)
         for total in totals[:-1]:
             if random.random() < 0.7:
                 meter.observe(total)
@@ -103,20 +98,23 @@ def test_threads_that_report_the_same_totals_each_at_its_own_pace(
     assert_paid(store, totals[-1].goal_tokens)
 
 
-def test_a_count_that_begins_anew_in_lockstep(store: GoalStore) -> None:
-    """Every meter sees the count fall before any of them sees what comes after it."""
+def test_counts_with_names_each_at_its_own_pace(store: GoalStore) -> None:
+    """Each count has a name: whoever is late with the one before is heard all the same, and for nothing."""
     store.create(THREAD, "work")
-    totals = [*growing(15, 1), *growing(15, 2), *growing(15, 3)]
+    counts = {"run": growing(15, 1), "second": growing(15, 2), "third": growing(15, 3)}
     meters = started(store, METERS)
-    barrier = threading.Barrier(METERS)
 
     def report(number: int) -> None:
-        for total in totals:
-            barrier.wait()
-            meters[number].observe(total)
+        random = Random(number)
+        for count_id, totals in counts.items():
+            for total in totals:
+                meters[number].observe(total, count_id=count_id)
+                if random.random() < 0.2:
+                    earlier = random.choice(list(counts))
+                    meters[number].observe(random.choice(counts[earlier][:3]), count_id=earlier)
 
     in_parallel(METERS, report)
-    assert_paid(store, charged_for(totals))
+    assert_paid(store, sum(totals[-1].goal_tokens for totals in counts.values()))
 
 
 def test_one_that_starts_again_for_each_response_while_the_others_lag_behind(
@@ -131,7 +129,7 @@ def test_one_that_starts_again_for_each_response_while_the_others_lag_behind(
         if number == len(meters):
             for turn, (before, total) in enumerate(itertools.pairwise(totals)):
                 again = GoalMeter(store, THREAD)
-                again.start_turn(f"again-{turn}", total=before)
+                again.start_turn(f"again-{turn}", total=before, count_id="run")
                 again.observe(total)
                 told.append(total)
             return
@@ -154,7 +152,6 @@ def test_one_meter_in_many_threads(store: GoalStore) -> None:
 
     def report(number: int) -> None:
         for total in totals[number::METERS]:
-            # A total that comes after a higher one would be a new count: only the last tells.
             notices.append(meter.flush().budget_exhausted)
             with lock:
                 if total.goal_tokens > highest[-1].goal_tokens:
@@ -211,21 +208,22 @@ from goal_state.meter import GoalMeter
 path, name = sys.argv[1:]
 with GoalStore.open(path, durability="normal", busy_timeout_seconds=60) as store:
     meter = GoalMeter(store, "thread-1")
-    meter.start_turn(name, total=TokenUsage())
+    meter.start_turn(name, total=TokenUsage(), count_id="run")
     print("started", flush=True)
     for line in sys.stdin:
-        meter.observe(TokenUsage(*json.loads(line)))
+        count_id, *counts = json.loads(line)
+        meter.observe(TokenUsage(*counts), count_id=count_id)
         print("heard", flush=True)
 """
 
 
-def _line(total: TokenUsage) -> str:
-    return f"[{total.input_tokens}, {total.cached_input_tokens}, 0, {total.output_tokens}]\n"
+def _line(total: TokenUsage, count_id: str = "run") -> str:
+    return f'["{count_id}", {total.input_tokens}, {total.cached_input_tokens}, 0, {total.output_tokens}]\n'
 
 
 def test_processes_that_report_the_same_totals_in_lockstep(database: Path) -> None:
-    """Half-way the count begins anew."""
-    totals = [*growing(20, 8), *growing(20, 9)]
+    """Half-way another count begins."""
+    totals = [("run", total) for total in growing(20, 8)] + [("next", t) for t in growing(20, 9)]
     with GoalStore.open(database, durability="normal") as store, ExitStack() as stack:
         store.create(THREAD, "work")
         processes = [
@@ -235,17 +233,17 @@ def test_processes_that_report_the_same_totals_in_lockstep(database: Path) -> No
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "started\n"
-        for total in totals:
+        for count_id, total in totals:
             for process in processes:
                 assert process.stdin is not None
-                process.stdin.write(_line(total))
+                process.stdin.write(_line(total, count_id))
                 process.stdin.flush()
             for process in processes:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "heard\n"
         for process in processes:
             finish(process)
-        assert_paid(store, charged_for(totals))
+        assert_paid(store, totals[19][1].goal_tokens + totals[-1][1].goal_tokens)
 
 
 def test_processes_that_report_the_same_totals_each_at_its_own_pace(database: Path) -> None:

@@ -1,15 +1,17 @@
-"""A thread's count that begins anew, seen by several meters, each in its own time: no token is paid twice."""
+"""Totals that fall: which are late, and which begin a new count. No token is paid twice."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import logging
+from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
-from goal_state import GoalStore, TokenUsage
+from goal_state import GoalRepository, GoalStore, InvalidValueError, TokenUsage
 from goal_state.meter import GoalMeter
 
 THREAD = "thread-1"
@@ -38,29 +40,251 @@ def used(store: GoalStore) -> int:
     return goal.tokens_used
 
 
+def reported(store: GoalStore, reports: str) -> int:
+    """Makes reports `turn:total` to the store, and returns what the goal has paid."""
+    store.create(THREAD, "work")
+    for report in reports.split():
+        turn_id, _, tokens = report.partition(":")
+        store.record_usage(THREAD, total(int(tokens)), turn_id=turn_id or None)
+    return used(store)
+
+
 @pytest.mark.parametrize(
     ("reports", "truth"),
     [
+        pytest.param(":100 :200 :100 :200", 100, id="a retry, without turns"),
+        pytest.param("a:100 a:200 a:100 a:200 a:210", 110, id="a retry in the running turn"),
         pytest.param(
-            "A200 B200 A300 A50 B300 A60 B50 B60 B70", 300 + 20, id="one is late with the old count"
+            "a:100 b:200 a:100 b:200", 100, id="of the turn whose first total paid nothing"
         ),
+        pytest.param("a:100 a:150 b:200 a:150 b:200 a:120 b:205", 105, id="of an earlier turn"),
+        pytest.param("a:100 a:200 b:50 b:60 b:50 b:70", 120, id="a new turn counts anew"),
         pytest.param(
-            "A300 B300 A50 A120 B50 B120 A130", 300 + 80, id="one is late with the new count"
+            "a:100 a:200 b:50 a:30 b:60", 110, id="an earlier turn is late in a new count"
         ),
-        pytest.param(
-            "A300 B300 A50 A120 A10 A40 B50 B120 B10 B40 B45", 300 + 70 + 35, id="two counts late"
-        ),
-        pytest.param("A300 B100 A50 B200 A90 B300 B50 B95", 300 + 45, id="late in both"),
-        pytest.param(
-            "A300 B300 B10 A20 A30 B30 B40", 300 + 30, id="who fell first does not matter"
-        ),
+        pytest.param("a:100 a:200 a:50 a:60 a:210", 110, id="a turn tried again from zero"),
+        pytest.param("a:100 a:200 :50 :210", 110, id="no turn begins no count"),
     ],
 )
-def test_a_fall_that_meters_see_out_of_step(store: GoalStore, reports: str, truth: int) -> None:
-    meters = in_turns(store, "AB")
-    for report in reports.split():
-        meters[report[0]].observe(total(int(report[1:])))
-    assert used(store) == truth
+def test_the_turn_tells_a_late_total_from_a_new_count(
+    store: GoalStore, reports: str, truth: int
+) -> None:
+    assert reported(store, reports) == truth
+
+
+@pytest.mark.parametrize("status", [None, "paused", "active"])
+def test_a_turn_that_paid_nothing_is_known_too(store: GoalStore, status: str | None) -> None:
+    """Nobody paid for it, so no event names it: but it has reported."""
+    if status is not None:
+        store.create(THREAD, "work", status=status)
+    for tokens, turn_id in ((100, "a"), (200, "b"), (300, "c"), (300, "d")):
+        store.record_usage(THREAD, total(tokens), turn_id=turn_id, expected_goal_id="of nobody")
+    store.replace(THREAD, "other work")
+    for turn_id in "abcd":
+        store.record_usage(THREAD, total(50), turn_id=turn_id)
+    store.record_usage(THREAD, total(310), turn_id="e")
+    assert used(store) == 10
+
+
+def test_of_very_many_turns_that_paid_nothing_the_latest_are_known(store: GoalStore) -> None:
+    for number in range(100):
+        store.record_usage(THREAD, total(1_000 + number), turn_id=f"turn-{number}")
+    store.create(THREAD, "work")
+    for number in range(90, 100):
+        store.record_usage(THREAD, total(500), turn_id=f"turn-{number}")
+    assert store.baseline(THREAD).total == total(1_099)  # type: ignore[union-attr]
+
+
+def test_a_late_total_changes_nothing_at_all(store: GoalStore) -> None:
+    store.create(THREAD, "work")
+    for tokens, turn_id in ((100, "a"), (200, "b")):
+        store.record_usage(THREAD, total(tokens), turn_id=turn_id)
+    before = store.usage(THREAD), store.baseline(THREAD), store.last_position()
+    late = store.record_usage(THREAD, total(150), turn_id="b", seconds=5)
+    assert (late.goal, late.applied) == (store.get(THREAD), False)
+    assert (store.usage(THREAD), store.baseline(THREAD), store.last_position()) == before
+
+
+def test_the_turns_of_other_threads_are_others(store: GoalStore) -> None:
+    store.create("other thread", "work")
+    for tokens in (100, 200):
+        store.record_usage("other thread", total(tokens), turn_id="turn-2")
+    assert reported(store, "turn-1:100 turn-1:200 turn-2:50 turn-2:60") == 110
+
+
+# -- counts with names ---------------------------------------------------------------------------------
+
+
+def test_a_further_count_begins_at_zero_and_each_has_a_baseline_of_its_own(
+    store: GoalStore,
+) -> None:
+    store.create(THREAD, "work")
+    reports = [
+        ("one", 100, 0),  # the first total of the thread
+        ("one", 130, 30),
+        ("two", 50, 50),
+        ("one", 140, 10),
+        ("two", 40, 0),
+        ("two", 55, 5),
+        ("one", 130, 0),
+        ("three", 0, 0),
+        ("three", 7, 7),
+        (None, 1_000, 0),  # one without a name may have begun before
+        (None, 1_001, 1),
+    ]
+    paid = 0
+    for count_id, tokens, charge in reports:
+        for _ in range(2):
+            store.record_usage(THREAD, total(tokens), count_id=count_id, turn_id="turn")
+            if _ == 0:
+                paid += charge
+            assert used(store) == paid
+    assert store.baseline(THREAD, count_id="two").total == total(55)  # type: ignore[union-attr]
+    assert store.baseline(THREAD).total == total(1_001)  # type: ignore[union-attr]
+    assert store.baseline(THREAD, count_id="four") is None
+    assert store.usage(THREAD).info.total == total(140 + 55 + 7 + 1_001)  # type: ignore[union-attr]
+
+
+def test_a_turn_tried_again_from_zero_pays_for_both_tries_in_counts_of_their_own(
+    store: GoalStore,
+) -> None:
+    store.create(THREAD, "work")
+    for attempt, truth in (("try-1", 80), ("try-2", 160)):
+        meter = GoalMeter(store, THREAD)
+        meter.start_turn("turn-1", count_id=attempt)
+        for tokens in (50, 80, 50):
+            meter.observe(total(tokens))
+        assert used(store) == truth
+
+
+def test_a_report_may_name_the_count_that_the_turn_goes_on_with(store: GoalStore) -> None:
+    store.create(THREAD, "work")
+    meter = GoalMeter(store, THREAD)
+    meter.start_turn("turn-1", total=TokenUsage())
+    meter.observe(total(100))
+    meter.observe(total(30), count_id="session-2")
+    meter.observe(total(45))
+    meter.observe(total(40))
+    assert used(store) == 145
+
+
+def test_meters_in_turns_of_their_own_share_a_count_by_its_name(store: GoalStore) -> None:
+    store.create(THREAD, "work")
+    store.set_baseline(THREAD, total(0), count_id="run")
+    meters = [GoalMeter(store, THREAD) for _ in range(4)]
+    for number, meter in enumerate(meters):
+        meter.start_turn(f"turn-{number}", count_id="run")
+    for tokens in (30, 10, 20, 60, 5, 60):
+        for meter in meters:
+            meter.observe(total(tokens))
+    assert used(store) == 60
+
+
+def test_a_count_is_charged_whole_after_a_crash_of_its_first_turn(store: GoalStore) -> None:
+    store.create(THREAD, "work")
+    store.set_baseline(THREAD, total(500))
+    GoalMeter(store, THREAD).start_turn("turn-1", count_id="run")
+    assert GoalMeter(store, THREAD).start_turn("turn-2", total=total(40), count_id="run").charged
+    assert used(store) == 40
+
+
+def test_sums_over_counts_that_no_counter_holds_stay_at_the_largest(store: GoalStore) -> None:
+    for count_id in "ab":
+        store.set_baseline(THREAD, TokenUsage(2**63 - 1, total_tokens=5), count_id=count_id)
+    usage = store.usage(THREAD)
+    assert usage is not None
+    assert (usage.info.total.input_tokens, usage.info.total.total_tokens) == (2**63 - 1, 10)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, 3, "a\0b"])
+def test_a_counts_name_has_bounds(store: GoalStore, name: object) -> None:
+    meter = GoalMeter(store, THREAD)
+    calls = (
+        lambda: store.record_usage(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
+        lambda: store.set_baseline(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
+        lambda: store.reconcile(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
+        lambda: store.baseline(THREAD, count_id=name),  # type: ignore[arg-type]
+        lambda: meter.start_turn("turn-1", count_id=name),  # type: ignore[arg-type]
+        lambda: meter.observe(total(1), count_id=name),  # type: ignore[arg-type]
+    )
+    for call in calls:
+        with pytest.raises(InvalidValueError, match=r"^count_id: "):
+            call()
+    assert (store.usage(THREAD), meter.turn_id) == (None, None)
+
+
+# -- totals that are none ------------------------------------------------------------------------------
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING and record.name.startswith("goal_state.")
+    ]
+
+
+@pytest.mark.parametrize("responses", [1, 2, 5])
+@pytest.mark.parametrize("metered", [False, True])
+def test_a_host_that_gives_what_each_response_used_is_told_once_for_each_thread(
+    store: GoalStore, caplog: pytest.LogCaptureFixture, responses: int, *, metered: bool
+) -> None:
+    random = Random(responses)
+    for thread_id in ("one", "two"):
+        store.create(thread_id, "work")
+        meter = GoalMeter(store, thread_id)
+        for turn in range(20):
+            if metered:
+                meter.start_turn(f"turn-{turn}")
+            for _ in range(responses):
+                used = total(random.randrange(1, 10_000))
+                if metered:
+                    meter.observe(used)
+                else:
+                    store.record_usage(thread_id, used, turn_id=f"turn-{turn}")
+            if metered:
+                meter.finish_turn()
+    first, second = warnings(caplog)
+    assert "thread 'one'" in first
+    assert "thread 'two'" in second
+    assert "account()" in first
+    assert "count_id" in first
+
+
+def test_a_host_that_names_no_turn_is_told_too(
+    store: GoalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for tokens in (50, 20, 90, 10, 70, 30, 20):
+        store.record_usage(THREAD, total(tokens))
+    assert len(warnings(caplog)) == 1
+
+
+def test_retries_and_a_new_count_are_no_reason_to_warn(
+    store: GoalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    reported(store, "a:100 a:200 a:100 a:150 a:200 b:50 b:60 b:70 c:80 c:90")
+    for count_id in "xyz":
+        for tokens in (50, 40, 30):
+            for turn_id in "def":
+                store.record_usage(THREAD, total(tokens), count_id=count_id, turn_id=turn_id)
+    assert warnings(caplog) == []
+
+
+def test_hosts_transactions_are_remembered_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with GoalStore.open(tmp_path / "goals.db"):
+        pass
+    engine = create_engine(f"sqlite:///{tmp_path / 'goals.db'}")
+    for turn_id in "abc":
+        for tokens in (90, 20):
+            with engine.begin() as connection:
+                GoalRepository(connection).record_usage(THREAD, total(tokens), turn_id=turn_id)
+    engine.dispose()
+    assert len(warnings(caplog)) == 1
+
+
+# -- several meters in one turn, each in its own time --------------------------------------------------
 
 
 @pytest.mark.parametrize("seen", [300, 250, 120])
@@ -76,38 +300,6 @@ def test_a_meter_made_late_in_the_turn_of_another(store: GoalStore, seen: int) -
     assert used(store) == 320
 
 
-def test_a_meter_that_was_overtaken_before_its_first_report(store: GoalStore) -> None:
-    meters = in_turns(store, "AB")
-    meters["A"].observe(total(300))
-    for tokens in (100, 200, 300, 310):
-        meters["B"].observe(total(tokens))
-    assert used(store) == 310
-
-
-@pytest.mark.parametrize("counts", ["", "A100 A1"])
-def test_a_meter_that_was_overtaken_before_its_first_turn(store: GoalStore, counts: str) -> None:
-    first = in_turns(store, "A")["A"]
-    for report in [*counts.split(), "A200"]:
-        first.observe(total(int(report[1:])))
-    before = used(store)
-    late = GoalMeter(store, THREAD)
-    first.observe(total(300))
-    late.start_turn("turn 2")
-    for tokens in (150, 250, 300, 310):
-        late.observe(total(tokens))
-    assert used(store) == before + 110
-
-
-def test_a_fall_before_the_first_report(store: GoalStore) -> None:
-    first = in_turns(store, "A")["A"]
-    first.observe(total(300))
-    silent = GoalMeter(store, THREAD)
-    silent.start_turn("turn 2")
-    first.observe(total(50))
-    silent.observe(total(60))
-    assert used(store) == 310
-
-
 def test_a_process_that_starts_again_counts_from_anew(store: GoalStore) -> None:
     in_turns(store, "A")["A"].observe(total(300))
     again = GoalMeter(store, THREAD)
@@ -117,69 +309,17 @@ def test_a_process_that_starts_again_counts_from_anew(store: GoalStore) -> None:
     assert used(store) == 300 + 70
 
 
-@pytest.mark.parametrize("says", [True, False])
-@pytest.mark.parametrize("left", [40, 200, 300, 400])
-def test_one_that_was_idle_while_the_count_began_anew(
-    store: GoalStore, left: int, says: bool
-) -> None:
-    """The thread goes from process to process; each turn goes on from where the other's ended."""
-    meters = in_turns(store, "AB")
-    meters["A"].observe(total(200))
-    meters["B"].observe(total(300))
-    meters["B"].finish_turn()
-    for tokens in (10, left, left):
-        meters["A"].observe(total(tokens))
-    meters["A"].finish_turn()
-    meters["B"].start_turn("turn 2", total=total(left) if says else None)
-    for tokens in (left + 5, left + 9):
-        meters["B"].observe(total(tokens))
-    assert used(store) == 300 + left - 10 + 9
-
-
-def idle_while_another_counted_anew(store: GoalStore, left: int) -> dict[str, GoalMeter]:
-    """B knows 300 of the count before, and has just begun a turn, where so much is stored."""
-    meters = in_turns(store, "AB")
-    meters["B"].observe(total(300))
-    meters["B"].finish_turn()
-    for tokens in (300, 10, left):
-        meters["A"].observe(total(tokens))
-    meters["B"].start_turn("turn 2")
-    return meters
-
-
-def test_one_that_was_idle_sees_the_next_fall_itself(store: GoalStore) -> None:
-    meters = idle_while_another_counted_anew(store, 400)
-    for tokens in (20, 30):
-        meters["B"].observe(total(tokens))
-    assert used(store) == 300 + 390 + 10
-
-
-def test_one_that_was_idle_and_is_late_again(store: GoalStore) -> None:
-    meters = idle_while_another_counted_anew(store, 400)
-    meters["A"].observe(total(420))
-    for tokens in (395, 425):
-        meters["B"].observe(total(tokens))
-    assert used(store) == 300 + 390 + 25
-
-
-def test_one_that_was_idle_is_of_the_count_that_it_came_to(store: GoalStore) -> None:
-    meters = idle_while_another_counted_anew(store, 40)
-    meters["B"].observe(total(45))
-    meters["A"].observe(total(5))
-    meters["B"].observe(total(60))
-    assert used(store) == 300 + 30 + 5
-
-
-def test_one_that_was_idle_for_several_counts(store: GoalStore) -> None:
-    meters = in_turns(store, "AB")
-    meters["B"].observe(total(300))
-    meters["B"].finish_turn()
-    for tokens in (300, 10, 400, 20, 30, 5, 50):
-        meters["A"].observe(total(tokens))
-    meters["B"].start_turn("turn 2")
-    for tokens in (55, 60):
-        meters["B"].observe(total(tokens))
-    assert used(store) == 300 + 390 + 10 + 45 + 10
+def test_the_total_at_the_start_of_a_new_turn_may_begin_a_count(store: GoalStore) -> None:
+    meter = in_turns(store, "A")["A"]
+    meter.observe(total(300))
+    meter.finish_turn()
+    meter.start_turn("turn 2", total=total(30))
+    for tokens in (20, 35, 30):  # what is below 30 is late
+        meter.observe(total(tokens))
+    meter.finish_turn()
+    meter.start_turn("turn 2", total=total(10))
+    meter.observe(total(36))
+    assert used(store) == 306
 
 
 def test_a_baseline_that_the_host_lowers_is_a_new_count(store: GoalStore) -> None:
@@ -205,57 +345,45 @@ def test_only_a_fall_is_a_new_count(store: GoalStore) -> None:
     assert numbers == [0, 0, 0, 1, 1, 1, 2]
 
 
-# A thread's true history: for each count the steps by which it grows, from a beginning of its own.
+# A thread's true history: for each count the steps by which it grows.
 COUNTS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
-def history(counts: Sequence[Sequence[int]]) -> list[int]:
-    """All totals, in order. Each count begins below the whole of the one before."""
-    totals: list[int] = []
-    for number, steps in enumerate(counts):
-        at = len(counts) - number - 1
+@given(counts=COUNTS, data=st.data(), named=st.booleans())
+def test_whoever_hears_first_or_late_no_token_is_paid_twice(
+    counts: list[list[int]], data: st.DataObject, named: bool
+) -> None:
+    """Each count has a turn of its own. All hear what they hear of it, in order or again, in their own
+    time; with names also of counts that are over.
+    """
+    totals: list[list[int]] = []
+    for steps in counts:
+        totals.append([0])
         for step in steps:
-            totals.append(at)
-            at += 1 + step
-        totals.append(at)
-    return totals
-
-
-def growth(totals: Sequence[int]) -> int:
-    """What the totals cost: all that is used, but for what a new count begins with."""
-    return totals[0] + sum(max(b - a, 0) for a, b in itertools.pairwise(totals))
-
-
-@given(counts=COUNTS, data=st.data())
-def test_with_one_that_hears_all_at_once_the_others_may_be_late_and_deaf(
-    counts: list[list[int]], data: st.DataObject
-) -> None:
-    """The leader is told every total as it comes. The others hear what they hear, in order, whenever."""
-    totals = history(counts)
+            totals[-1].append(totals[-1][-1] + 1 + step)
     with GoalStore.open(":memory:") as store:
-        meters = in_turns(store, "ABC")
-        heard = dict.fromkeys("BC", 0)
-        for number, tokens in enumerate(totals, 1):
-            meters["A"].observe(total(tokens))
-            for name in data.draw(st.lists(st.sampled_from("BC"), max_size=4), "who hears"):
-                if heard[name] < number:
-                    at = data.draw(st.integers(heard[name], number - 1), f"what {name} hears")
-                    heard[name] = at + 1
-                    meters[name].observe(total(totals[at]))
-        assert used(store) == growth(totals)
-
-
-@given(counts=COUNTS, data=st.data())
-def test_whoever_hears_first_no_token_is_paid_twice(
-    counts: list[list[int]], data: st.DataObject
-) -> None:
-    """All hear every total, in order, each in its own time."""
-    totals = history(counts)
-    with GoalStore.open(":memory:") as store:
-        meters = in_turns(store, "ABC")
-        heard = dict.fromkeys("ABC", 0)
-        while left := [name for name in "ABC" if heard[name] < len(totals)]:
-            name = data.draw(st.sampled_from(left), "who hears")
-            meters[name].observe(total(totals[heard[name]]))
-            heard[name] += 1
-        assert used(store) == growth(totals)
+        store.create(THREAD, "work")
+        store.set_baseline(THREAD, TokenUsage(), count_id="0" if named else None)
+        truth = 0
+        for number, known in enumerate(totals):
+            # Without names the first total of a new count is what it is known by.
+            if not named and number and totals[number - 1][-1] == 0:
+                continue
+            heard = data.draw(st.lists(st.sampled_from(known), max_size=8), "what is heard")
+            for tokens in [0, *heard, known[-1]]:
+                late = data.draw(st.integers(0, number if named else 0), "of which count")
+                if late:
+                    store.record_usage(
+                        THREAD,
+                        total(data.draw(st.sampled_from(totals[number - late]))),
+                        turn_id=f"turn {number}",
+                        count_id=str(number - late),
+                    )
+                store.record_usage(
+                    THREAD,
+                    total(tokens),
+                    turn_id=f"turn {number}",
+                    count_id=str(number) if named else None,
+                )
+            truth += known[-1]
+            assert used(store) == truth

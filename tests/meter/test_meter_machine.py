@@ -91,6 +91,7 @@ class Paid:
 class Turn:
     turn_id: str
     charge_tokens: bool
+    has_reported: bool = False
 
 
 def usage_of(fresh: int, cached: int, output: int) -> TokenUsage:
@@ -260,11 +261,15 @@ class MeterMachine(RuleBasedStateMachine):
             assert result.goal == self.store.get(THREAD)
             assert result.charged == bool(charges)
             assert result.budget_exhausted == (bool(charges) and self.is_news_that_it_is_full())
+            assert result.over_budget == (
+                result.goal is not None and result.goal.remaining_tokens == 0
+            )
+        assert all(event.tokens_delta or event.time_delta_ms >= 1_000 for event in charges)
         return result
 
     def is_news_that_it_is_full(self) -> bool:
         goal = self.current
-        if goal is None or goal.status != "budget_limited" or goal.warned:
+        if goal is None or not goal.spent or goal.warned:
             return False
         goal.warned = True
         return True
@@ -279,7 +284,8 @@ class MeterMachine(RuleBasedStateMachine):
             tokens = sum(event.tokens_delta for event in ledger)
             time_ns = sum(event.time_delta_ms for event in ledger) * NS_PER_MS
             goal.tokens.narrow(tokens, tokens)
-            goal.time_ns.narrow(time_ns, time_ns + NS_PER_MS - 1)
+            # Less than a second may be due still.
+            goal.time_ns.narrow(time_ns, time_ns + NS_PER_S - 1)
         for event in events:
             if event.kind is EventKind.USAGE_ACCOUNTED:
                 # The charges of a call come before what it changes.
@@ -309,14 +315,17 @@ class MeterMachine(RuleBasedStateMachine):
             # What the last turn used and nobody reported; surely its own unless it was stopped then.
             goal.tokens.add(self.unheard if self.noted_surely else 0, self.unheard)
         turn_id = f"turn-{self.turns}"
-        owner = self.owner
+        owner, stored = self.owner, self.store.usage(THREAD)
+        falls = tell and stored is not None and self.total.is_below(stored.info.total)
         self.call(
             lambda: self.meter.start_turn(
                 turn_id, total=self.total if tell else None, charge_tokens=charge_tokens
             ),
             charged_to={None, owner},
         )
-        self.turn = Turn(turn_id, charge_tokens)
+        self.turn = Turn(turn_id, charge_tokens, has_reported=falls)
+        if falls:
+            self.owner = turn_id
         self.unheard = self.unheard_after = 0
         if tell:
             self.heard_total = self.total
@@ -342,9 +351,15 @@ class MeterMachine(RuleBasedStateMachine):
     def observe(self) -> None:
         assert self.turn is not None
         turn_id = self.turn.turn_id
+        self.turn.has_reported = True
         self.charge(self.unheard)
         self.heard(turn_id)
+        before, payer = self.position, self.payer
         self.call(lambda: self.meter.observe(self.total, turn_id=turn_id), charged_to={turn_id})
+        for event in self.store.events(after=before):
+            if event.tokens_delta and payer is not None:  # and took along what time was due
+                time_ns = event.cumulative_time_ms * NS_PER_MS
+                payer.time_ns.narrow(time_ns, time_ns + NS_PER_MS - 1)
         self.note_payer()
 
     def begin_anew(self, share: float) -> bool:
@@ -359,11 +374,27 @@ class MeterMachine(RuleBasedStateMachine):
         self.unheard = self.unheard_after = 0
         return True
 
-    @precondition(lambda self: self.turn is not None)
+    @precondition(lambda self: self.turn is not None and not self.turn.has_reported)
     @rule(share=SHARES)
     def begin_a_new_count(self, share: float) -> None:
         if self.begin_anew(share):
             self.observe()
+
+    @precondition(lambda self: self.turn is not None and self.turn.has_reported)
+    @rule(share=SHARES)
+    def repeat_an_earlier_total(self, share: float) -> None:
+        """A retry that comes late: nothing but its time is new."""
+        assert self.turn is not None
+        stored, turn_id = self.store.usage(THREAD), self.turn.turn_id
+        assert stored is not None
+        size = stored.info.total.input_tokens + stored.info.total.output_tokens
+        if size == 0:
+            return
+        self.charge(0)
+        total = TokenUsage(min(int(size * share), size - 1))
+        self.call(lambda: self.meter.observe(total, turn_id=turn_id), charged_to={turn_id})
+        assert self.store.usage(THREAD) == stored
+        self.note_payer()
 
     @precondition(lambda self: self.turn is None)
     @rule(share=SHARES)
@@ -412,8 +443,9 @@ class MeterMachine(RuleBasedStateMachine):
         self.store.close()
         self.store = GoalStore.open(self.path, durability="normal")
         if self.current is not None:
-            whole_ms = self.current.time_ns.low // NS_PER_MS
-            self.current.time_ns = Span(whole_ms * NS_PER_MS, whole_ms * NS_PER_MS)
+            ledger = self.store.events(goal_id=self.current.goal_id)
+            time_ns = sum(event.time_delta_ms for event in ledger) * NS_PER_MS
+            self.current.time_ns = Span(time_ns, time_ns)
         self.make_meter()
 
     # -- changes through the meter -----------------------------------------------------------------
@@ -451,6 +483,7 @@ class MeterMachine(RuleBasedStateMachine):
         def becomes() -> None:
             assert self.current is not None
             self.current.status, self.current.budget = self.requested(self.current, status, budget)
+            self.current.warned = self.current.warned and self.current.spent
 
         return becomes
 
@@ -563,7 +596,8 @@ class MeterMachine(RuleBasedStateMachine):
         assert goal.token_budget == self.current.budget
         tokens, time_ns = self.current.tokens, self.current.time_ns
         assert tokens.low <= goal.tokens_used <= tokens.high
-        assert time_ns.low // NS_PER_MS <= goal.time_used_ms <= time_ns.high // NS_PER_MS
+        assert time_ns.low < goal.time_used_ms * NS_PER_MS + NS_PER_S
+        assert goal.time_used_ms <= time_ns.high // NS_PER_MS
         assert self.meter.goal == goal
         assert self.meter.remaining_tokens == goal.remaining_tokens
 

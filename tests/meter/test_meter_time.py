@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from goal_state import GoalStatus, GoalStore, TokenUsage
+from goal_state import EventKind, GoalStatus, GoalStore, TokenUsage
 from goal_state.meter import GoalMeter
-from tests.meter.clock import NS_PER_MS, Clock
+from tests.meter.clock import NS_PER_MS, NS_PER_S, Clock
 
 THREAD = "thread-1"
 
@@ -30,42 +30,98 @@ def test_the_clock_is_a_monotonic_one() -> None:
     assert parameters["clock_ns"].default is time.monotonic_ns
 
 
+def test_time_alone_waits_for_a_whole_second(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    for due_ns in (NS_PER_S - 1, 1, 2 * NS_PER_S + 345_678_901, NS_PER_S - NS_PER_MS):
+        clock.tick(ns=due_ns)
+        meter.flush()
+    assert [e.time_delta_ms for e in store.events() if e.time_delta_ms] == [1_000, 2_345]
+    clock.tick(ns=NS_PER_MS)
+    assert meter.finish_turn().charged
+    assert time_used_ms(store) == 4_345
+
+
+def test_tokens_take_along_whatever_time_is_due(
+    store: GoalStore, meter: GoalMeter, clock: Clock
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    for _ in range(3):
+        clock.tick(seconds=0.3)
+        assert not meter.flush().charged
+    meter.observe(TokenUsage(10))
+    assert time_used_ms(store) == 900
+    clock.tick(seconds=0.25)
+    meter.observe(TokenUsage(10, cached_input_tokens=5, output_tokens=0))  # nothing that costs
+    assert time_used_ms(store) == 900
+    meter.observe(TokenUsage(20, 5))
+    assert time_used_ms(store) == 1_150
+    assert [e.tokens_delta > 0 for e in store.events() if e.time_delta_ms] == [True, True]
+
+
+def test_no_event_is_of_less_than_a_second_alone_on_a_real_clock(store: GoalStore) -> None:
+    store.create(THREAD, "work")
+    meter = GoalMeter(store, THREAD)
+    total = TokenUsage()
+    for turn in range(8):
+        meter.start_turn(f"turn-{turn}", total=total)
+        for _ in range(6):
+            total += TokenUsage(100, 20, 0, 10)
+            meter.observe(total)
+            time.sleep(0.002)
+            meter.flush()
+        meter.finish_turn()
+    charges = [e for e in store.events() if e.kind is EventKind.USAGE_ACCOUNTED]
+    assert len([e for e in charges if e.tokens_delta]) == 48
+    assert all(e.time_delta_ms >= 1_000 for e in charges if not e.tokens_delta)
+    assert time_used_ms(store) > 48 * 2 - 30
+
+
 def test_ticks_below_a_millisecond_add_up_within_a_turn(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    for number in range(1, 1_001):
+    for number in range(1, 5_001):
         clock.tick(ns=TICK_NS)
         meter.flush()
-        assert time_used_ms(store) == number * TICK_NS // NS_PER_MS
-    assert time_used_ms(store) == 400
+        if number % 500 == 0:
+            assert time_used_ms(store) == number * TICK_NS // NS_PER_S * 1_000
+    assert time_used_ms(store) == 2_000
 
 
+@pytest.mark.parametrize("told", [50, 60, 40])
 def test_a_total_that_brings_nothing_new_still_brings_its_time(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, meter: GoalMeter, clock: Clock, told: int
 ) -> None:
+    """A repeated one, or a late one: what the meter's own clock says is another matter."""
     store.create(THREAD, "work")
     meter.start_turn("turn-1", total=TokenUsage(50))
     other = GoalMeter(store, THREAD, clock_ns=Clock())
     other.start_turn("turn-1")
-    for told, stored in ((50, 50), (60, 60), (60, 80), (70, 80)):
-        other.observe(TokenUsage(stored))
-        clock.tick(ns=NS_PER_MS)
+    other.observe(TokenUsage(60))
+    for _ in range(4):
+        clock.tick(seconds=0.6)
         meter.observe(TokenUsage(told))
-    assert time_used_ms(store) == 4
+    assert [e.time_delta_ms for e in store.events() if e.time_delta_ms] == [1_200, 1_200]
 
 
-def test_ticks_below_a_millisecond_add_up_across_turns(
+def test_what_is_less_than_a_second_is_carried_across_turns(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
     store.create(THREAD, "work")
     for number in range(1_000):
         meter.start_turn(f"turn-{number}")
-        clock.tick(ns=TICK_NS)
+        clock.tick(ns=7_400_000)
         meter.finish_turn()
         clock.tick(ns=777_777)  # nobody's
-    assert time_used_ms(store) == 400
+    charges = [e.time_delta_ms for e in store.events() if e.time_delta_ms]
+    assert all(1_000 <= time_ms <= 1_007 for time_ms in charges)
+    assert sum(charges) == time_used_ms(store)
+    assert 0 <= 7_400 - sum(charges) < 1_000
 
 
 def test_ticks_below_a_millisecond_add_up_around_everything_that_pays_nothing(
@@ -86,7 +142,9 @@ def test_ticks_below_a_millisecond_add_up_around_everything_that_pays_nothing(
         clock.tick(ns=TICK_NS)
         meter.observe(TokenUsage(input_tokens=number))
         meter.abort_turn()
-        assert time_used_ms(store) == (number + 1) * 2 * TICK_NS // NS_PER_MS
+        assert time_used_ms(store) == (
+            0 if number == 0 else (number + 1) * 2 * TICK_NS // NS_PER_MS
+        )
 
 
 def test_what_is_left_over_is_not_another_goals(
@@ -94,16 +152,16 @@ def test_what_is_left_over_is_not_another_goals(
 ) -> None:
     store.create(THREAD, "first")
     meter.start_turn("turn-1")
-    clock.tick(ns=900_000)
+    clock.tick(seconds=0.9)
     meter.complete_goal()
     meter.create_goal("second")
-    clock.tick(ns=900_000)
+    clock.tick(seconds=0.9)
     meter.finish_turn()
     assert time_used_ms(store) == 0
     meter.start_turn("turn-2")
-    clock.tick(ns=100_000)
+    clock.tick(seconds=0.1)
     meter.finish_turn()
-    assert time_used_ms(store) == 1
+    assert time_used_ms(store) == 1_000
 
 
 def test_idle_time_is_nobodys(store: GoalStore, make_meter: MakeMeter, clock: Clock) -> None:

@@ -60,8 +60,8 @@ class Draft:
         if arguments.pop("as_before", False):
             first = model.keys.get((thread_id, arguments["idempotency_key"]))
             if first is not None:
-                tokens, time_ms = first.amounts
-                arguments |= {"tokens": tokens, "seconds": _seconds(time_ms)}
+                # Its seconds are measured anew, and are mostly others.
+                arguments["tokens"] = first.amounts[0]
         return Operation(self.name, arguments)
 
 
@@ -78,10 +78,6 @@ class Lean:
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.number}>"
-
-
-def _seconds(milliseconds: int) -> float:
-    return milliseconds // 1000 if milliseconds % 1000 == 0 else milliseconds / 1000
 
 
 # -- values ------------------------------------------------------------------------------------------

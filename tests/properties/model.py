@@ -144,6 +144,8 @@ class Model:
         self.baselines: dict[str, Baseline] = {}
         self.recorded_for: dict[str, str | None] = {}
         """The goal in whose time each thread's baseline was recorded."""
+        self.reported: dict[str, set[str | None]] = {}
+        """The turns that reported totals of each thread."""
         self.keys: dict[tuple[str, str], _Paid] = {}
         self.minted: dict[str, str] = {}
         """Every goal that ever was, and its thread."""
@@ -154,6 +156,7 @@ class Model:
         twin.events = list(self.events)
         twin.baselines = dict(self.baselines)
         twin.recorded_for = dict(self.recorded_for)
+        twin.reported = {thread: set(turns) for thread, turns in self.reported.items()}
         twin.keys = dict(self.keys)
         twin.minted = dict(self.minted)
         return twin
@@ -295,7 +298,7 @@ class Model:
         goal = self.goals.get(thread_id)
         if idempotency_key is not None and (thread_id, idempotency_key) in self.keys:
             first = self.keys[thread_id, idempotency_key]
-            if first.amounts != amounts:
+            if first.amounts[0] != tokens:
                 raise Refused("IdempotencyConflictError")
             if goal is None or goal.goal_id != first.row.goal_id:
                 return Settlement(None, applied=True, duplicate=True)
@@ -330,6 +333,12 @@ class Model:
     ) -> Settlement:
         old = self.baselines.get(thread_id)
         counts = total.total if isinstance(total, Baseline) else total
+        if (
+            old is not None
+            and counts.is_below(old.total)
+            and self._has_reported(thread_id, turn_id)
+        ):
+            return Settlement(self.goals.get(thread_id), applied=False)
         is_growth = old is not None and not counts.is_below(old.total)
         tokens = counts.since(old.total).payable if is_growth else 0
         if old is None or counts == old.total:
@@ -345,6 +354,7 @@ class Model:
         self, *, thread_id: str, total: Counts | Baseline, turn_id: str | None
     ) -> None:
         self._see(thread_id, total, turn_id)
+        self.reported.setdefault(thread_id, set()).add(turn_id)
         if turn_id is not None:
             self.baselines[thread_id] = self.baselines[thread_id]._replace(turn_id=turn_id)
         self.recorded_for[thread_id] = self._goal_id(thread_id)
@@ -380,6 +390,18 @@ class Model:
         else:
             last = total.since(old.total)
             self.baselines[thread_id] = Baseline(total, last, old.window, turn_id)
+
+    def _has_reported(self, thread_id: str, turn_id: str | None) -> bool:
+        """Whether a total that falls is late. Without a turn it is not known to be of a new count."""
+        return (
+            turn_id is None
+            or turn_id == self.baselines[thread_id].turn_id
+            or turn_id in self.reported[thread_id]
+            or any(
+                event.thread_id == thread_id and event.turn_id == turn_id and event.tokens_delta
+                for event in self.events
+            )
+        )
 
     def _goal_id(self, thread_id: str) -> str | None:
         return self.goals[thread_id].goal_id if thread_id in self.goals else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -54,6 +55,9 @@ def revision(request: pytest.FixtureRequest) -> str:
 
 
 _COUNTED_FROM_NOW = {"thread_usage": {"count_number": 0, "count_id": ""}}
+
+
+_TOTAL = {field.name for field in dataclasses.fields(TokenUsage)}
 
 
 @pytest.fixture
@@ -128,8 +132,12 @@ def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
         assert store.count() == len(goals)
         for event, row in zip(store.events(), events, strict=True):
             assert {field: getattr(event, field) for field in row} == row
+        named = {row["thread_id"] for row in before["thread_usage"] if row.get("count_id")}
         for row in before["thread_usage"]:
-            if row.get("count_id"):
+            if row["thread_id"] in named:  # whose counts are added up
+                total = store.baseline(row["thread_id"], count_id=row["count_id"] or None)
+                assert total is not None
+                assert total.total.counts() == tuple(row[k] for k in row if k in _TOTAL)
                 continue
             usage = store.usage(row["thread_id"])
             assert usage is not None
