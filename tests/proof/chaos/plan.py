@@ -254,19 +254,24 @@ class Plan:
     def _strike(self) -> Step | None:
         if (store := self._struck_store()) is None:
             return None
-        count = self._draw.randint(1, 10)
         what = self._one_of(
-            *("charge",) * 6, "get", "verify", "goals", "events", "export", "open", "listen"
+            *("charge",) * 8,
+            *("verify",) * 2,
+            *("get", "goals", "events", "export", "open", "listen"),
         )
-        lanes = [
-            self._charges(self._draw.randint(3, 10)) for _ in range(self._draw.choice((0, 0, 3)))
-        ]
+        if what == "charge":
+            count = self._draw.randint(1, 10)
+            numbers = self._charges(count)
+        else:
+            count = self._draw.randint(5, 20 if what == "open" else 50)
+            numbers = [0] * count
+        lanes = [self._charges(self._draw.randint(3, 10)) for _ in range(self._draw.choice((0, 3)))]
         return self._tell(
             "strike",
-            count=count + sum(map(len, lanes)),
+            count=max(count * (what == "charge"), 1) + sum(map(len, lanes)),
             store=store,
             what=what,
-            numbers=self._charges(count) if what == "charge" else [0] * count,
+            numbers=numbers,
             how=self._one_of("counted", "counted", "timer"),
             when=self._whens(count),
             kinds=self._kinds(count),
@@ -397,10 +402,10 @@ class Plan:
 _NEEDED: Final = {"fresh", "open", "charge", "look"}
 
 _WEIGHTS: Final[dict[str, float]] = {
-    "charge": 30,
-    "charge_here": 10,
+    "charge": 20,
+    "charge_here": 6,
     "charge_struck": 6,
-    "strike": 8,
+    "strike": 14,
     "handler": 4,
     "nested": 1,
     "fresh": 4,

@@ -316,7 +316,7 @@ class Worker:
                     struck(lambda: self._touch(held, what))
                 except Strike:
                     came += 1
-            came += strikes.was_unraisable()
+            came = came or strikes.was_unraisable()
             if raised != came:
                 raise Surprise(f"{kind} was raised {raised} times and came {came} times, in {what}")
         self.say_heard(held)
