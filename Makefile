@@ -1,17 +1,26 @@
 # Everything that is done in a checkout. Needs Python 3.11 or later, pip and make; the rest is installed,
 # in the versions of requirements/, into .venv.
 
+# Another interpreter: make PYTHON=python3.13 test
 PYTHON ?= python3
+# Other versions of what the library depends on, those of requirements/WITH.txt: make WITH=lowest test
+WITH ?=
 # Arguments for the tool behind a target: make test ARGS='-k resume'
 ARGS ?=
 # Test processes: a number, or auto for one per core.
 JOBS ?= auto
 
-VENV := .venv
+# Each interpreter that was asked for, and each choice of versions, has an environment of its own.
+ifneq ($(origin PYTHON),file)
+VERSION := -$(shell $(PYTHON) -c 'import platform, sys; print(platform.python_version() + sys.abiflags)')
+endif
+VENV := $(if $(VERSION)$(WITH),build/venv$(VERSION)$(WITH:%=-with-%),.venv)
 BIN := $(VENV)/bin
-BENCH_VENV := build/venv-bench
+BENCH_VENV := build/venv-bench$(VERSION)
 LOCK_VENV := build/venv-lock
 UV := uv==0.13.8
+COMPILE = $(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-emit-index-url
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -32,8 +41,8 @@ help: ## show this list
 
 # -- environments ------------------------------------------------------------------------------------
 
-# $(call new-venv,DIRECTORY,LOCK): an environment that holds what the lock says and nothing else. Some
-# systems ship Python without ensurepip; there the system's pip fills the environment.
+# $(call new-venv,DIRECTORY,LOCKS): an environment that holds what the locks say, the later ones over the
+# earlier, and nothing else. Some systems ship Python without ensurepip; there the system's pip fills it.
 define new-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "This needs Python 3.11 or later, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." \
@@ -41,12 +50,10 @@ define new-venv
 	@mkdir -p $(dir $(1))
 	@echo "Installing $(2) into $(1)"
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
-		$(PYTHON) -m venv --clear $(1) && \
-		$(1)/bin/python -m pip install -qq --require-hashes -r $(2); \
+		$(PYTHON) -m venv --clear $(1) && pip="$(1)/bin/python -m pip"; \
 	else \
-		$(PYTHON) -m venv --clear --without-pip $(1) && \
-		$(PYTHON) -m pip --python $(1)/bin/python install -qq --require-hashes -r $(2); \
-	fi
+		$(PYTHON) -m venv --clear --without-pip $(1) && pip="$(PYTHON) -m pip --python $(1)/bin/python"; \
+	fi && for lock in $(2); do $$pip install -qq --require-hashes -r $$lock || exit; done
 endef
 
 # The library itself, from the source tree. Its build backend is in the lock, so nothing else is fetched.
@@ -56,8 +63,8 @@ define install-checkout
 	@touch $@
 endef
 
-$(VENV)/.locked: requirements/dev.txt
-	$(call new-venv,$(VENV),$<)
+$(VENV)/.locked: requirements/dev.txt $(WITH:%=requirements/%.txt)
+	$(call new-venv,$(VENV),$^)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml
@@ -135,16 +142,19 @@ mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
 	$(BIN)/mutmut run $(ARGS)
 
 # Pins stay as they are unless ARGS says otherwise: ARGS=--upgrade, ARGS='--upgrade-package sqlalchemy'.
-# The second lock is constrained by the first, so that what both hold is the same.
+#   dev.txt             the library with its extras, and what its checks need
+#   bench.txt           the same for the benchmarks; constrained by the first, so that what both hold is equal
+#   sqlalchemy-2.0.txt  over dev.txt: the newest SQLAlchemy of the series before
+#   lowest.txt          over dev.txt: the oldest versions that pyproject.toml allows the library itself
 lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(PYTHON) -m venv $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip install -qq $(UV)
-	$(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 --generate-hashes \
-		--no-header --no-emit-index-url --group dev \
-		--extra cli --extra http --extra otel --extra zstd pyproject.toml -o requirements/dev.txt
-	$(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 --generate-hashes \
-		--no-header --no-emit-index-url --group build --constraint requirements/dev.txt \
-		--extra bench --extra cli pyproject.toml -o requirements/bench.txt
+	$(COMPILE) --group dev --extra cli --extra http --extra otel --extra zstd pyproject.toml \
+		-o requirements/dev.txt
+	$(COMPILE) --group build --extra bench --extra cli --constraint requirements/dev.txt pyproject.toml \
+		-o requirements/bench.txt
+	echo 'sqlalchemy<2.1' | $(COMPILE) - -o requirements/sqlalchemy-2.0.txt
+	$(COMPILE) --resolution lowest-direct pyproject.toml -o requirements/lowest.txt
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) build dist mutants .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,9 +9,9 @@ import sqlite3
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
-from sqlalchemy import Connection, Engine, NullPool, StaticPool, event, exc
+from sqlalchemy import Connection, Engine, NullPool, SingletonThreadPool, StaticPool, event, exc
 from sqlalchemy import create_engine as sqlalchemy_create_engine
 from sqlalchemy.engine import URL, make_url
 
@@ -22,13 +22,20 @@ from goal_state.errors import (
     ForeignDatabaseError,
     InvalidValueError,
     NotADatabaseError,
+    TransactionError,
     UnsupportedDatabaseError,
 )
-from goal_state.executor import driver_connection, primary_code, translating
+from goal_state.executor import (
+    HOSTS_TRANSACTION,
+    driver_connection,
+    primary_code,
+    require_sqlite3,
+    translating,
+)
 from goal_state.files import OpenedFile, has_log, log_owner
 from goal_state.forks import check_not_barred
 from goal_state.identifiers import new_id
-from goal_state.tables import VERSION_TABLE, database_identity
+from goal_state.tables import VERSION_TABLE, check_tables, database_identity, metadata
 
 __all__ = [
     "Durability",
@@ -44,6 +51,7 @@ __all__ = [
     "inspect_file",
     "is_memory",
     "opened_file",
+    "read_schema",
     "reading_uri",
     "set_pragmas",
     "vacuum",
@@ -217,6 +225,7 @@ def inspect_file(path: Path, *, to_read: bool = False) -> str | None:
         DatabaseLocationError: the folder is missing or cannot be entered, or the path is a directory.
         NotADatabaseError: the file is no SQLite database.
         ForeignDatabaseError: it is another application's.
+        SchemaIncompleteError: some tables of ours are there and others are not.
         DatabaseReadOnlyError: the file or its folder cannot be written to, though it should.
         DatabaseReplacedError: it took the place of another file, whose log is still there.
     """
@@ -254,23 +263,35 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
     with translating():
         connection = _connected(reading_uri(path))
         try:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
-            if VERSION_TABLE in tables:
-                row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
-                return None if row is None else row[0]
+            tables, revision = read_schema(connection)
         except sqlite3.DatabaseError as error:
             if primary_code(error) != sqlite3.SQLITE_NOTADB:
                 raise
             raise _no_database(path) from error
         finally:
             connection.close()
-    if tables:
+    # Anybody may have a table `goals`.
+    if tables and not tables & {VERSION_TABLE, *metadata.tables} - {"goals"}:
         raise ForeignDatabaseError(
             f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
         )
-    return None
+    check_tables(tables, revision)
+    return revision
+
+
+def read_schema(driver: sqlite3.Connection) -> tuple[set[str], str | None]:
+    """The tables of a database, whoever's they are, and the revision that ours are at."""
+    driver.execute("BEGIN")  # one snapshot, so that no migration comes between the two
+    try:
+        rows = driver.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
+        if VERSION_TABLE not in tables:
+            return tables, None
+        row = driver.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
+        return tables, None if row is None else row[0]
+    finally:
+        driver.rollback()
 
 
 def _no_database(path: Path) -> NotADatabaseError:
@@ -308,9 +329,8 @@ def _refuse_exchanged(path: Path) -> None:
         suppress(sqlite3.Error),
         closing(_connected(f"{file.as_uri()}?mode=ro&immutable=1")) as main,
     ):
-        (found,) = main.execute(f"SELECT identity FROM {database_identity.name}").fetchone() or (
-            None,
-        )  # noqa: S608
+        row = main.execute(f"SELECT identity FROM {database_identity.name}").fetchone()  # noqa: S608
+        found = None if row is None else row[0]
     if found is not None and found != owner:
         raise DatabaseReplacedError(
             f"{str(path)!r} was put in the place of another database, whose log ({file.name}-wal) is still"
@@ -368,16 +388,51 @@ def _create_in_place(file: Path) -> None:
 
 def detached_connection(engine: Engine) -> Connection:
     """A connection for its holder alone, that takes no place in the engine's pool and on which the
-    driver begins no transactions by itself.
+    driver begins no transactions by itself. In memory it is the one connection that there is.
+
+    Raises:
+        UnsupportedDatabaseError: the engine has no connections to give away.
+        TransactionError: a host's transaction is open on the one connection.
     """
+    require_sqlite3(engine.dialect)
     if (path := database_path(engine)) is not None:
         check_not_barred(str(path))
     with translating():
+        if is_memory(engine):
+            return _shared_connection(engine)
+        if isinstance(engine.pool, StaticPool | SingletonThreadPool):
+            raise UnsupportedDatabaseError(
+                f"the engine has a {type(engine.pool).__name__}, which would hand out a connection that"
+                " others use; leave poolclass to SQLAlchemy, or pass the path"
+            )
         connection = engine.connect()
-        if not is_memory(engine):  # there the one connection stays its host's
-            connection.detach()
-            driver_connection(connection).isolation_level = None
+        connection.detach()
+        driver = driver_connection(connection)
+        if hasattr(
+            driver, "autocommit"
+        ):  # from Python 3.12 on; where it is set, the level has no say
+            cast(Any, driver).autocommit = cast(Any, sqlite3).LEGACY_TRANSACTION_CONTROL
+            driver.rollback()
+        driver.isolation_level = None
         return connection
+
+
+def _shared_connection(engine: Engine) -> Connection:
+    """The one connection of a database in memory. Closing it leaves to its host what is open on it."""
+    pool = engine.pool
+    if not isinstance(pool, StaticPool):
+        connection = engine.connect()
+        if driver_connection(connection).in_transaction:
+            connection.close()  # which ends nothing: the host holds it too
+            raise TransactionError(HOSTS_TRANSACTION)
+        return connection
+    driver = cast(sqlite3.Connection, pool.connection.dbapi_connection)
+    if driver.in_transaction:
+        raise TransactionError(HOSTS_TRANSACTION)
+    # A pool rolls back what is open when a connection is given back to it.
+    return sqlalchemy_create_engine(
+        "sqlite://", creator=lambda: driver, poolclass=StaticPool, pool_reset_on_return=None
+    ).connect()
 
 
 def check_writable(connection: Connection) -> None:

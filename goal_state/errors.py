@@ -33,10 +33,12 @@ __all__ = [
     "NotADatabaseError",
     "RequestError",
     "SchemaError",
+    "SchemaIncompleteError",
     "SchemaOutOfDateError",
     "SchemaTooNewError",
     "StaleGoalError",
     "StoreClosedError",
+    "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
@@ -122,6 +124,12 @@ class ForkedStoreError(RequestError):
     """
 
 
+class TransactionError(RequestError):
+    """What was asked for needs a transaction that its owner ends, and there is none: a connection in
+    autocommit mode, a closed one, a transaction that was undone, or another's is open on the connection.
+    """
+
+
 class TurnError(RequestError):
     """A turn was reported that is unknown, runs already or does not run. Nothing was charged."""
 
@@ -144,6 +152,12 @@ class UnsupportedDatabaseError(RequestError):
 
 class SchemaError(RequestError):
     """The schema of the database and that of the library do not fit."""
+
+
+class SchemaIncompleteError(SchemaError):
+    """Some of our tables are there and others are not: something else dropped them, or a table of the
+    application's own has the name of one of ours. The database was left untouched.
+    """
 
 
 class SchemaOutOfDateError(SchemaError):

@@ -69,6 +69,9 @@ _CHARGE_BY_KEY = Statement(
     "thread_id key",
 )
 _LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
+_EVENT_ID_AT = Statement(
+    lambda: select(_E.event_id).where(_E.position == bindparam("position")), "position"
+)
 
 _STATUS: Final = {status.value: status for status in GoalStatus}
 _KIND: Final = {kind.value: kind for kind in EventKind}
@@ -242,6 +245,11 @@ class EventLog:
         """The position of the newest event, 0 in an empty log."""
         return self._executor.run(_LAST_POSITION).fetchone()[0] or 0
 
+    def holds(self, event: GoalEvent) -> bool:
+        """Whether this very event stands at its position."""
+        row = self._executor.run(_EVENT_ID_AT, (event.position,)).fetchone()
+        return row is not None and row[0] == event.event_id
+
 
 def _event(row: tuple[Any, ...]) -> GoalEvent:
     position, event_id, kind, thread_id, goal_id, turn_id, status, previous, *rest = row
@@ -268,6 +276,11 @@ class ConsumerCursor(NamedTuple):
     position: int
     holder: str | None
     lease_expires_at_ms: int | None
+
+    def is_free_for(self, holder: str, now_ms: int) -> bool:
+        """Whether this holder may take the name: it has it, or nobody's lease is running."""
+        ends = self.lease_expires_at_ms
+        return ends is None or self.holder == holder or not now_ms < ends <= now_ms + MAX_LEASE_MS
 
 
 _C = event_cursors.c
@@ -357,8 +370,7 @@ class ConsumerCursors:
         if cursor is None:
             self._executor.run(_NEW_CURSOR, (name, 0, holder, expires, now_ms))
             return 0
-        ends = cursor.lease_expires_at_ms
-        if ends is not None and cursor.holder != holder and now_ms < ends <= now_ms + MAX_LEASE_MS:
+        if not cursor.is_free_for(holder, now_ms):
             return None
         self._executor.run(_HOLD, (holder, expires, now_ms, name))
         return cursor.position

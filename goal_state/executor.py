@@ -23,19 +23,28 @@ from goal_state.errors import (
     DatabaseFullError,
     DatabaseIOError,
     DatabaseReadOnlyError,
+    TransactionError,
+    UnsupportedDatabaseError,
     UsageOverflowError,
 )
 from goal_state.identifiers import new_id
 
 __all__ = [
+    "HOSTS_TRANSACTION",
     "Executor",
     "Statement",
     "driver_connection",
     "limited",
     "primary_code",
+    "require_sqlite3",
     "translated",
     "translating",
 ]
+
+HOSTS_TRANSACTION: Final = (
+    "a transaction of yours is open on the one connection that the database in memory has; use a"
+    " GoalRepository on your connection, or the store once your transaction has ended"
+)
 
 _CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
 """A STRICT table refused a value: a sum that no longer is an integer. `sqlite3` has no name for it."""
@@ -151,16 +160,19 @@ class Executor:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._dialect = connection.dialect
-        self._dialect_name = self._dialect.name
         self._use(connection)
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
+        self._dialect = connection.dialect
+        self._dialect_name = self._dialect.name
+        # In memory: a host may have it too.
+        self._is_shared = connection.engine.url.database in (None, "", ":memory:")
         self.driver: sqlite3.Connection = driver_connection(connection)
         """The driver's connection. As a context manager it undoes what an exception left unfinished; being
         C, at whatever instruction that strikes."""
         self._cursor = self.driver.cursor()
+        self._has_begun = False  # a transaction; one that is open otherwise is a host's
         self.failure: DatabaseError | None = None
         """What the database failed at on this connection. It may have undone the transaction, and may
         keep what it should not (pages that were damaged, a file that could only be read)."""
@@ -221,14 +233,25 @@ class Executor:
         return self.driver.in_transaction
 
     def join_transaction(self) -> None:
-        """Makes sure, inside a host's connection, that a transaction is open and may write."""
+        """Makes sure that a transaction is open that its owner will end.
+
+        Raises:
+            TransactionError: there is none.
+        """
+        if not self.driver.in_transaction:
+            raise TransactionError(
+                "the transaction that this repository was handed out for is over; ask for a new one"
+            )
+
+    def clear(self) -> None:
+        """Undoes what a caller that was struck left open.
+
+        Raises:
+            TransactionError: the connection is a host's too, and has a transaction of that host's open.
+        """
+        self.rollback()
         if self.driver.in_transaction:
-            return
-        with translating():
-            if not self._connection.in_transaction():
-                self._connection.begin()  # so that the host's commit() finds it
-            if not self.driver.in_transaction:  # an engine whose driver begins late
-                self._cursor.execute("BEGIN IMMEDIATE")
+            raise TransactionError(HOSTS_TRANSACTION)
 
     def begin(self) -> None:
         """Begins a transaction of our own with the write lock in hand.
@@ -236,6 +259,7 @@ class Executor:
         Raises:
             DatabaseBusyError: another connection has it, and had it for the busy timeout.
         """
+        self._has_begun = True
         try:
             self._cursor.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
@@ -253,18 +277,20 @@ class Executor:
         except sqlite3.Error as error:
             self.rollback()
             raise self.failed(error) from error
+        self._has_begun = False
 
     def rollback(self) -> None:
         """Undoes the transaction, if there still is one: SQLite itself ends it after some errors."""
-        if not self._closed and self.driver.in_transaction:
+        if self._has_begun and not self._closed and self.driver.in_transaction:
             try:
                 self._cursor.execute("ROLLBACK")
             except sqlite3.Error as error:
                 self.failed(error)  # the transaction ends with the connection
+        self._has_begun = False
 
     def snapshot(self) -> AbstractContextManager[object]:
         """Everything read inside sees the database as it was at the first read. Takes no write lock."""
-        if self.driver.in_transaction:
+        if self._is_shared or self.driver.in_transaction:
             return nullcontext()
         self._cursor.execute("BEGIN DEFERRED")
         return self.driver  # which ends the transaction, whatever strikes
@@ -329,3 +355,18 @@ def _too_large() -> UsageOverflowError:
 def driver_connection(connection: Connection) -> sqlite3.Connection:
     """The driver's connection under one of SQLAlchemy's."""
     return cast(sqlite3.Connection, connection.connection.dbapi_connection)
+
+
+def require_sqlite3(dialect: Dialect) -> None:
+    """Refuses what does not run on Python's own `sqlite3`.
+
+    Raises:
+        UnsupportedDatabaseError: it is another database, or another driver.
+    """
+    if dialect.name != "sqlite":
+        raise UnsupportedDatabaseError(f"goals are kept in SQLite, not in {dialect.name}")
+    if dialect.driver != "pysqlite":
+        raise UnsupportedDatabaseError(
+            f"goals are kept through Python's own sqlite3, not through {dialect.driver}; open a GoalStore"
+            " on the same database" + (", and call it in a thread" if dialect.is_async else "")
+        )

@@ -8,7 +8,13 @@ from enum import Enum, StrEnum
 from typing import Any, Final, Literal
 
 from goal_state.errors import InvalidValueError
-from goal_state.validation import check_amount, check_name, check_objective, check_token_budget
+from goal_state.validation import (
+    check_amount,
+    check_name,
+    check_objective,
+    check_stored_time_ms,
+    check_token_budget,
+)
 
 __all__ = [
     "KEEP",
@@ -19,6 +25,7 @@ __all__ = [
     "Keep",
     "charged_status",
     "check_goal",
+    "check_goal_id",
     "check_mode",
     "check_status",
     "make_goal",
@@ -272,6 +279,14 @@ def status_by_budget(goal: Goal) -> GoalStatus:
     return GoalStatus.BUDGET_LIMITED if spent else GoalStatus.ACTIVE
 
 
+def check_goal_id(field: str, value: object) -> str:
+    """The id of a goal, which may be another store's: 36 characters."""
+    text = check_name(field, value)
+    if len(text) != _GOAL_ID_CHARACTERS:
+        raise InvalidValueError(field, f"must be a UUID of {_GOAL_ID_CHARACTERS} characters")
+    return text
+
+
 def check_goal(goal: Goal) -> Goal:
     """A goal that was not made by this library, as it will be stored.
 
@@ -279,8 +294,7 @@ def check_goal(goal: Goal) -> Goal:
         InvalidValueError: a value is out of its bounds, or contradicts another one.
     """
     check_name("thread_id", goal.thread_id)
-    if len(check_name("goal_id", goal.goal_id)) != _GOAL_ID_CHARACTERS:
-        raise InvalidValueError("goal_id", f"must be a UUID of {_GOAL_ID_CHARACTERS} characters")
+    check_goal_id("goal_id", goal.goal_id)
     objective, status = check_objective(goal.objective), check_status(goal.status)
     check_token_budget(goal.token_budget)
     check_amount("tokens_used", goal.tokens_used)
@@ -293,7 +307,7 @@ def check_goal(goal: Goal) -> Goal:
     if status is GoalStatus.ACTIVE and status_by_budget(goal) is not GoalStatus.ACTIVE:
         raise InvalidValueError("status", "must not be active: the token budget is used up")
     if goal.resume_at_ms is not None:
-        check_amount("resume_at_ms", goal.resume_at_ms)
+        check_stored_time_ms("resume_at_ms", goal.resume_at_ms)
         if status is not GoalStatus.USAGE_LIMITED:
             raise InvalidValueError("resume_at_ms", "goes with status usage_limited only")
     reason = goal.blocked_reason

@@ -196,14 +196,10 @@ class SharedReader:
         with self._lock:
             if self._closed:  # while this reader waited
                 raise StoreClosedError("the store is closed; open it again")
-            executor = self._repository.executor
-            # Whatever read was struck here before: with its snapshot open, no transaction could begin.
-            executor.rollback()
             try:
-                with executor.driver:
-                    return work(self._repository)
+                return work(self._repository)
             except sqlite3.Error as error:
-                raise executor.failed(error) from error
+                raise self._repository.executor.failed(error) from error
 
     @contextlib.contextmanager
     def stream(

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace as changed
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -43,6 +43,7 @@ from goal_state.goals import (
     requested_status,
     status_by_budget,
 )
+from goal_state.host_transaction import host_executor
 from goal_state.identifiers import new_id
 from goal_state.operations import GoalOperations
 from goal_state.requests import (
@@ -62,6 +63,9 @@ from goal_state.tables import goals
 from goal_state.usage import ThreadUsage, UsageBaseline
 from goal_state.usage_log import UsageLog
 from goal_state.validation import check_amount, check_name
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 __all__ = ["GoalRepository", "wall_clock_ms"]
 
@@ -165,21 +169,35 @@ class GoalRepository(GoalOperations):
     """The operations on goals for a host that owns the transaction.
 
     Every change joins the transaction that is open on the connection (or begins one, as SQLAlchemy does
-    with any statement); the host commits or rolls back. Live listeners of a `GoalStore` do not hear of
-    what is written here; durable consumers do, once it is committed.
+    with any statement); the host commits or rolls back. With a session it is the session's transaction,
+    and after its end the session's next one. Live listeners of a `GoalStore` do not hear of what is
+    written here; durable consumers do, once it is committed.
 
-    The calls that change goals are described in `GoalOperations`.
+    The calls that change goals are described in `GoalOperations`. Each of them, and each that reads,
+    raises `TransactionError` where the connection cannot carry a transaction that its owner ends: in
+    autocommit mode, once it was closed, or after its transaction was undone.
     """
 
     def __init__(
-        self, connection: Connection, *, on_event: Callable[[GoalEvent], None] | None = None
+        self,
+        connection: Connection | Session | Executor,
+        *,
+        on_event: Callable[[GoalEvent], None] | None = None,
     ) -> None:
         """
         Args:
-            connection: a SQLAlchemy connection to a database with our tables.
+            connection: a SQLAlchemy connection to a database with our tables, or a session; a store
+                hands in what it runs its own transactions with.
             on_event: called with each event as it is written; it counts once the host has committed.
+
+        Raises:
+            TransactionError: the connection is closed or in autocommit mode.
+            UnsupportedDatabaseError: it is no connection of Python's own `sqlite3`, or an async one.
+            InvalidValueError: it is neither a connection nor a session.
         """
-        self.executor: Final = Executor(connection)
+        self.executor: Final = (
+            connection if isinstance(connection, Executor) else host_executor(connection)
+        )
         self.log: Final = EventLog(self.executor, on_event)
         self.usage_log: Final = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {

@@ -37,8 +37,9 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
     fresh,
 )
+from goal_state.event_log import ConsumerCursor, ConsumerCursors
 from goal_state.events import EventKind, GoalEvent
-from goal_state.executor import driver_connection
+from goal_state.executor import Executor, driver_connection
 from goal_state.files import note_log_owner
 from goal_state.forks import FileIdentity, register, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
@@ -69,6 +70,9 @@ __all__ = ["GoalStore"]
 Result = TypeVar("Result")
 
 _PAGE: Final = 500
+
+_CLOSE_SECONDS: Final = 5.0
+"""What the consumers of a store that is closed have to drain, all together."""
 
 
 class GoalStore(GoalOperations):
@@ -104,7 +108,7 @@ class GoalStore(GoalOperations):
         self._listeners = Listeners()
         connection = connect()
         self._file = opened_file(connection)
-        self._repository = GoalRepository(connection)
+        self._repository = GoalRepository(Executor(connection))
         self._gate = gate(database_path(engine), busy_timeout_seconds)
         self._leave_waiting_to_gate()
         try:
@@ -154,6 +158,8 @@ class GoalStore(GoalOperations):
             DatabaseReadOnlyError: the file or its folder cannot be written to.
             SchemaTooNewError: it was made by a newer version; it was left untouched.
             SchemaOutOfDateError: it is older than the library and `migrate` is False.
+            SchemaIncompleteError: tables of ours were dropped, or one of yours has the name of one of ours.
+            TransactionError: a transaction is open on the one connection of an engine in memory.
             UnsupportedDatabaseError: it is no SQLite database, or SQLite is too old.
             InvalidValueError: an argument is out of its bounds.
             DatabaseError: the database could not be opened.
@@ -200,7 +206,12 @@ class GoalStore(GoalOperations):
                 store._note_log_owner(path)
             return store
 
-        return while_connecting(None if path is None else str(path), open_there)
+        try:
+            return while_connecting(None if path is None else str(path), open_there)
+        except BaseException:
+            if own:  # one in memory has kept its connection
+                engine.dispose()
+            raise
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -379,6 +390,15 @@ class GoalStore(GoalOperations):
         after, limit = check_amount("after", after), check_amount("limit", limit)
         return self._read(lambda reader: reader.log.page(after, limit))
 
+    def read_cursor(self, name: str) -> ConsumerCursor | None:
+        """How far the durable consumers of a name have got and who holds it; None if there was none ever.
+
+        Raises:
+            InvalidValueError: the name is out of its bounds.
+        """
+        name = check_name("name", name)
+        return self._read(lambda reader: ConsumerCursors(reader.executor).get(name))
+
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
         return self._read(lambda reader: reader.log.last_position())
@@ -497,22 +517,26 @@ class GoalStore(GoalOperations):
 
         return lines()
 
-    def import_lines(self, lines: Callable[[], Iterable[str]]) -> int:
+    def import_lines(self, lines: Iterable[str]) -> int:
         """Puts what `export_lines` gave into this store, which must be empty; all of it or nothing.
 
         Args:
-            lines: gives the lines from the first on, each time it is called.
+            lines: the lines, with or without their ends; read once, in bounded memory, while the
+                transaction is open.
 
         Returns:
             How many rows there were.
 
         Raises:
             StoreNotEmptyError: the store holds something.
-            NotAnExportError: a line is not one of ours.
+            NotAnExportError: it is no whole and unchanged export; with the number of the line.
+            InvalidValueError: `lines` cannot be iterated over.
         """
         from goal_state.transfer import import_lines
 
-        return self.transact(lambda repository: import_lines(repository, lines()))
+        if not isinstance(lines, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("lines", f"must be iterable, not {type(lines).__name__}")
+        return self.transact(lambda repository: import_lines(repository, lines))
 
     # -- transactions ------------------------------------------------------------------------------
 
@@ -537,8 +561,7 @@ class GoalStore(GoalOperations):
         finally:
             if self._closes_after_call:
                 self.close()
-        if self._listeners.present:
-            self._listeners.deliver()
+        self._tell()
         return result
 
     def _carry_out(self, work: Callable[[GoalRepository], Result]) -> Result:
@@ -550,12 +573,20 @@ class GoalStore(GoalOperations):
         finally:
             if self._closes_after_call:
                 self.close()
-        if self._listeners.present:
-            self._listeners.deliver()
+        self._tell()
         return result
 
+    def _tell(self) -> None:
+        """Tells of what was committed."""
+        if self._consumers:
+            for consumer in list(self._consumers):
+                consumer.nudge()
+        if self._listeners.present:
+            self._listeners.deliver()
+
     def close(self) -> None:
-        """Stops the consumers (each drains for five seconds at the most) and closes the connections.
+        """Stops the consumers (they drain side by side, five seconds at the most) and closes the
+        connections.
 
         Closing twice is fine; any other call after it raises `StoreClosedError`. A signal handler may close
         the store, too: if its thread is in the midst of a call, that call is finished first.
@@ -566,8 +597,10 @@ class GoalStore(GoalOperations):
             self._closes_after_call = True
             return
         self._closes_after_call = False
-        for consumer in list(self._consumers):
-            consumer.close()
+        if self._consumers:
+            from goal_state.consumers import Consumer
+
+            Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
         with self._writer.lock:
             self._refusal = StoreClosedError("the store is closed; open it again")
             self._writer.refusal = self._refusal
@@ -588,7 +621,7 @@ class GoalStore(GoalOperations):
 
     def _connect_reader(self) -> GoalRepository:
         self._file.check()  # else SQLite would make an empty file where there is none
-        return GoalRepository(self._connect())
+        return GoalRepository(Executor(self._connect()))
 
     def _reconnect_writer(self) -> None:
         self._file.check()

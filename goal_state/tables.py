@@ -6,6 +6,7 @@ file can break it either. Tables are STRICT: an integer overflow is an error, ne
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from sqlalchemy import (
@@ -20,9 +21,12 @@ from sqlalchemy import (
     text,
 )
 
+from goal_state.errors import SchemaIncompleteError
+
 __all__ = [
     "HEAD_REVISION",
     "VERSION_TABLE",
+    "check_tables",
     "database_identity",
     "event_cursors",
     "goal_balances",
@@ -214,3 +218,45 @@ database_identity: Final = Table(
     ),  # one row, given by whoever opens it
     sqlite_strict=True,
 )
+_ADDED_IN: Final = {"goal_balances": "0003", "database_identity": "0005"}
+"""The revision that made a table; the others are there since the first."""
+
+
+def check_tables(names: Collection[str], revision: str | None) -> None:
+    """Makes sure that of our tables all are there, or none.
+
+    Args:
+        names: the tables of a database, whoever's they are.
+        revision: what its version table says, as of the same snapshot; None if it says nothing.
+
+    Raises:
+        SchemaIncompleteError: some are there and others are not.
+    """
+    there = {name.lower() for name in names}  # as SQLite compares them
+    found = sorted(there & metadata.tables.keys())
+    if revision is None:
+        if found:
+            raise SchemaIncompleteError(
+                f"the database has {_listed(found)}, but no revision in {VERSION_TABLE}. If that is of your"
+                " own application, keep the goals in another file. If it is of goal-state, something else"
+                f" dropped {VERSION_TABLE} or its row: restore a backup from before that. (A migration that"
+                " alembic generated for your application does so unless its env.py has"
+                " goal_state.migrate.include_name.) The database was left as it was"
+            )
+        return
+    missing = sorted(
+        name
+        for name in metadata.tables
+        if name not in there and _ADDED_IN.get(name, "") <= revision <= HEAD_REVISION
+    )
+    if missing:
+        raise SchemaIncompleteError(
+            f"the database is at revision {revision} and lacks {_listed(missing)}; something else than"
+            " goal-state dropped what was in it. Restore a backup from before that. (A migration that"
+            " alembic generated for your application does so unless its env.py has"
+            " goal_state.migrate.include_name.) The database was left as it was"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return f"the table{'s' * (len(names) > 1)} {', '.join(names)}"

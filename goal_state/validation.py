@@ -24,6 +24,7 @@ __all__ = [
     "check_objective",
     "check_optional_name",
     "check_path",
+    "check_stored_time_ms",
     "check_time_ms",
     "check_token_budget",
 ]
@@ -167,6 +168,16 @@ def check_time_ms(field: str, value: object) -> int:
         not _MIN_TIME_MS <= milliseconds <= _MAX_TIME_MS
     ):  # one of another zone's first or last hours
         raise InvalidValueError(field, "must be from the year 1 to 9999 in UTC")
+    return milliseconds
+
+
+def check_stored_time_ms(field: str, value: object) -> int:
+    """A Unix time in milliseconds as `check_time_ms` returns it, so that a datetime can tell it."""
+    milliseconds = _integer(field, value)
+    if not _MIN_TIME_MS <= milliseconds <= _MAX_TIME_MS:
+        raise InvalidValueError(
+            field, f"must be a time from the year 1 to 9999, is {_shown(milliseconds)} ms"
+        )
     return milliseconds
 
 

@@ -110,9 +110,10 @@ class _Ledger:
         self.differences: list[Difference] = []
 
     def add(self, row: tuple[Any, ...]) -> None:
-        _, kind, _, status, _, tokens, time_ms, cumulative_tokens, cumulative_time_ms, position = (
-            row[:10]
-        )
+        _, kind, thread_id, status, _, tokens, time_ms = row[:7]
+        cumulative_tokens, cumulative_time_ms, position = row[7:10]
+        if thread_id != self.thread_id:
+            self._differs(f"event {position} thread_id", thread_id, self.thread_id)
         if self.cleared:
             self._differs(f"event {position}", kind, "nothing after cleared")
         if (kind == "created") == self.created:

@@ -147,8 +147,8 @@ class Writer:
                 raise fresh(self.refusal)
             if not self._executor.usable:
                 self._reconnect()
-            with self._executor.driver:
-                return work()
+            self._executor.clear()
+            return work()
 
     def hold(self, deadline: float) -> bool:
         """Before a fork: keeps transactions from beginning until `go_on`; False if one is still open at the
@@ -322,8 +322,8 @@ class Writer:
         if not executor.usable:
             self._reconnect()
         try:
+            executor.clear()
             with executor.driver:
-                executor.rollback()  # what a read that was struck left open, in memory
                 self._gate.enter(executor.begin)
                 self._on_begin()
                 work()

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from goal_state import GoalStore
+from tests.leftovers import Holdings, left_behind
+from tests.processes import PATIENCE_SECONDS
 
 # An example that waits for a disk is not slow, and one that failed can be run again from what is printed.
 settings.register_profile("ci", deadline=None, print_blob=True)
@@ -22,6 +24,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Each process that runs tests ends with the threads, children and open files that it began with.
+
+    It is reported as an error of the test that the process ran last.
+    """
+    before = Holdings.now()
+    yield
+    assert left_behind(before, patience_seconds=PATIENCE_SECONDS / 2) == []
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout, suppress
@@ -104,27 +105,32 @@ def a_file_that_is_open_already(path: Path) -> None:
 
 @way
 def an_empty_file(path: Path) -> None:
-    path.touch()
+    with WATCH.paused():
+        path.touch()
     made(path)
 
 
 @way
 def an_empty_file_without_migrating(path: Path) -> None:
-    path.touch()
+    with WATCH.paused():
+        path.touch()
     with suppress(GoalStateError):
         GoalStore.open(path, migrate=False)
+    made(path)  # so that there is something to see
 
 
 @way
 def a_missing_file_without_migrating(path: Path) -> None:
     with suppress(GoalStateError):
         GoalStore.open(path, migrate=False)
+    made(path)  # so that there is something to see
 
 
 @way
 def an_older_schema(path: Path) -> None:
     revision = next(iter(migrations.history())).revision
-    shutil.copy(fixture(revision), path)
+    with WATCH.paused():
+        shutil.copy(fixture(revision), path)
     GoalStore.open(path).close()
 
 
@@ -155,8 +161,11 @@ def another_applications_database_with_a_log(path: Path) -> None:
 
 @way
 def no_database(path: Path) -> None:
-    path.write_bytes(b"some text, and long enough to be taken for a header of something" * 20)
+    with WATCH.paused():
+        path.write_bytes(b"some text, and long enough to be taken for a header of something" * 20)
     refused(path)
+    path.unlink()
+    made(path)  # so that there is something to see
 
 
 @way
@@ -234,12 +243,13 @@ def a_file_that_was_replaced(path: Path) -> None:
     made(path)
     with GoalStore.open(path) as store:
         store.account("t", tokens=1)
-        path.rename(path.with_name("away.db"))
+        away = path.with_name("away.db")
+        subprocess.run(["mv", path, away], check=True)  # not by this process, which has it open
         with suppress(GoalStateError):
             store.account("t", tokens=1)
         with suppress(GoalStateError):
             store.get("t")
-        path.with_name("away.db").rename(path)
+        subprocess.run(["mv", away, path], check=True)
         store.account("t", tokens=1)
 
 
@@ -337,7 +347,7 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "backup": ("{folder}/copy.db",),
     "export": (),
     "import": ("{folder}/export.jsonl",),
-    "restore": ("{folder}/backup.db",),
+    "restore": ("{folder}/backup.db", "--yes"),
 }
 """Every command, with what it needs beside `--db`."""
 

@@ -315,7 +315,7 @@ def _import_lines(world: World, rows: Any) -> None:
     before = list(world.empty.export_lines())
     given = rows if isinstance(rows, list) else [rows]
     try:
-        world.empty.import_lines(lambda: [before[0], *given])
+        world.empty.import_lines([before[0], *given, *before[1:]])
     except Exception:
         assert list(world.empty.export_lines()) == before
         raise
@@ -403,6 +403,7 @@ CALLS: dict[str, Call] = {
         limit=st.none() | counts,
     ),
     "store.verify": _of_store("verify", thread_id=optional_names),
+    "store.read_cursor": _of_store("read_cursor", name=names),
     "store.read_events": _of_store("read_events", after=counts, limit=counts),
     "store.prune_events": _of_store("prune_events", before=st.just(NOW)),
     "store.import_lines": Call(_import_lines, {"rows": st.lists(_exported, max_size=2)}),

@@ -66,13 +66,25 @@ class Relay:
         self.last_position = store.last_position
         self._store = store
         self.transactions = 0
+        self.looks = 0
         self.counted = threading.Condition()
         self.fail_after_sink: list[Exception] = []
+
+    def read_cursor(self, name: str) -> ConsumerCursor | None:
+        with self.counted:
+            self.looks += 1
+            self.counted.notify_all()
+        return self._store.read_cursor(name)
+
+    def looks_again(self, times: int) -> None:
+        """Waits until the consumer has looked so many times whether the name is free."""
+        with self.counted:
+            seen = self.looks
+            assert self.counted.wait_for(lambda: self.looks >= seen + times, PATIENCE_SECONDS)
 
     def transact(self, work: Callable[[GoalRepository], bool]) -> bool:
         with self.counted:
             self.transactions += 1
-            self.counted.notify_all()
         if self.transactions > 1 and self.fail_after_sink:
             raise self.fail_after_sink.pop()
         return self._store.transact(work)
@@ -369,9 +381,9 @@ def test_a_sink_slower_than_its_lease_keeps_the_name(
     with GoalStore.open(database) as other:
         source = Relay(other)
         waiting = consume(source, "audit", rival, lease_seconds=1.0)
-        with source.counted:  # it tries every twentieth of a second: well beyond the lease
-            assert source.counted.wait_for(lambda: source.transactions >= 30, PATIENCE_SECONDS)
+        source.looks_again(8)  # the pauses between them add up to well beyond the lease
         assert waiting.position is None
+        assert source.transactions == 0, "who waits takes no write lock"
         slow.open.set()
         slow.wait_for(lambda: slow.positions == [1, 2])
         waiting.close(0.1)
@@ -405,8 +417,7 @@ def test_a_name_whose_process_was_killed_is_free_when_its_lease_ends(
         assert [holder.stdout.readline() for _ in range(3)] == ["1\n", "2\n", "3\n"]
         source = Relay(store)
         consume(source, "audit", sink)
-        with source.counted:
-            assert source.counted.wait_for(lambda: source.transactions >= 30, PATIENCE_SECONDS)
+        source.looks_again(8)
         assert sink.batches == [], "the other process holds the name, and renews its lease"
 
         holder.kill()
@@ -551,4 +562,5 @@ def test_a_store_closed_under_a_consumer_ends_it(
             thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive()
     assert "consumer 'audit' stops: its store is closed" in caplog.text
-    consumer._stop.set()
+    assert not consumer.close()
+    assert "died" not in caplog.text

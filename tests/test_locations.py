@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -287,14 +285,12 @@ def test_a_link_to_a_database(database: Path, tmp_path: Path) -> None:
 
 # -- rights ------------------------------------------------------------------------------------------
 
-_AS_ANYBODY = """
-import os, sys
-import goal_state, goal_state.migrate, goal_state.tables, alembic.command  # before leaving home
+_OPENED_WITHOUT_PRIVILEGES = """
+import sys
+import goal_state
+from tests.permissions import obey_permissions
 
-if os.getuid() == 0:  # who may do anything
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+obey_permissions()
 for migrate in (True, False):
     try:
         goal_state.GoalStore.open(sys.argv[1], migrate=migrate).close()
@@ -306,56 +302,50 @@ for migrate in (True, False):
 
 
 @pytest.fixture
-def within_reach(made_once: Path) -> Iterator[Path]:
-    """A database in a folder that every user of the machine can enter, as pytest's own are not."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        shutil.copy(made_once, folder / "goals.db")
-        yield folder / "goals.db"
-        folder.chmod(0o755)
+def guarded(database: Path) -> Iterator[Path]:
+    """A database whose permissions a test takes away; its folder can be removed afterwards."""
+    yield database
+    database.parent.chmod(0o700)
 
 
-def opened_by_anybody(path: Path) -> list[str]:
-    """What comes of opening the path as a user without rights, with migrating and without."""
-    return python(_AS_ANYBODY, path).splitlines()
+def opened_without_privileges(path: Path) -> list[str]:
+    """What comes of opening the path where its permissions count, with migrating and without."""
+    return python(_OPENED_WITHOUT_PRIVILEGES, path).splitlines()
 
 
-def test_a_file_that_may_only_be_read(within_reach: Path) -> None:
-    within_reach.chmod(0o444)
-    within_reach.parent.chmod(0o777)
-    before = fingerprints(within_reach.parent)
-    lines = opened_by_anybody(within_reach)
+def test_a_file_that_may_only_be_read(guarded: Path) -> None:
+    guarded.chmod(0o444)
+    guarded.parent.chmod(0o777)
+    before = fingerprints(guarded.parent)
+    lines = opened_without_privileges(guarded)
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("DatabaseReadOnlyError")
         assert "is read-only for this user; allow writing to it" in line
-    assert fingerprints(within_reach.parent) == before
+    assert fingerprints(guarded.parent) == before
 
 
 @pytest.mark.parametrize("there_is_a_file", [True, False])
-def test_a_folder_that_may_only_be_read(within_reach: Path, there_is_a_file: bool) -> None:
+def test_a_folder_that_may_only_be_read(guarded: Path, there_is_a_file: bool) -> None:
     if there_is_a_file:
-        within_reach.chmod(0o666)
+        guarded.chmod(0o666)
     else:
-        within_reach.unlink()
-    within_reach.parent.chmod(0o555)
-    before = fingerprints(within_reach.parent)
-    lines = opened_by_anybody(within_reach)
+        guarded.unlink()
+    guarded.parent.chmod(0o555)
+    before = fingerprints(guarded.parent)
+    lines = opened_without_privileges(guarded)
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("DatabaseReadOnlyError")
         assert "is read-only; SQLite keeps its log beside the database" in line
-    assert fingerprints(within_reach.parent) == before
+    assert fingerprints(guarded.parent) == before
 
 
 @pytest.mark.parametrize(("mode", "folder_mode"), [(0o666, 0o000), (0o222, 0o777)])
-def test_a_place_that_may_not_be_looked_into(
-    within_reach: Path, mode: int, folder_mode: int
-) -> None:
-    within_reach.chmod(mode)
-    within_reach.parent.chmod(folder_mode)
-    lines = opened_by_anybody(within_reach)
+def test_a_place_that_may_not_be_looked_into(guarded: Path, mode: int, folder_mode: int) -> None:
+    guarded.chmod(mode)
+    guarded.parent.chmod(folder_mode)
+    lines = opened_without_privileges(guarded)
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("DatabaseLocationError")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from goal_state.rollout import (
     find_rollouts,
     rollout_path,
 )
+from tests.processes import python
 from tests.rollout_lines import (
     DAY,
     HOME,
@@ -75,15 +75,29 @@ def test_what_is_found_and_in_which_order(
     assert plain.suffix == ".jsonl"
 
 
-def test_finding_neither_opens_a_file_nor_lists_a_day_before_it_is_asked_for(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    listed: list[str] = []
-    real = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: listed.append(Path(path).name) or real(path))
-    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
-    next(find_rollouts(home))
-    assert listed == ["sessions", "2026", "01", "02"]
+_WATCHED = """
+import sys
+from pathlib import Path
+from goal_state.rollout import find_rollouts
+
+home = sys.argv[1]
+
+def watch(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith(home):
+        print("opened" if event == "open" else "listed", Path(arguments[0]).name)
+
+sys.addaudithook(watch)
+next(find_rollouts(home))
+"""
+
+
+def test_finding_neither_opens_a_file_nor_lists_a_day_before_it_is_asked_for(home: Path) -> None:
+    assert python(_WATCHED, home).splitlines() == [
+        "listed sessions",
+        "listed 2026",
+        "listed 01",
+        "listed 02",
+    ]
 
 
 def test_finding_survives_symlinks(home: Path) -> None:

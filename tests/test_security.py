@@ -58,7 +58,7 @@ def test_the_database_its_log_and_the_locks_are_their_owners_alone(tmp_path: Pat
     meet_at = threading.Barrier(2)
 
     with GoalStore.open(path) as one, GoalStore.open(path, busy_timeout_seconds=0.05) as other:
-        # They meet: the locks on which processes queue up are made then.
+        # They meet: the file at which processes queue up is made then.
         def hold(_: object) -> None:
             meet_at.wait(PATIENCE_SECONDS)
             meet_at.wait(PATIENCE_SECONDS)
@@ -72,7 +72,7 @@ def test_the_database_its_log_and_the_locks_are_their_owners_alone(tmp_path: Pat
         holder.join()
         one.create("t", "Ship")
         found = modes(tmp_path)
-    names = {f"goals.db{suffix}" for suffix in ("", "-wal", "-shm", "-door", "-room")}
+    names = {f"goals.db{suffix}" for suffix in ("", "-wal", "-shm", "-queue")}
     assert found == dict.fromkeys(sorted(names), "0o600")
 
 

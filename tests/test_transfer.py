@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
 import threading
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from goal_state import DatabaseLocationError, GoalStore, TokenUsage, TokenUsageInfo
+from goal_state import (
+    DatabaseLocationError,
+    GoalStore,
+    InvalidValueError,
+    TokenUsage,
+    TokenUsageInfo,
+    migrate,
+)
 from goal_state.cli.main import program
+from goal_state.database import create_engine
 from goal_state.tables import metadata
-from goal_state.transfer import NotAnExportError, StoreNotEmptyError
+from goal_state.transfer import MAX_LINE_CHARACTERS, NotAnExportError, StoreNotEmptyError
+from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
+from tests.upgrade.make_fixtures import fixture
 
 TABLES = sorted(table.name for table in metadata.sorted_tables)
 
@@ -44,6 +60,12 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def empty() -> Iterator[GoalStore]:
+    with GoalStore.open(":memory:") as store:
+        yield store
+
+
 def dump(path: Path) -> dict[str, list[tuple[object, ...]]]:
     connection = sqlite3.connect(path)
     try:
@@ -62,7 +84,7 @@ def test_a_round_trip_through_lines_is_lossless(database: Path, tmp_path: Path) 
         lines = list(store.export_lines())
     target = tmp_path / "other.db"
     with GoalStore.open(target) as store:
-        assert store.import_lines(lambda: lines) == len(lines) - 1
+        assert store.import_lines(lines) == len(lines) - 2
         assert store.verify() == []
         assert list(store.export_lines()) == lines
     assert dump(target) == dump(database)
@@ -71,7 +93,7 @@ def test_a_round_trip_through_lines_is_lossless(database: Path, tmp_path: Path) 
 def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
     with GoalStore.open(database) as store, GoalStore.open(":memory:") as other:
         lines = list(store.export_lines())
-        other.import_lines(lambda: lines)
+        other.import_lines(lines)
         last = store.last_position()
         store.account("thread-4", tokens=1)
         other.account("thread-4", tokens=1)
@@ -81,10 +103,11 @@ def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ([], "is not JSON"),
+        ([], "line 1: is the last one and no trailer"),
         (["[]"], "is no JSON object"),
         (['{"format": 2}'], "is no header"),
-        (['{"format": 1, "revision": "0001", "last_position": 1}'], "is of revision '0001'"),
+        (['{"format": 1, "revision": "0004", "last_position": 1}'], "is of format 1, this version"),
+        (['{"format": 2, "revision": "0001", "last_position": 1}'], "is of revision '0001'"),
         (["HEADER", '{"table": "users", "row": {}}'], "line 2: is no row"),
         (["HEADER", '{"table": "goals", "row": {"goal_id": "x"}}'], "has not the columns of goals"),
         (["HEADER", "{"], "line 2: is not JSON"),
@@ -95,7 +118,7 @@ def test_what_is_no_export_is_refused_whole(lines: list[str], problem: str) -> N
         header = next(iter(store.export_lines()))
         given = [header if line == "HEADER" else line for line in lines]
         with pytest.raises(NotAnExportError, match=problem):
-            store.import_lines(lambda: given)
+            store.import_lines(given)
         assert store.last_position() == 0
 
 
@@ -104,7 +127,7 @@ def test_half_an_import_leaves_nothing(database: Path, tmp_path: Path) -> None:
         lines = [*store.export_lines(), "torn"]
     with GoalStore.open(tmp_path / "other.db") as store:
         with pytest.raises(NotAnExportError):
-            store.import_lines(lambda: lines)
+            store.import_lines(lines)
         assert store.count() == 0
         assert list(store.events()) == []
 
@@ -113,7 +136,7 @@ def test_only_an_empty_store_takes_an_import(database: Path) -> None:
     with GoalStore.open(database) as store:
         lines = list(store.export_lines())
         with pytest.raises(StoreNotEmptyError, match="goals already"):
-            store.import_lines(lambda: lines)
+            store.import_lines(lines)
         assert list(store.export_lines()) == lines
 
 
@@ -187,3 +210,238 @@ def test_the_commands(database: Path, tmp_path: Path) -> None:
     again = runner.invoke(program, ["backup", str(tmp_path / "copy.db"), "--db", str(database)])
     assert again.exit_code == 2
     assert "exists; name a new file" in again.stderr
+
+
+# -- whole, unchanged, and read once ---------------------------------------------------------------------
+
+
+def refusal(store: GoalStore, lines: Iterable[str]) -> NotAnExportError:
+    with pytest.raises(NotAnExportError) as caught:
+        store.import_lines(lines)
+    assert store.count() == 0
+    assert store.last_position() == 0
+    return caught.value
+
+
+def test_an_export_that_was_cut_off_anywhere_is_refused() -> None:
+    with GoalStore.open(":memory:") as source:
+        fill(source)
+        lines = list(source.export_lines())
+    with GoalStore.open(":memory:") as target:
+        for length in range(len(lines)):
+            assert refusal(target, lines[:length]).line == max(length, 1)
+        for missing in range(1, len(lines) - 1):
+            refusal(target, lines[:missing] + lines[missing + 1 :])
+        assert target.import_lines(lines) == len(lines) - 2
+
+
+def test_lines_that_are_added_moved_or_damaged_are_refused(empty: GoalStore) -> None:
+    with GoalStore.open(":memory:") as source:
+        fill(source)
+        lines = list(source.export_lines())
+    last = len(lines)
+    first_event = next(n for n, line in enumerate(lines) if '"goal_events"' in line)
+    moved = [*lines[:1], *lines[first_event:-1], *lines[1:first_event], lines[-1]]
+    assert refusal(empty, moved).problem == "is out of order: goals come before"
+    swapped = [lines[0], lines[2], lines[1], *lines[3:]]
+    assert refusal(empty, swapped).problem == "is out of order, or there twice"
+    assert refusal(empty, [*lines, lines[-1]]).line == last + 1
+    assert refusal(empty, [*lines, ""]).line == last + 1
+    damaged = [line.replace("work ", "word ") for line in lines]
+    assert "has not the checksum" in refusal(empty, damaged).problem
+    assert refusal(empty, damaged).line == last
+    blanks = [*lines[:2], lines[2].replace(", ", ",  "), *lines[3:]]
+    assert "has not the checksum" in refusal(empty, blanks).problem
+    for trailer in ("{}", '{"rows": 1}', '{"rows": true, "sha256": ""}', '{"sha256": null}'):
+        refusal(empty, [*lines[:-1], trailer])
+    assert empty.import_lines(lines) == last - 2
+
+
+def test_lines_may_have_ends_and_come_from_a_generator(empty: GoalStore) -> None:
+    with GoalStore.open(":memory:") as source:
+        fill(source)
+        lines = list(source.export_lines())
+        for end in ("\n", "\r\n"):
+            with GoalStore.open(":memory:") as target:
+                assert target.import_lines(f"{line}{end}" for line in lines) == len(lines) - 2
+        assert empty.import_lines(source.export_lines()) == len(lines) - 2
+
+
+@pytest.mark.parametrize("lines", [None, 7, lambda: ["{}"]])
+def test_what_has_no_lines_is_refused(empty: GoalStore, lines: Any) -> None:
+    with pytest.raises(InvalidValueError, match="lines: must be iterable"):
+        empty.import_lines(lines)
+
+
+def test_a_line_without_an_end_is_refused_unparsed(empty: GoalStore) -> None:
+    error = refusal(empty, ["[" * (MAX_LINE_CHARACTERS + 1)])
+    assert error.problem == f"is longer than {MAX_LINE_CHARACTERS} characters"
+
+
+def test_the_longest_line_of_an_export_is_no_tenth_of_what_is_taken(empty: GoalStore) -> None:
+    with GoalStore.open(":memory:") as source:
+        source.create("\U0001f600" * 256, "\U0001f600" * 4000)
+        source.set("\U0001f600" * 256, status="blocked", blocked_reason="\U0001f600" * 4000)
+        lines = list(source.export_lines())
+        assert 90_000 < max(map(len, lines)) < MAX_LINE_CHARACTERS / 8
+        assert empty.import_lines(lines) == len(lines) - 2
+
+
+def test_an_error_of_the_iterable_is_raised_and_leaves_nothing(empty: GoalStore) -> None:
+    def broken() -> Iterator[str]:
+        with GoalStore.open(":memory:") as source:
+            fill(source)
+            yield from list(source.export_lines())[:-3]
+        raise OSError("the line broke")
+
+    with pytest.raises(OSError, match="the line broke"):
+        empty.import_lines(broken())
+    assert empty.count() == 0
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
+def test_what_older_versions_wrote_can_be_moved(revision: str, tmp_path: Path) -> None:
+    path = tmp_path / "older.db"
+    shutil.copy(fixture(revision), path)
+    with GoalStore.open(path) as store, GoalStore.open(":memory:") as target:
+        lines = list(store.export_lines())
+        target.import_lines(lines)
+        assert list(target.export_lines()) == lines
+
+
+def test_a_store_that_was_downgraded_and_upgraded_can_be_moved(database: Path) -> None:
+    engine = create_engine(database)
+    migrate.downgrade(engine, "0002")
+    migrate.upgrade(engine)
+    with GoalStore.open(database) as store, GoalStore.open(":memory:") as target:
+        assert target.import_lines(store.export_lines()) > 0
+        assert target.verify() == []
+
+
+def test_a_resume_time_before_1970_can_be_moved(empty: GoalStore) -> None:
+    with GoalStore.open(":memory:") as source:
+        source.create("t", "work")
+        source.set("t", status="usage_limited", resume_at=datetime(1, 1, 1, tzinfo=UTC))
+        empty.import_lines(source.export_lines())
+    [goal] = empty.goals()
+    assert goal.resume_at == datetime(1, 1, 1, tzinfo=UTC)
+
+
+# -- the command -----------------------------------------------------------------------------------------
+
+
+def run_import(source: Path | str, target: Path, stdin: Any = subprocess.DEVNULL) -> str | None:
+    """What the command says of its failure; None where it succeeds."""
+    done = subprocess.run(
+        [*COMMAND, "import", str(source), "--db", str(target)],
+        env=ENVIRONMENT,
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return None if done.returncode == 0 else done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def exported(database: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "lines.jsonl"
+    with GoalStore.open(database) as store:
+        path.write_text("".join(f"{line}\n" for line in store.export_lines()))
+    return path
+
+
+@pytest.mark.parametrize("way", ["stdin", "fifo", "process"])
+def test_a_pipe_is_imported(way: str, exported: Path, database: Path, tmp_path: Path) -> None:
+    target = tmp_path / "imported.db"
+    if way == "stdin":
+        with exported.open() as file:
+            assert run_import("-", target, file) is None
+    elif way == "process":
+        with subprocess.Popen(
+            [*COMMAND, "export", "--db", str(database)], env=ENVIRONMENT, stdout=subprocess.PIPE
+        ) as source:
+            assert run_import("-", target, source.stdout) is None
+    else:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        writer = threading.Thread(target=lambda: fifo.write_text(exported.read_text()), daemon=True)
+        writer.start()
+        assert run_import(fifo, target) is None
+        writer.join(PATIENCE_SECONDS)
+    assert dump(target) == dump(database)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("damage", ["cut", "tampered", "bytes", "endless"])
+def test_an_import_that_fails_leaves_no_file(damage: str, exported: Path, tmp_path: Path) -> None:
+    text = exported.read_bytes()
+    lines = text.splitlines(keepends=True)
+    exported.write_bytes(
+        {
+            "cut": b"".join(lines[:-1]),
+            "tampered": text.replace(b'"work', b'"word'),
+            "bytes": lines[0] + b"\xff\xfe" + b"".join(lines[1:]),
+            "endless": lines[0] + b"[" * 2**22,
+        }[damage]
+    )
+    folder = tmp_path / "new"
+    folder.mkdir()
+    error = run_import(exported, folder / "imported.db")
+    assert error is not None
+    assert "line " in error
+    assert list(folder.iterdir()) == []
+
+
+def test_an_import_that_is_terminated_leaves_no_database(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    with subprocess.Popen(
+        [*COMMAND, "import", "-", "--db", str(folder / "imported.db")],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(b"".join(exported.read_bytes().splitlines(keepends=True)[:-1]))
+            process.stdin.flush()
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not any(folder.iterdir()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_database_that_was_there_stays_as_it_was(exported: Path, tmp_path: Path) -> None:
+    target = tmp_path / "there.db"
+    with GoalStore.open(target) as store:
+        store.create("t", "work")
+    before = dump(target)
+    error = run_import(exported, target)
+    assert error is not None
+    assert "the store has goals already" in error
+    assert dump(target) == before
+    empty = tmp_path / "empty.db"
+    GoalStore.open(empty).close()
+    exported.write_text(exported.read_text()[:-1000])
+    assert run_import(exported, empty) is not None
+    with GoalStore.open(empty) as store:
+        assert store.count() == 0
+
+
+def test_an_import_beside_the_log_of_a_database_that_is_gone_is_refused(
+    exported: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gone.db-wal").write_bytes(b"a log")
+    error = run_import(exported, tmp_path / "gone.db")
+    assert error is not None
+    assert "the log of a database that is not there" in error
+    assert not (tmp_path / "gone.db").exists()
+    assert (tmp_path / "gone.db-wal").read_bytes() == b"a log"

@@ -64,6 +64,9 @@ class LineFile:
                 self._write(descriptor, size, text)
                 return
             finally:
+                # By itself the lock would last until each child that was forked meanwhile has closed its
+                # descriptor too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
                 os.close(descriptor)
 
     def _open(self) -> int:
@@ -98,7 +101,7 @@ class LineFile:
             os.fsync(descriptor)
             if not size:
                 self._sync_folder()
-        except OSError:
+        except BaseException:  # an interrupt too: half of a batch is worse than none
             os.ftruncate(descriptor, size)
             raise
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -14,8 +16,10 @@ from goal_state.cli.confirming import confirm
 from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, write_json
+from goal_state.errors import DatabaseLocationError
 from goal_state.restoring import check_backup
 from goal_state.store import GoalStore
+from goal_state.transfer import MAX_LINE_CHARACTERS
 
 __all__ = ["backup", "export", "import_export", "restore"]
 
@@ -85,23 +89,66 @@ def export(database: str) -> None:
 
 @click.command("import")
 @click.argument(
-    "source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+    "source",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
 )
 @database_option
 @json_option
 def import_export(source: Path, database: str, as_json: bool) -> None:
-    """Put what `export` wrote to FILE into a database that is new, or empty."""
-    with (
-        source.open(encoding="utf-8", errors="surrogateescape") as lines,
-        GoalStore.open(database) as store,
-    ):
-        rows = store.import_lines(lambda: _from_the_first(lines))
+    """Put what `export` wrote to FILE (- for stdin) into a database that is new, or empty."""
+    location = locate(database)
+    with _opened(source) as file:
+        if location.path.exists():
+            with GoalStore.open(location.path) as store:
+                rows = store.import_lines(_lines(file))
+        else:
+            rows = _import_into_new(location.path.resolve(), _lines(file))
     if as_json:
         write_json({"imported_rows": rows})
     else:
         click.echo(f"{rows:,} rows imported")
 
 
-def _from_the_first(lines: TextIO) -> TextIO:
-    lines.seek(0)
-    return lines
+def _opened(source: Path) -> TextIO:
+    # What is no UTF-8 comes as what the checks refuse, with the number of its line.
+    stdin = 0
+    if str(source) == "-":
+        return open(stdin, encoding="utf-8", errors="surrogateescape", closefd=False)
+    return source.open(encoding="utf-8", errors="surrogateescape")
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file, none read further than it takes to see that it is too long."""
+    while line := file.readline(MAX_LINE_CHARACTERS + 2):
+        yield line
+
+
+def _import_into_new(path: Path, lines: Iterator[str]) -> int:
+    """Makes the database in a folder of its own beside its place: nobody meets half of it, and what is left
+    of an import that failed, its log included, goes with the folder.
+    """
+    _check_nothing_left(path)
+    with tempfile.TemporaryDirectory(prefix=".goal-state-import-", dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        with GoalStore.open(made) as store:
+            rows = store.import_lines(lines)
+        _check_nothing_left(path)
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            raise DatabaseLocationError(
+                f"{str(path)!r} was made meanwhile, and nothing was imported; name a new file"
+            ) from None
+    return rows
+
+
+def _check_nothing_left(path: Path) -> None:
+    """A log of a database that is gone would be taken for the log of the one that takes its place."""
+    for suffix in ("-wal", "-journal"):
+        log = path.with_name(f"{path.name}{suffix}")
+        if log.exists():
+            raise DatabaseLocationError(
+                f"{str(log)!r} is the log of a database that is not there; put that back to its place,"
+                " or name a new file"
+            )

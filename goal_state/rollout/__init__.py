@@ -8,21 +8,36 @@ skipped, counted and reported, never fatal.
 from __future__ import annotations
 
 from goal_state.rollout.lines import (
+    MAX_COMPRESSED_BYTES,
     MAX_HELD_BYTES,
+    MAX_LINES,
     MAX_PARSED_BYTES,
+    MAX_READ_BYTES,
+    MAX_SEARCHED_BYTES,
     MissingZstandardError,
     NotARolloutError,
     SkippedLine,
     SkippedLines,
 )
-from goal_state.rollout.paths import RolloutPath, find_rollout, find_rollouts, rollout_path
+from goal_state.rollout.paths import (
+    MAX_DIRECTORY_ENTRIES,
+    RolloutPath,
+    find_rollout,
+    find_rollouts,
+    rollout_path,
+)
 from goal_state.rollout.reader import RolloutReader, RolloutTail, RolloutUsage, Turn
 from goal_state.rollout.sayings import HistoryBase, SessionMeta, TurnStatus
 from goal_state.rollout.writer import RolloutClosedError, RolloutWriter
 
 __all__ = [
+    "MAX_COMPRESSED_BYTES",
+    "MAX_DIRECTORY_ENTRIES",
     "MAX_HELD_BYTES",
+    "MAX_LINES",
     "MAX_PARSED_BYTES",
+    "MAX_READ_BYTES",
+    "MAX_SEARCHED_BYTES",
     "HistoryBase",
     "MissingZstandardError",
     "NotARolloutError",

@@ -22,8 +22,12 @@ from goal_state.validation import check_path
 
 __all__ = [
     "BYTE_ORDER_MARK",
+    "MAX_COMPRESSED_BYTES",
     "MAX_HELD_BYTES",
+    "MAX_LINES",
     "MAX_PARSED_BYTES",
+    "MAX_READ_BYTES",
+    "MAX_SEARCHED_BYTES",
     "MissingZstandardError",
     "NotARolloutError",
     "OpenRollout",
@@ -45,8 +49,27 @@ MAX_PARSED_BYTES: Final = 2**20
 """A line longer than this is not parsed. Lines about turns and usage have a few kilobytes; JSON of this
 size can already take twenty times as much memory once it is parsed."""
 
+MAX_READ_BYTES: Final = 2**30
+"""Nothing behind so many bytes is read forwards (of the decompressed text where a file is compressed): far
+more than any thread has, read in seconds; a sparse file or a bomb has no end."""
+
+MAX_SEARCHED_BYTES: Final = 512 * 2**20
+"""Nothing further before the end is read backwards: what follows the newest usage belongs to one turn."""
+
+MAX_LINES: Final = 1_000_000
+"""No more lines are read in one go, in either direction: lines of nothing take time as well."""
+
+MAX_COMPRESSED_BYTES: Final = 256 * 2**20
+"""No more of a compressed file is read: compressed data may well stand for no text at all."""
+
 _BLOCK_BYTES: Final = 64 * 2**10
 _MAX_HEAD_LINES: Final = 32
+_MAX_HEAD_BYTES: Final = 64 * 2**20
+"""A head line may be as long as what is held, and the first is: it has a program's instructions in it."""
+
+_MAX_SOURCE_READS: Final = 200_000
+"""The gzip module reads names and padding byte by byte; all else comes in blocks of kilobytes."""
+
 _MAX_ZSTANDARD_WINDOW: Final = 8 * 2**20  # what RFC 8878 asks every decoder to support
 _MAX_NOTED_SKIPS: Final = 20
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -144,16 +167,26 @@ class OpenRollout:
     _compression: _Compression | None
 
     def forwards(self, ledger: SkipLedger) -> Iterator[RawLine]:
-        """Every line from the beginning; damage of a compressed file is noted and ends it.
+        """Every line from the beginning, within `MAX_READ_BYTES` and `MAX_LINES`. Where these, or damage of
+        a compressed file, end it early, that is noted.
 
         Only one reading at a time: it moves the file's position.
         """
-        with _reading(self._file, self._compression, self.path) as read:
-            yield from _forwards(read, self.path, ledger)
+        return self._forwards(ledger, MAX_READ_BYTES)
 
-    def backwards(self, end: int | None = None) -> Iterator[RawLine]:
-        """Every line from `end` (the end of the file) to the beginning. Not for compressed files."""
-        return _backwards(self._file, self.size if end is None else end)
+    def head(self) -> Iterator[RawLine]:
+        """The first lines, 32 at most, as far as they lie within the first 64 MiB."""
+        return islice(self._forwards(SkipLedger(), _MAX_HEAD_BYTES), _MAX_HEAD_LINES)
+
+    def _forwards(self, ledger: SkipLedger, max_bytes: int) -> Iterator[RawLine]:
+        with _reading(self._file, self._compression, self.path) as read:
+            yield from _forwards(read, self.path, ledger, max_bytes)
+
+    def backwards(self, ledger: SkipLedger, end: int | None = None) -> Iterator[RawLine]:
+        """Every line from `end` (the end of the file) to the beginning, within `MAX_SEARCHED_BYTES` and
+        `MAX_LINES`; where these end it early, that is noted. Not for compressed files.
+        """
+        return _backwards(self._file, self.path, ledger, self.size if end is None else end)
 
 
 def rollout_place(path: object) -> Path:
@@ -181,7 +214,7 @@ def open_rollout(path: PathLike) -> Generator[OpenRollout]:
         compression = _compression_of(file)
         size = os.fstat(file.fileno()).st_size
         rollout = OpenRollout(place, size, compression is not None, file, compression)
-        _check_head(rollout.forwards(SkipLedger()), place)
+        _check_head(rollout.head(), place)
         yield rollout
 
 
@@ -222,30 +255,56 @@ def why_broken(content: bytes) -> str | None:
 
 
 def _open_regular_file(path: Path) -> io.FileIO:
-    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+    # To open a device may be to use it. Without O_NONBLOCK, opening a named pipe, which may have come
+    # since, would wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, flags)
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+        descriptor = os.open(path, flags) if is_regular else None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotARolloutError(f"{path}: a symlink that leads back to itself") from error
         if error.errno == errno.ENXIO:
             raise NotARolloutError(f"{path}: not a regular file") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if descriptor is not None and not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        descriptor = None
+    if descriptor is None:
         raise NotARolloutError(f"{path}: not a regular file")
     return io.FileIO(descriptor, "rb")
 
 
 def _compression_of(file: io.FileIO) -> _Compression | None:
     """By the first bytes, not by the name: no JSON begins with either."""
-    head = file.read(4)
+    head = file.read(4) or b""  # nothing at all where a file of the system would have us wait
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
 class _DamagedCompressionError(Exception):
     """The compressed data cannot be read any further."""
+
+
+class _TooMuchCompressedError(Exception):
+    """There is more compressed data than is read."""
+
+
+class _Source:
+    """A compressed file, to be read as far as its bounds go."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._bytes = 0
+        self._reads = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; b"" at the end."""
+        self._reads += 1
+        if self._reads > _MAX_SOURCE_READS or self._bytes >= MAX_COMPRESSED_BYTES:
+            raise _TooMuchCompressedError
+        block = self._file.read(_BLOCK_BYTES if size < 0 else size) or b""
+        self._bytes += len(block)
+        return block
 
 
 @contextmanager
@@ -259,7 +318,7 @@ def _reading(
         return
     broken: tuple[type[Exception], ...]
     if compression == "gzip":
-        stream: Any = gzip.GzipFile(fileobj=file)
+        stream: Any = gzip.GzipFile(fileobj=cast("Any", _Source(file)), mode="rb")
         broken = (EOFError, zlib.error, gzip.BadGzipFile)
     else:
         try:
@@ -269,7 +328,7 @@ def _reading(
                 f"{path}: compressed with Zstandard; to read it: pip install 'goal-state[zstd]'"
             ) from None
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTANDARD_WINDOW)
-        stream = decompressor.stream_reader(file, read_across_frames=True, closefd=False)
+        stream = decompressor.stream_reader(_Source(file), read_across_frames=True, closefd=False)
         broken = (zstandard.ZstdError,)
 
     def read(size: int) -> bytes:
@@ -285,7 +344,7 @@ def _reading(
 
 def _check_head(lines: Iterator[RawLine], path: Path) -> None:
     only_torn = True
-    for _, content, ended in islice(lines, _MAX_HEAD_LINES):
+    for _, content, ended in lines:
         if content is None:
             only_torn = False
             continue
@@ -303,16 +362,21 @@ def _check_head(lines: Iterator[RawLine], path: Path) -> None:
         )
 
 
-def _forwards(read: Callable[[int], bytes], path: Path, ledger: SkipLedger) -> Iterator[RawLine]:
-    begin = position = 0
+def _forwards(
+    read: Callable[[int], bytes], path: Path, ledger: SkipLedger, max_bytes: int
+) -> Iterator[RawLine]:
+    begin = position = count = 0
     held: list[bytes] = []
     held_bytes = 0
     while True:
         try:
-            block = read(_BLOCK_BYTES)
+            block = read(min(_BLOCK_BYTES, max_bytes - position)) or b""
         except _DamagedCompressionError:
             ledger.add(path, position, "damaged compressed data: nothing after it can be read")
             block = b""
+        except _TooMuchCompressedError:
+            ledger.add(path, position, "too much compressed data: nothing after it is read")
+            return
         if not block:
             break
         first = 0
@@ -324,22 +388,32 @@ def _forwards(read: Callable[[int], bytes], path: Path, ledger: SkipLedger) -> I
             held_bytes = 0
             first = newline + 1
             begin = position + first
+            count += 1
+            if count == MAX_LINES:
+                ledger.add(path, begin, f"nothing after {MAX_LINES} lines is read")
+                return
         held_bytes += len(block) - first
         if held_bytes > MAX_HELD_BYTES:
             held = []
         else:
             held.append(block[first:])
         position += len(block)
+        if position >= max_bytes:
+            if held_bytes > MAX_HELD_BYTES:
+                yield RawLine(begin, None, False)
+            ledger.add(path, position, f"nothing after {max_bytes} bytes is read")
+            return
     yield from _line(begin, held, held_bytes, ended=False)
 
 
-def _backwards(file: io.FileIO, end: int) -> Iterator[RawLine]:
+def _backwards(file: io.FileIO, path: Path, ledger: SkipLedger, end: int) -> Iterator[RawLine]:
     held: list[bytes] = []  # the parts of one line, its end first
-    held_bytes = 0
+    held_bytes = count = 0
     ended = False
     position = end
-    while position > 0:
-        begin = max(0, position - _BLOCK_BYTES)
+    floor = max(0, end - MAX_SEARCHED_BYTES)
+    while position > floor:
+        begin = max(floor, position - _BLOCK_BYTES)
         file.seek(begin)
         block = file.read(position - begin)
         if len(block) < position - begin:  # the file was truncated meanwhile: that is its end now
@@ -353,12 +427,19 @@ def _backwards(file: io.FileIO, end: int) -> Iterator[RawLine]:
             held_bytes = 0
             ended = True
             last = newline
+            count += 1
+            if count == MAX_LINES:
+                ledger.add(path, begin + newline, f"nothing before {MAX_LINES} lines is read")
+                return
         held_bytes += last
         if held_bytes > MAX_HELD_BYTES:
             held = []
         else:
             held.append(block[:last])
         position = begin
+    if floor > 0:
+        ledger.add(path, floor, f"nothing before the last {MAX_SEARCHED_BYTES} bytes is read")
+        return
     yield from _line(0, held[::-1], held_bytes, ended=ended)
 
 

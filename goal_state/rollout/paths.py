@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,14 @@ from goal_state.errors import InvalidValueError
 from goal_state.goals import utc_from_ms
 from goal_state.validation import check_name, check_path, check_time_ms
 
-__all__ = ["RolloutPath", "find_rollout", "find_rollouts", "rollout_path"]
+__all__ = ["MAX_DIRECTORY_ENTRIES", "RolloutPath", "find_rollout", "find_rollouts", "rollout_path"]
+
+MAX_DIRECTORY_ENTRIES: Final = 100_000
+"""A directory with more entries is not listed: the rollouts of one day are sorted in memory, and a thousand
+threads a day are many."""
+
+_MAX_ENTRIES: Final = 1_000_000
+"""Nor are more entries looked at in one search, over all directories."""
 
 _ROLLOUT_NAME: Final = re.compile(
     r"rollout-(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d)-(.+)\.jsonl(\.gz|\.zst)?", re.ASCII
@@ -64,12 +73,14 @@ def find_rollouts(home: str | os.PathLike[str]) -> Iterator[RolloutPath]:
     """The rollouts of a data directory, newest first by their names; no file is opened.
 
     Directories are listed one day at a time, as they are asked for. Whatever has another name is left
-    out, and so are symlinks that lead nowhere. The depth is fixed, so that no symlink can make it endless.
+    out, and so are symlinks that lead nowhere. The depth is fixed and each directory is listed once, so that
+    no symlink can make it endless.
 
     Raises:
-        OSError: a directory cannot be listed. (A missing one has no rollouts.)
+        OSError: a directory cannot be listed, or holds more than `MAX_DIRECTORY_ENTRIES`. (A missing one has
+            no rollouts.)
     """
-    yield from _within(check_path("home", home) / "sessions", _DATE_LEVELS)
+    yield from _Search().within(check_path("home", home) / "sessions", _DATE_LEVELS)
 
 
 def find_rollout(home: str | os.PathLike[str], thread_id: str) -> Path | None:
@@ -80,42 +91,57 @@ def find_rollout(home: str | os.PathLike[str], thread_id: str) -> Path | None:
     return next((found.path for found in find_rollouts(home) if found.thread_id == thread_id), None)
 
 
-def _within(directory: Path, levels: tuple[re.Pattern[str], ...]) -> Iterator[RolloutPath]:
-    if not levels:
-        yield from _of_a_day(directory)
-        return
-    names = (name for name in _names(directory) if levels[0].fullmatch(name))
-    for name in sorted(names, reverse=True):
-        yield from _within(directory / name, levels[1:])
+class _Search:
+    """One search, which knows how much it has listed and where it was."""
 
+    def __init__(self) -> None:
+        self._entries = 0
+        self._listed: set[tuple[int, int]] = set()
 
-def _of_a_day(directory: Path) -> Iterator[RolloutPath]:
-    found: list[tuple[RolloutPath, bool]] = []
-    for name in _names(directory):
-        match = _ROLLOUT_NAME.fullmatch(name)
-        if match is None:
-            continue
-        day, hour, minute, second, thread_id, compression = match.groups()
+    def within(self, directory: Path, levels: tuple[re.Pattern[str], ...]) -> Iterator[RolloutPath]:
+        if not levels:
+            yield from self._of_a_day(directory)
+            return
+        names = (name for name in self._names(directory) if levels[0].fullmatch(name))
+        for name in sorted(names, reverse=True):
+            yield from self.within(directory / name, levels[1:])
+
+    def _of_a_day(self, directory: Path) -> Iterator[RolloutPath]:
+        found: list[tuple[RolloutPath, bool]] = []
+        for name in self._names(directory):
+            match = _ROLLOUT_NAME.fullmatch(name)
+            if match is None:
+                continue
+            day, hour, minute, second, thread_id, compression = match.groups()
+            try:
+                timestamp = datetime.fromisoformat(f"{day}T{hour}:{minute}:{second}")
+            except ValueError:  # no such day
+                continue
+            found.append((RolloutPath(directory / name, thread_id, timestamp), compression is None))
+        found.sort(key=lambda one: (one[0].timestamp, one[0].thread_id, one[1]), reverse=True)
+        for rollout, _ in found:
+            if rollout.path.is_file():  # not a directory, nor a symlink to nothing
+                yield rollout
+
+    def _names(self, directory: Path) -> list[str]:
         try:
-            timestamp = datetime.fromisoformat(f"{day}T{hour}:{minute}:{second}")
-        except ValueError:  # no such day
-            continue
-        found.append((RolloutPath(directory / name, thread_id, timestamp), compression is None))
-    found.sort(key=lambda one: (one[0].timestamp, one[0].thread_id, one[1]), reverse=True)
-    for rollout, _ in found:
-        if rollout.path.is_file():  # not a directory, nor a symlink to nothing
-            yield rollout
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return [entry.name for entry in directory.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError:
-        if _is_symlink_to_nothing(directory):
+            status = directory.stat()
+            place = (status.st_dev, status.st_ino)
+            if place in self._listed:
+                return []
+            self._listed.add(place)
+            with os.scandir(directory) as entries:
+                names = [entry.name for entry in islice(entries, MAX_DIRECTORY_ENTRIES + 1)]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        raise
+        except OSError:
+            if _is_symlink_to_nothing(directory):
+                return []
+            raise
+        self._entries += len(names)
+        if len(names) > MAX_DIRECTORY_ENTRIES or self._entries > _MAX_ENTRIES:
+            raise OSError(errno.EFBIG, "too many entries to look for rollouts in", str(directory))
+        return names
 
 
 def _is_symlink_to_nothing(path: Path) -> bool:

@@ -44,12 +44,20 @@ from goal_state.usage import TokenUsageInfo
 
 __all__ = ["RolloutReader", "RolloutTail", "RolloutUsage", "Turn"]
 
-_MAX_META_LINES: Final = 32
 _TURN_SEARCH_BYTES: Final = 64 * 2**20
 """How far before the usage its turns are looked for: more than a turn has, read in a tenth of a second."""
 
 _MAX_TURN_LINES: Final = 4096
 """How many lines about turns are kept while a compressed file, which has no end to begin at, goes by."""
+
+_MAX_TURNS: Final = 100_000
+"""How many turns `turns` keeps, the latest: a name takes a hundred bytes, and no thread lives that long."""
+
+_MAX_DROPPED_TURNS: Final = 4096
+"""How many turns that were rolled back are remembered by name; the lines of one lie close together."""
+
+_MAX_ANCESTORS: Final = 100
+"""How many forks upwards a usage is looked for; each may cost the reading of a file."""
 
 FindParent = Callable[[str], "str | os.PathLike[str] | None"]
 
@@ -140,12 +148,16 @@ class RolloutReader:
 
         A turn that began and neither completed, failed nor was interrupted is in progress, also when its
         program is long gone. A fork's file begins where its parent's was left: earlier turns are there.
+        Of more than 100,000 turns the latest are kept.
         """
         self._ledger = SkipLedger()
         turns = _Turns()
         with open_rollout(self.path) as rollout:
-            for _, saying in _all_sayings(rollout, self._ledger):
+            for offset, saying in _all_sayings(rollout, self._ledger):
                 turns.take(saying)
+                if len(turns.status_of) > _MAX_TURNS:
+                    turns.forget_first()
+                    self._ledger.add(self.path, offset, f"more than {_MAX_TURNS} turns")
         return [Turn(turn_id, status) for turn_id, status in turns.status_of.items()]
 
     def usages(self) -> Iterator[RolloutUsage]:
@@ -179,7 +191,9 @@ class RolloutReader:
 
         Reads backwards from the end and stops as soon as both are known: a gigabyte of history costs what
         its tail costs. Once the usage is known, its turns are looked for in the 64 MiB before it; a
-        compressed file is read from its beginning, of its turns the latest 4096 lines are regarded.
+        compressed file is read from its beginning, of its turns the latest 4096 lines are regarded. What
+        is read has bounds (`MAX_SEARCHED_BYTES`, `MAX_READ_BYTES`, `MAX_LINES`, a hundred forks); where one
+        ends the search, `skipped` says so.
 
         Args:
             find_parent: gives the rollout of a thread by its id, or None; `find_rollout` of the data
@@ -206,6 +220,9 @@ class RolloutReader:
             base = meta.history_base
             path = None if base.thread_id in seen else find_parent(base.thread_id)
             if path is None:
+                return
+            if len(seen) > _MAX_ANCESTORS:
+                self._ledger.add(Path(path), 0, f"more than {_MAX_ANCESTORS} forks away")
                 return
             try:
                 with open_rollout(path) as rollout:
@@ -245,11 +262,15 @@ class _Turns:
                 # The turn stays current: its task_complete, which changes nothing, is still to come.
                 self._set(turn_id or self._current, TurnStatus.FAILED)
             case TurnsDropped(count):
-                kept = max(len(self.status_of) - count, 0)
-                self.status_of = dict(list(self.status_of.items())[:kept])
+                for _ in range(min(count, len(self.status_of))):
+                    self.status_of.popitem()
                 self._current = None
             case UsageStated():
                 pass
+
+    def forget_first(self) -> None:
+        """Leaves out the turn that began first."""
+        del self.status_of[next(iter(self.status_of))]
 
     def _end(self, turn_id: str | None, status: TurnStatus) -> None:
         self._set(turn_id, status)
@@ -305,7 +326,7 @@ class _TailInTheMaking:
     needs_window: bool = False
     ends_a_turn: bool = False  # a line that ended the turn under way without naming it
     dropping: int = 0  # how many turns before here were rolled back
-    dropped: set[str] = field(default_factory=set[str])
+    dropped: dict[str, None] = field(default_factory=dict[str, None])
 
     @property
     def is_known(self) -> bool:
@@ -380,7 +401,9 @@ class _TailInTheMaking:
         if self.dropping == 0:
             return False
         self.dropping -= 1
-        self.dropped.add(turn_id)
+        self.dropped[turn_id] = None
+        if len(self.dropped) > _MAX_DROPPED_TURNS:
+            del self.dropped[next(iter(self.dropped))]
         return True
 
 
@@ -393,7 +416,7 @@ def _read_tail(
         sayings: Iterable[_Located] = reversed(_kept_sayings(rollout, base, ledger))
     else:
         # Lines that say nothing count as well: the floor is for the lines, not for what they say.
-        lines = takewhile(lambda line: line.offset >= floor, _lines_before(rollout, base))
+        lines = takewhile(lambda line: line.offset >= floor, _lines_before(rollout, base, ledger))
         sayings = _sayings(lines, rollout.path, base, ledger)
     for offset, saying in sayings:
         was_unknown = tail.info is None
@@ -424,22 +447,24 @@ def _kept_sayings(
     return sorted(kept, key=lambda one: one.offset)
 
 
-def _lines_before(rollout: OpenRollout, base: HistoryBase | None) -> Iterator[RawLine]:
+def _lines_before(
+    rollout: OpenRollout, base: HistoryBase | None, ledger: SkipLedger
+) -> Iterator[RawLine]:
     """The lines, backwards, from where `base` ends if its byte offset holds good, else from the end.
 
     It does not where texts were taken out of the file since; the ordinals then decide alone.
     """
     offset = None if base is None else base.end_byte_offset
     if base is not None and offset is not None and 0 < offset <= rollout.size:
-        line = next(rollout.backwards(offset), None)
+        line = next(rollout.backwards(SkipLedger(), offset), None)
         if line is not None and line.ended and line.content is not None:
             try:
                 last = ordinal_of(parse_object(line.content))
             except ValueError:
                 last = None
             if last == base.end_ordinal_exclusive - 1:
-                return rollout.backwards(offset)
-    return rollout.backwards()
+                return rollout.backwards(ledger, offset)
+    return rollout.backwards(ledger)
 
 
 def _all_sayings(rollout: OpenRollout, ledger: SkipLedger) -> Iterator[_Located]:
@@ -486,9 +511,7 @@ def _is_within(base: HistoryBase, ordinal: int | None, offset: int) -> bool:
 
 def _meta_of(rollout: OpenRollout) -> SessionMeta | None:
     """From the first lines alone. The first session is the file's own: older forks copied their parent's."""
-    for number, (_, content, _) in enumerate(rollout.forwards(SkipLedger())):
-        if number == _MAX_META_LINES:
-            break
+    for _, content, _ in rollout.head():
         if content is None or b'"session_meta"' not in content:
             continue
         try:

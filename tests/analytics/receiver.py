@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import struct
@@ -11,16 +12,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 __all__ = ["Receiver", "Request", "check_delivery", "receiving"]
 
 TAKING = frozenset(
-    {"200", "half an answer", "taken, reset", "taken, stall", "taken, half a status"}
+    {
+        "200",
+        "half an answer",
+        "taken, reset",
+        "taken, stall",
+        "taken, half a status",
+        "drips a body",
+        "endless body",
+        "endless gzip",
+    }
 )
 """The answers of a receiver that has taken the batch."""
 
-ACKNOWLEDGING = frozenset({"200", "half an answer"})
+ACKNOWLEDGING = frozenset({"200", "half an answer", "drips a body", "endless body", "endless gzip"})
 """Those from which the sender can tell."""
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+ENDLESS = {
+    "drips a status": (b"HTTP/1.1 200 ", b"O", 0.01),
+    "drips headers": (OK, b"X-Drop: 1\r\n", 0.05),
+    "endless headers": (OK, b"X-Drop: 1\r\n" * 100, 0.0),
+    "endless informational": (b"", b"HTTP/1.1 102 Processing\r\n\r\n", 0.0),
+    "drips a body": (OK + b"Content-Length: 1000000000\r\n\r\n", b"x", 0.01),
+    "endless body": (OK + b"Content-Length: 1000000000000\r\n\r\n", b"x" * 65536, 0.0),
+    "endless gzip": (
+        OK + b"Content-Encoding: gzip\r\nContent-Length: 1000000000000\r\n\r\n",
+        gzip.compress(bytes(2**20)),
+        0.0,
+    ),
+}
+"""How each begins, what follows again and again, and after how many seconds."""
 
 
 @dataclass
@@ -31,7 +59,7 @@ class Request:
 
     @property
     def event_ids(self) -> list[str]:
-        return self.headers["Goal-Event-Ids"].split(",")
+        return [unquote(one) for one in self.headers["Goal-Event-Ids"].split(",")]
 
 
 @dataclass
@@ -40,14 +68,19 @@ class Receiver:
 
     Answers: a status ("429", "500"), or one and a `Retry-After` ("503 Retry-After: 7"); "reset" and
     "stall"; the same after it took the batch ("taken, reset" …); "half an answer": all of the status and
-    the headers, half of the body; "dies": nothing listens any more until `start`.
+    the headers, half of the body; "dies": nothing listens any more until `start`. Without an end, until the
+    client goes away: "drips a status", "drips headers", "endless headers", "endless informational", and,
+    after a 200, "drips a body", "endless body", "endless gzip".
     """
 
     script: list[str] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
     port: int = 0
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set when a client has gone away from an answer without an end."""
     _server: ThreadingHTTPServer | None = None
+    _pause: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -94,7 +127,17 @@ class Receiver:
             server.server_close()
 
     def answer(self, handler: BaseHTTPRequestHandler, answer: str) -> None:
-        if answer == "reset":
+        if answer in ENDLESS:
+            start, piece, pause = ENDLESS[answer]
+            handler.close_connection = True
+            try:
+                handler.wfile.write(start)
+                while True:
+                    handler.wfile.write(piece)
+                    self._pause.wait(pause)
+            except OSError:
+                self.left.set()
+        elif answer == "reset":
             reset(handler)
         elif answer == "stall":
             handler.rfile.read(1)  # until the client goes away

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -284,7 +285,10 @@ def test_what_is_refused_for_good_is_put_aside_and_blocks_nothing(
     assert letter["events"] == receiver.requests[1].body["events"]
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.name == "goal_state.analytics.http"
-    assert f"100 events for good (status {status}, positions 101 to 200)" in record.getMessage()
+    redirected = ": a redirection, and none is followed" in record.getMessage()
+    assert redirected == (status < 400)
+    assert f"100 events for good (status {status}" in record.getMessage()
+    assert ", positions 101 to 200)" in record.getMessage()
     assert str(letters) in record.getMessage()
 
 
@@ -371,7 +375,7 @@ def test_an_answer_without_end_holds_nothing_up(
     sizes: list[int] = []
     events = one_event(store)
     # Each piece of the answer takes so many seconds.
-    monkeypatch.setattr("goal_state.analytics.http.monotonic", lambda: len(sizes) * seconds)
+    monkeypatch.setattr("goal_state.analytics.exchange.monotonic", lambda: len(sizes) * seconds)
 
     class Endless(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
@@ -385,6 +389,160 @@ def test_an_answer_without_end_holds_nothing_up(
     with httpx.Client(transport=httpx.MockTransport(answer)) as client:
         HttpSink("http://receiver.test/", dead_letter_path=letters, client=client)(events)
     assert 0 < len(sizes) < 100
+
+
+@pytest.fixture(params=["own client", "host's client"])
+def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client | None]:
+    """None, or a client of the host's whose every step may take longer than a test."""
+    if request.param == "own client":
+        yield None
+    else:
+        with httpx.Client(timeout=PATIENCE_SECONDS, follow_redirects=True) as client:
+            yield client
+
+
+@pytest.mark.parametrize(
+    "answer", ["drips a status", "drips headers", "endless headers", "endless informational"]
+)
+def test_a_status_that_never_comes_ends_the_exchange_and_the_batch_comes_again(
+    store: GoalStore, letters: Path, client: httpx.Client | None, answer: str
+) -> None:
+    fill(store, 150)
+    with (
+        receiving(answer) as receiver,
+        HttpSink(
+            receiver.url, dead_letter_path=letters, client=client, timeout_seconds=1.0
+        ) as sink,
+        send_events(store, sink, context=CONTEXT) as consumer,
+    ):
+        assert receiver.left.wait(PATIENCE_SECONDS), "the connection is shut down"
+        assert consumer.drain(PATIENCE_SECONDS)
+        assert receiver.requests[1].event_ids == receiver.requests[0].event_ids
+        check_delivery(receiver, logged(store))
+    assert client is None or not client.is_closed
+
+
+@pytest.mark.parametrize("answer", ["drips a body", "endless body", "endless gzip"])
+def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
+    store: GoalStore, letters: Path, client: httpx.Client | None, answer: str
+) -> None:
+    fill(store, 150)
+    with (
+        receiving(answer) as receiver,
+        HttpSink(receiver.url, dead_letter_path=letters, client=client) as sink,
+        send_events(store, sink, context=CONTEXT) as consumer,
+    ):
+        assert consumer.drain(PATIENCE_SECONDS)
+        assert receiver.left.wait(PATIENCE_SECONDS)
+        assert len(receiver.requests) == 2
+        check_delivery(receiver, logged(store))
+
+
+def test_a_drip_on_a_connection_that_was_the_hosts_before_holds_up_no_batch(
+    store: GoalStore, letters: Path
+) -> None:
+    """Which connection it is cannot be known: it is left to the host's client, and another one is made."""
+    fill(store, 250)
+    with (
+        receiving("200", "drips a status", "200") as receiver,
+        httpx.Client(timeout=PATIENCE_SECONDS) as client,
+    ):
+        sink = HttpSink(receiver.url, dead_letter_path=letters, client=client, timeout_seconds=1.0)
+        with send_events(store, sink, context=CONTEXT) as consumer:
+            assert consumer.drain(PATIENCE_SECONDS)
+        assert receiver.connections == 2
+        check_delivery(receiver, logged(store))
+        assert not client.is_closed
+
+
+def test_exchanges_that_cannot_be_ended_do_not_pile_up(store: GoalStore, letters: Path) -> None:
+    let_go = threading.Event()
+    calls: list[object] = []
+
+    def hang(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        assert let_go.wait(PATIENCE_SECONDS)
+        return httpx.Response(200)
+
+    events = one_event(store)
+    with httpx.Client(transport=httpx.MockTransport(hang)) as client:
+        sink = HttpSink(
+            "http://receiver.test/", dead_letter_path=letters, client=client, timeout_seconds=0.01
+        )
+        for _ in range(12):
+            with pytest.raises(DeliveryError):
+                sink(events)
+        assert len(calls) == 8
+        let_go.set()
+        for thread in threading.enumerate():
+            if thread.name == "goal-state exchange":
+                thread.join(PATIENCE_SECONDS)
+        HttpSink("http://receiver.test/", dead_letter_path=letters, client=client)(events)
+        assert len(calls) == 9
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("to", ["another host", "no URL"])
+def test_no_redirection_is_followed_whatever_the_client_does(
+    store: GoalStore,
+    letters: Path,
+    client: httpx.Client | None,
+    status: int,
+    to: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with receiving() as stranger:
+        target = stranger.url if to == "another host" else "http://[bad/"
+        with (
+            receiving(f"{status} Location: {target}") as receiver,
+            HttpSink(receiver.url, dead_letter_path=letters, client=client) as sink,
+        ):
+            sink(one_event(store))
+        assert stranger.requests == []
+        assert stranger.connections == 0
+    assert json.loads(letters.read_text())["status_code"] == status
+    assert "a redirection, and none is followed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "event_id", ["ünïcode", "a,b", "line\r\nX-Evil: 1", " spaced ", "%41", "𝒢"]
+)
+def test_an_event_id_of_any_text_can_be_sent_and_read(
+    store: GoalStore, letters: Path, event_id: str
+) -> None:
+    [sent] = one_event(store)
+    odd = AnalyticsEvent(replace(sent.event, event_id=event_id), CONTEXT)
+    with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:
+        sink([odd, sent])
+    [request] = receiver.requests
+    assert request.event_ids == [event_id, sent.event_id]
+    assert sent.event_id in request.headers["Goal-Event-Ids"], "a UUID stands as it is"
+    assert "X-Evil" not in request.headers
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 3601, float("nan"), float("inf"), True, "1", None])
+def test_a_time_limit_out_of_bounds_is_refused_at_once(letters: Path, seconds: Any) -> None:
+    with pytest.raises(InvalidValueError) as refusal:
+        HttpSink("http://receiver.test/", dead_letter_path=letters, timeout_seconds=seconds)
+    assert refusal.value.field == "timeout_seconds"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_talks_on_a_connection_of_its_own(letters: Path, store: GoalStore) -> None:
+    events = one_event(store)
+    with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:
+        sink(events)
+        child = os.fork()
+        if child == 0:
+            try:
+                sink(events)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        sink(events)
+        assert len(receiver.requests) == 3
+        assert receiver.connections == 2
 
 
 def test_a_client_of_the_hosts_carries_its_headers_and_stays_open(

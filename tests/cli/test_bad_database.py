@@ -7,7 +7,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,61 +159,54 @@ def test_a_process_ends_with_a_sentence_and_the_code(
 
 # -- what may not be written to ----------------------------------------------------------------------
 
-AS_NOBODY = """
-import os, sys
+WITHOUT_PRIVILEGES = """
 from goal_state.cli import main
-from goal_state import migrate
-migrate.history()  # imports what that other user may not be able to read
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+from tests.permissions import obey_permissions
+
+obey_permissions()
 main()
 """
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder with a database, which any user may read and none but its owner write to."""
-    # Nobody else may enter the folders that tmp_path is in.
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with GoalStore.open(folder / "goals.db") as store:
-            store.create("t", "x")
-        (folder / "goals.db").chmod(0o444)
-        yield folder
-        folder.chmod(0o700)
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a database that may only be read."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    with GoalStore.open(folder / "goals.db") as store:
+        store.create("t", "x")
+    (folder / "goals.db").chmod(0o444)
+    yield folder
+    folder.chmod(0o700)
 
 
-def run_as_nobody(*words: object) -> tuple[int, str, str]:
-    """Runs the program as a user who may not write; root may, whatever the file says."""
+def run_without_privileges(*words: object) -> tuple[int, str, str]:
+    """Runs the program where permissions count; root's privilege is to ignore them."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", AS_NOBODY, *map(str, words)],
+        [sys.executable, "-W", "error", "-c", WITHOUT_PRIVILEGES, *map(str, words)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
         check=False,
     )
-    if "PermissionError" in done.stderr and "setuid" in done.stderr:
-        pytest.skip("this root may not become another user, and root may write to read-only files")
     return done.returncode, done.stdout, done.stderr
 
 
 @every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
-def test_a_read_only_file(shared: Path, command: list[str]) -> None:
-    shared.chmod(0o777)
-    path, before = shared / "goals.db", fingerprints(shared)
+def test_a_read_only_file(read_only: Path, command: list[str]) -> None:
+    read_only.chmod(0o777)
+    path, before = read_only / "goals.db", fingerprints(read_only)
     sentence = f"Error: {str(path)!r} is read-only for this user; allow writing to it\n"
-    assert run_as_nobody(*command, "--db", path) == (1, "", sentence)
-    assert fingerprints(shared) == before
+    assert run_without_privileges(*command, "--db", path) == (1, "", sentence)
+    assert fingerprints(read_only) == before
 
 
 @every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
-def test_a_read_only_folder(shared: Path, command: list[str]) -> None:
-    shared.chmod(0o555)
-    path, before = shared / "goals.db", fingerprints(shared)
-    code, stdout, stderr = run_as_nobody(*command, "--db", path)
+def test_a_read_only_folder(read_only: Path, command: list[str]) -> None:
+    read_only.chmod(0o555)
+    path, before = read_only / "goals.db", fingerprints(read_only)
+    code, stdout, stderr = run_without_privileges(*command, "--db", path)
     assert (code, stdout) == (1, "")
-    assert stderr.startswith(f"Error: the folder {str(shared)!r} is read-only")
-    assert fingerprints(shared) == before
+    assert stderr.startswith(f"Error: the folder {str(read_only)!r} is read-only")
+    assert fingerprints(read_only) == before

@@ -5,14 +5,11 @@ jumps, and it lies where it should not.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -208,19 +205,15 @@ def test_work_that_makes_light_of_an_error_of_the_database_is_undone_all_the_sam
 # -- permissions --------------------------------------------------------------------------------------
 
 PERMISSIONS = """
-import json, os, sys
+import json, sys
 from pathlib import Path
 from goal_state import DatabaseReadOnlyError, GoalStore
+from tests.permissions import obey_permissions
+obey_permissions()
 folder = Path(sys.argv[1])
 path = folder / "goals.db"
 with GoalStore.open(path) as store:
     store.create("t", "Ship")
-if os.geteuid() == 0:  # to whom nothing is forbidden
-    for file in (folder, *folder.iterdir()):
-        os.chown(file, 65534, 65534)
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
 said = []
 with GoalStore.open(path) as store:
     store.account("t", tokens=1)
@@ -241,20 +234,9 @@ print(json.dumps(said))
 """
 
 
-@pytest.fixture
-def anybodys_folder() -> Iterator[Path]:
-    """A folder that is reached without passing through one of the test runner's own."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        folder = Path(name) / "data"
-        folder.mkdir()
-        yield folder
-
-
-@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_permissions_that_are_taken_away_stop_only_who_comes_after(anybodys_folder: Path) -> None:
+def test_permissions_that_are_taken_away_stop_only_who_comes_after(tmp_path: Path) -> None:
     """An open store has its files open already. Once the permissions are back, others can open it again."""
-    assert json.loads(python(PERMISSIONS, anybodys_folder)) == [3, "folder", "file", 7, 7, []]
+    assert json.loads(python(PERMISSIONS, tmp_path)) == [3, "folder", "file", 7, 7, []]
 
 
 # -- the clock ----------------------------------------------------------------------------------------
@@ -332,8 +314,7 @@ def test_a_network_file_system_is_warned_of_once(
 
 
 def test_processes_write_also_where_they_cannot_queue_up(database: Path) -> None:
-    for name in ("door", "room"):
-        database.with_name(f"{database.name}-{name}").mkdir()  # which is no file to be locked
+    database.with_name(f"{database.name}-queue").mkdir()  # which is no file to be locked
     with GoalStore.open(database) as store, closing(sqlite3.connect(database)) as other:
         other.execute("BEGIN IMMEDIATE")
         writer = threading.Thread(target=store.create, args=("t", "Ship"))

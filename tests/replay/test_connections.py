@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import sys
@@ -15,6 +16,8 @@ import pytest
 
 from goal_state import GoalStore
 from goal_state.replay import Message, ThreadHub
+from goal_state.replay.outbox import Outbox
+from tests.interrupts import interrupts
 from tests.replay.clients import (
     PATIENCE_SECONDS,
     Client,
@@ -43,6 +46,76 @@ def test_a_client_that_fails_is_dropped_and_the_others_hear_everything(
     assert failing.calls == 3  # the one that failed was the last
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "ConnectionResetError" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "failure", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit]
+)
+def test_a_client_is_dropped_whatever_it_raises(
+    hub: ThreadHub,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    failure: type[BaseException],
+) -> None:
+    class Failing(Client):
+        def send(self, message: Message, /) -> None:
+            super().send(message)
+            raise failure
+
+    failing = Failing()
+    hub.start("thread", client, request_id=1)
+    hub.resume("thread", failing, request_id=2)
+    assert hub.flush(PATIENCE_SECONDS)
+    hub.usage_updated("thread", "turn-1", info(1))
+    assert hub.flush(PATIENCE_SECONDS)
+    assert kinds(failing.told) == [2]
+    assert client.told[1:] == [usage("thread", "turn-1", info(1))]
+    [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert failure.__name__ in record.getMessage()
+
+
+def test_an_interrupted_caller_leaves_an_outbox_as_it_was() -> None:
+    client = Client()
+    outbox = Outbox(client)
+    queued = 0
+
+    def work() -> None:
+        nonlocal queued
+        outbox.put({"method": str(queued)})
+        queued += 1
+        outbox.flush(0.001)
+
+    interrupts(work, times=300)
+    finished = threading.Event()
+
+    def go_on() -> None:
+        assert outbox.put({"method": "last"})
+        assert outbox.flush(PATIENCE_SECONDS)
+        finished.set()
+
+    threading.Thread(target=go_on, daemon=True).start()
+    assert finished.wait(PATIENCE_SECONDS)
+    sent = [int(kind) for kind in kinds(client.told)[:-1]]
+    assert sent == sorted(sent)
+    assert set(sent) >= set(range(queued))
+    assert kinds(client.told)[-1] == "last"
+
+
+def test_a_sender_that_cannot_be_started_is_started_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    client = Client()
+    outbox = Outbox(client)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            outbox.put({"method": "one"})
+    assert outbox.put({"method": "two"})
+    assert outbox.flush(PATIENCE_SECONDS)
+    assert kinds(client.told) == ["one", "two"]
 
 
 def test_a_client_that_fails_at_its_response_does_not_hurt_who_called(hub: ThreadHub) -> None:
