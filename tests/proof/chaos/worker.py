@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import functools
 import gc
 import json
 import os
@@ -31,8 +30,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from click.testing import CliRunner
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy import create_engine as make_engine
-from sqlalchemy import text
 
 from goal_state import (
     DatabaseBusyError,
@@ -57,7 +56,7 @@ from tests.proof.chaos.channel import Channel, Message
 from tests.proof.chaos.charges import charge_of, make, make_in, number_of
 from tests.proof.chaos.strikes import Guard, Strike, counted, on_timer
 
-LEASE_SECONDS: Final = 0.3
+LEASE_SECONDS: Final = 1.0
 JOIN_SECONDS: Final = 60.0
 REFUSALS: Final[tuple[type[Exception], ...]] = (
     (errors.NestedCallError,) if hasattr(errors, "NestedCallError") else ()
@@ -78,6 +77,13 @@ class Reborn(BaseException):
 
 class Leave(BaseException):
     """The process ends as a program does that came to its end."""
+
+
+class ShortLease(Consumer):
+    """A consumer whose name is soon free after its process was killed."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named, lease_seconds=LEASE_SECONDS)
 
 
 class Held:
@@ -546,12 +552,12 @@ class Worker:
         lines = list(self.held[store].store.export_lines())
         at = [began, time.monotonic()]
         with GoalStore.open(place / "whole.db", durability="normal") as whole:
-            whole.import_lines(lambda: lines)
+            whole.import_lines(lines)
             _expect_none(whole.verify())
         kept = lines[: 1 + int(cut * (len(lines) - 1))]
         with GoalStore.open(place / "cut.db", durability="normal") as store_of_cut:
             try:
-                store_of_cut.import_lines(lambda: kept)
+                store_of_cut.import_lines(kept)
             except RequestError:
                 pass
             else:
@@ -559,7 +565,7 @@ class Worker:
         changed = _changed(lines, random.Random(cut))
         with GoalStore.open(place / "changed.db", durability="normal") as store_of_changed:
             try:
-                store_of_changed.import_lines(lambda: changed)
+                store_of_changed.import_lines(changed)
             except RequestError:
                 pass
             else:
@@ -619,6 +625,8 @@ class Worker:
         """A charge in a host's own transaction, beside a row of the host's."""
         charge = charge_of(self.seed, number)
         engine = make_engine(f"sqlite:///{self.path}", connect_args={"timeout": 20})
+        if how == "savepoint":
+            _let_sqlalchemy_begin(engine)
         began = time.monotonic()
         became, tokens = "refused", None
         try:
@@ -632,7 +640,6 @@ class Worker:
                     host.execute(text("INSERT INTO host_rows VALUES (:n, 1)"), {"n": number})
             else:
                 with engine.connect() as host:
-                    host.exec_driver_sql("BEGIN IMMEDIATE")
                     host.execute(text("INSERT INTO host_rows VALUES (:n, 0)"), {"n": number})
                     if how == "savepoint":
                         with contextlib.suppress(Undone), host.begin_nested():
@@ -695,11 +702,13 @@ class Worker:
     def do_drain(self, store: int, name: str) -> int | None:
         """The position up to which everything was handed over; None where another one has the name."""
         consumer = self.held[store].consumers[name]
-        if consumer.drain(JOIN_SECONDS / 4):
-            return consumer.position
-        if consumer.position is None and consumer._waits_its_turn:
-            return None
-        raise Surprise(f"a consumer came no further than {consumer.position}")
+        deadline = time.monotonic() + JOIN_SECONDS / 3
+        while not consumer.drain(0.5):
+            if consumer._waits_its_turn:
+                return None
+            if time.monotonic() > deadline:
+                raise Surprise(f"a consumer came no further than {consumer.position}")
+        return consumer.position
 
     def do_unconsume(self, store: int, name: str) -> None:
         self.held[store].consumers.pop(name).close()
@@ -799,6 +808,18 @@ FAILURES: Final[dict[str, Callable[[], BaseException]]] = {
     "database": lambda: DatabaseBusyError("another store's"),
 }
 """What a sink raises."""
+
+
+def _let_sqlalchemy_begin(engine: Engine) -> None:
+    """As SQLAlchemy's documentation tells those who use savepoints."""
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _plainly(work: Callable[[], Any]) -> Any:
@@ -911,7 +932,7 @@ def main(place: str, number: str, path: str, seed: str, fault: str = "") -> None
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     strikes.prepare()
-    consumers.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
+    consumers.Consumer = ShortLease  # type: ignore[misc]
     if fault:
         faults.FAULTS[fault].put_back()
     here: Worker | Nursery
