@@ -392,7 +392,12 @@ class Machine:
 
     def _look(self, worker: int, **arguments: Any) -> None:
         said = self._order(worker, "look", **arguments)
-        self.model.looked(said["at"], said["tokens"])
+        try:
+            self.model.looked(said["at"], said["tokens"])
+        except Found as found:
+            self.model.check(self.path, is_quiet=False)
+            again = self._order(worker, "look", **arguments)
+            raise Found(f"{found}; in the database it is; looking again: {again['tokens']}") from None
 
     def _checkpoint(self, _worker: int, is_quiet: bool) -> None:
         workers = [number for number in self._hands if number]

@@ -438,11 +438,25 @@ class Worker:
         if pid == 0:
             self.channel.close()
             reborn = Worker(self.place, child, self.path, self.seed)
+            reborn.check_inherited()
             for number, held in self.held.items():
                 reborn.held[number] = Held(held.store, f"{child}/{number}")
             raise Reborn(reborn)
         self.children.append(pid)
         return pid
+
+    def check_inherited(self) -> None:
+        """A forked child has nothing of the database open: SQLite would take the parent's locks for its own.
+        Where the system does not tell, the loss of what is charged shows it, sooner or later.
+        """
+        files = Path("/proc/self/fd")
+        if not files.is_dir():
+            return
+        for file in files.iterdir():
+            with contextlib.suppress(OSError):
+                if file.readlink().name in (self.path.name, f"{self.path.name}-wal"):
+                    self.channel.say({"surprise": f"a forked child inherits {file.readlink()}"})
+                    return
 
     def do_fork_briefly(
         self, store: int, numbers: list[int], how: str, end: str, beside: str
@@ -471,6 +485,7 @@ class Worker:
                 self.channel.close()
                 self.channel = Channel(self.place)
                 self.channel.say({"worker": None, "pid": os.getpid()})
+                self.check_inherited()
                 mine = Held(held.store) if how == "inherited" else self._open("here")
                 for number in numbers:
                     self.charge(mine, number)
