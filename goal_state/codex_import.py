@@ -5,11 +5,11 @@ Nothing in the directory is changed, not even by SQLite: the goals are read from
 
 from __future__ import annotations
 
-import filecmp
+import io
 import logging
 import os
-import shutil
 import sqlite3
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,13 +20,14 @@ from typing import Any, Final, Literal
 
 from goal_state.errors import (
     DatabaseBusyError,
+    DatabaseError,
     DatabaseLocationError,
     GoalExistsError,
     InvalidValueError,
     NotADatabaseError,
     RequestError,
 )
-from goal_state.executor import translating
+from goal_state.executor import translated, translating
 from goal_state.goals import Goal, GoalStatus, check_goal, check_status, status_by_budget
 from goal_state.repository import GoalRepository
 from goal_state.rollout import (
@@ -57,6 +58,29 @@ _COLUMNS: Final = (
     "created_at_ms",
     "updated_at_ms",
 )
+
+_MAX_FILE_BYTES: Final = 256 * 2**20
+"""A database larger than this, its logs included, is not copied: a goal takes a kilobyte, and a person has no
+quarter of a million."""
+
+_MAX_GOALS: Final = 100_000
+_MAX_BYTES: Final = 64 * 2**20
+"""All goals are in memory at once, each some hundred bytes beside its texts."""
+
+_MAX_VALUE_BYTES: Final = 2**20
+"""A row may be as long: an objective has a sixtieth of that at most."""
+
+_MAX_SQL_BYTES: Final = 16 * 2**10
+"""So may each statement of its schema, which SQLite parses into a multiple of that."""
+
+_MAX_SCHEMA_STEPS: Final = 20_000
+"""SQLite takes some eight steps for each table and index of a schema, which is kept in memory as a whole."""
+
+_MAX_STEPS: Final = 20_000_000
+"""Some twenty are taken for each goal, a second for all."""
+
+_STEPS_BETWEEN_LOOKS: Final = 1000
+
 _COPY_ATTEMPTS: Final = 20
 _COPY_PAUSE_SECONDS: Final = 0.05
 
@@ -119,7 +143,8 @@ class CodexHome:
         Raises:
             DatabaseLocationError: it is no such directory.
             NotADatabaseError: `goals_1.sqlite` is no SQLite database.
-            CodexSchemaError: its table of goals is missing or has other columns.
+            CodexSchemaError: its table of goals is missing, no table or has other columns, or the file is
+                larger, or takes longer to read, than one that its program made.
             DatabaseCorruptError: it is damaged.
             DatabaseBusyError: it is being written to all the time.
             OSError: a directory cannot be listed, or the database cannot be read.
@@ -304,19 +329,92 @@ def _rows(database: Path) -> list[tuple[Any, ...]]:
     with tempfile.TemporaryDirectory(prefix="goal-state-") as folder, translating():
         copied = _copy(database.resolve(), Path(folder))
         with closing(sqlite3.connect(copied)) as connection:
-            connection.text_factory = _text
-            names = connection.execute(f"SELECT name FROM pragma_table_info('{_TABLE}')").fetchall()  # noqa: S608
-            columns = {name for (name,) in names}
-            if not columns:
-                raise CodexSchemaError(f"{str(database)!r} has no table {_TABLE!r}")
-            if missing := [column for column in _COLUMNS if column not in columns]:
+            reading = _BoundedReading(connection)
+            try:
+                return reading.rows()
+            except CodexSchemaError as error:
+                raise CodexSchemaError(f"{str(database)!r}: {error}") from None
+            except sqlite3.DatabaseError as error:
+                if isinstance(translated(error), DatabaseError):
+                    raise
+                # Whatever SQLite did not like about it: it is the file that is to blame.
+                why = reading.exceeded or f"cannot be read: {error}"
+                raise CodexSchemaError(f"{str(database)!r}: {why}") from error
+
+
+class _BoundedReading:
+    """Reads the goals of a database that a stranger may have made: no view, no trigger and no generated
+    column runs, and rows, bytes and steps have an end.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.exceeded: str | None = None
+        """Which bound ended the reading."""
+        self._steps_left = _MAX_SCHEMA_STEPS
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL_BYTES)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.text_factory = _text
+        connection.set_progress_handler(self._progress, _STEPS_BETWEEN_LOOKS)
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "query_only = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        self._check_table()
+        self._steps_left = _MAX_STEPS
+        found: list[tuple[Any, ...]] = []
+        size = 0
+        # Not ordered by SQLite, which would have to take in everything before it hands out the first row.
+        query = f"SELECT {', '.join(_COLUMNS)} FROM {_TABLE} NOT INDEXED"  # noqa: S608
+        for row in self._connection.execute(query):
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if len(found) == _MAX_GOALS or size > _MAX_BYTES:
                 raise CodexSchemaError(
-                    f"{str(database)!r}: the table {_TABLE!r} has no column {missing[0]!r}"
+                    f"has more than {_MAX_GOALS} goals, or {_MAX_BYTES} bytes of them"
                 )
-            listed = ", ".join(_COLUMNS)
-            return connection.execute(
-                f"SELECT {listed} FROM {_TABLE} ORDER BY created_at_ms, thread_id"  # noqa: S608
-            ).fetchall()
+            found.append(row)
+        return sorted(found, key=_in_sql_order)
+
+    def _check_table(self) -> None:
+        execute = self._connection.execute
+        kinds = execute(
+            f"SELECT type FROM pragma_table_list('{_TABLE}') WHERE schema = 'main'"  # noqa: S608
+        ).fetchall()
+        if not kinds:
+            raise CodexSchemaError(f"has no table {_TABLE!r}")
+        if kinds != [("table",)]:
+            raise CodexSchemaError(f"has a {kinds[0][0]} {_TABLE!r}, not a table")
+        columns = dict(execute(f"SELECT name, hidden FROM pragma_table_xinfo('{_TABLE}')"))  # noqa: S608
+        for column in _COLUMNS:
+            if column not in columns:
+                raise CodexSchemaError(f"the table {_TABLE!r} has no column {column!r}")
+            if columns[column] != 0:
+                raise CodexSchemaError(f"the column {column!r} of {_TABLE!r} is a generated one")
+
+    def _progress(self) -> bool:
+        self._steps_left -= _STEPS_BETWEEN_LOOKS
+        if self._steps_left < 0:
+            self.exceeded = "takes too many steps to read; it was not made by the program it is of"
+        return self._steps_left < 0
+
+
+def _in_sql_order(row: tuple[Any, ...]) -> tuple[tuple[int, Any], tuple[int, Any]]:
+    """As `ORDER BY created_at_ms, thread_id`: nothing, numbers, texts, bytes."""
+    created_at_ms, thread_id = row[_COLUMNS.index("created_at_ms")], row[0]
+    return _by_kind(created_at_ms), _by_kind(thread_id)
+
+
+def _by_kind(value: object) -> tuple[int, Any]:
+    match value:
+        case None:
+            return 0, 0
+        case int() | float():
+            return 1, value
+        case str():
+            return 2, value.encode(errors="surrogateescape")
+        case _:
+            return 3, value
 
 
 def _text(value: bytes) -> str:
@@ -332,9 +430,11 @@ def _copy(database: Path, folder: Path) -> Path:
 
     Raises:
         DatabaseBusyError: no moment was found at which nobody wrote.
+        NotADatabaseError: it is no SQLite database.
+        CodexSchemaError: it is too large, or its journal belongs to several databases.
     """
     names = [f"{database.name}{suffix}" for suffix in ("", "-wal", "-journal")]
-    with database.open("rb") as file:
+    with _opened(database) as file:
         head = file.read(len(_HEADER))
     if head != _HEADER:
         raise NotADatabaseError(f"{str(database)!r} is not a SQLite database")
@@ -343,13 +443,14 @@ def _copy(database: Path, folder: Path) -> Path:
             (folder / name).unlink(missing_ok=True)
         try:
             present = [name for name in names if (database.parent / name).exists()]
+            room = _MAX_FILE_BYTES
             for name in present:
-                shutil.copyfile(database.parent / name, folder / name)
+                room -= _copy_file(database.parent / name, folder / name, room)
             # What is the same after the last of them was copied was so at that moment.
             if present == [name for name in names if (database.parent / name).exists()] and all(
-                filecmp.cmp(database.parent / name, folder / name, shallow=False)
-                for name in present
+                _is_same(database.parent / name, folder / name) for name in present
             ):
+                _check_journal(database, folder)
                 return folder / database.name
         except FileNotFoundError:  # a log that was done with meanwhile
             pass
@@ -357,4 +458,55 @@ def _copy(database: Path, folder: Path) -> Path:
     raise DatabaseBusyError(f"{str(database)!r} is being written to all the time; try again")
 
 
+def _opened(path: Path) -> io.FileIO:
+    """A regular file, open for reading; opening anything else might wait for ever, or do something."""
+    is_regular = stat.S_ISREG(path.stat().st_mode)
+    if is_regular:
+        file = io.FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY), "rb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    raise NotADatabaseError(f"{str(path)!r} is no regular file")
+
+
+def _copy_file(source: Path, target: Path, room: int) -> int:
+    """Copies a file; returns how many bytes it has. One that grows meanwhile is not run after."""
+    copied = 0
+    with _opened(source) as file, target.open("xb") as copy:
+        while block := file.read(_BLOCK_BYTES):
+            copied += len(block)
+            if copied > room or os.fstat(file.fileno()).st_size > room:
+                raise CodexSchemaError(
+                    f"{str(source)!r}: with its logs the database has more than {_MAX_FILE_BYTES} bytes;"
+                    f" copy its table {_TABLE!r} into a new one and import that"
+                )
+            copy.write(block)
+    return copied
+
+
+def _is_same(source: Path, copy: Path) -> bool:
+    with _opened(source) as file, copy.open("rb") as other:
+        while block := other.read(_BLOCK_BYTES):
+            if file.read(len(block)) != block:
+                return False
+        return not file.read(1)
+
+
+def _check_journal(database: Path, folder: Path) -> None:
+    """Makes sure that a journal names no other file: SQLite would delete that once it has rolled back."""
+    journal = folder / f"{database.name}-journal"
+    if not journal.exists():
+        return
+    with journal.open("rb") as file:
+        file.seek(max(0, journal.stat().st_size - len(_SUPER_JOURNAL_END)))
+        if file.read() == _SUPER_JOURNAL_END:
+            raise CodexSchemaError(
+                f"{str(database)!r}: its journal is of a change to several databases; open it once with"
+                " the program that it is of"
+            )
+
+
 _HEADER: Final = b"SQLite format 3\0"
+_SUPER_JOURNAL_END: Final = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+_BLOCK_BYTES: Final = 2**20
+_BINARY: Final[int] = getattr(os, "O_BINARY", 0)

@@ -344,7 +344,10 @@ class Executor:
                 sqlite3.ProgrammingError
             ):  # closed already by a call that was struck in here
                 self._cursor.close()
-            self._connection.close()
+            if self._is_shared:
+                self._connection.close()
+            else:  # SQLAlchemy would swallow an exception that strikes in here
+                self.driver.close()
             self._closed = True
 
 

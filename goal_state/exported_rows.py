@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from goal_state.errors import InvalidValueError
 from goal_state.events import EventKind
-from goal_state.goals import Goal, check_goal, check_goal_id, check_status
+from goal_state.goals import Goal, GoalStatus, check_goal, check_goal_id, check_status
 from goal_state.validation import (
     check_amount,
     check_name,
@@ -58,7 +58,7 @@ def _kind(field: str, value: object) -> object:
 
 
 def _status(field: str, value: object) -> object:
-    return check_status(value, field)
+    return value if value in _STATUSES else check_status(value, field)
 
 
 def _last_status(field: str, value: object) -> object:
@@ -75,6 +75,8 @@ def _as_it_is(_field: str, value: object) -> object:
     return value
 
 
+_PLAIN: Final = frozenset((str, int, type(None)))
+_STATUSES: Final = frozenset(status.value for status in GoalStatus)
 _KINDS: Final = frozenset(kind.value for kind in EventKind)
 
 _COUNTS: Final = (
@@ -147,7 +149,7 @@ def check_row(table: str, row: Mapping[str, object]) -> None:
     """
     for column, check in CHECKED_COLUMNS[table].items():
         value = row[column]
-        if isinstance(value, bool) or not isinstance(value, str | int | None):
+        if type(value) not in _PLAIN:
             raise InvalidValueError(column, "is neither text nor an integer")
         check(column, value)
     if table == "goals":

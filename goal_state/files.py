@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from goal_state.errors import DatabaseReplacedError
 from goal_state.identifiers import new_id
 
-__all__ = ["OpenedFile", "has_log", "log_owner", "network_file_system", "note_log_owner"]
+__all__ = [
+    "OpenedFile",
+    "forget_log_owner",
+    "has_log",
+    "log_owner",
+    "network_file_system",
+    "note_log_owner",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -117,6 +125,15 @@ def note_log_owner(path: Path, identity: str) -> None:
     except OSError as error:
         _logger.debug("%s could not be noted as the owner of its log: %s", path, error)
         new.unlink(missing_ok=True)
+
+
+def forget_log_owner(path: Path) -> None:
+    """Takes the note away once there is no log any more. (Who opens the database just now may lose theirs, and
+    then an exchanged file goes unnoticed.)
+    """
+    if not path.with_name(f"{path.name}-wal").exists():
+        with suppress(OSError):
+            _owner_file(path).unlink()
 
 
 def _owner_file(path: Path) -> Path:

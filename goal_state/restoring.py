@@ -24,7 +24,7 @@ from goal_state.errors import (
     NotADatabaseError,
 )
 from goal_state.executor import translating
-from goal_state.tables import HEAD_REVISION
+from goal_state.tables import HEAD_REVISION, event_cursors
 
 __all__ = ["Progress", "check_backup", "prepared", "write_over"]
 
@@ -86,6 +86,10 @@ def prepared(
             change_identity(copy, identity)
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 _check(connection, source)
+                # Whoever holds a consumer's name now finds out by this that it has to look where it is.
+                connection.execute(
+                    f"UPDATE {event_cursors.name} SET holder = NULL, lease_expires_at_ms = NULL"  # noqa: S608
+                )
                 # Of another page size, SQLite could not write it over the database.
                 connection.execute("PRAGMA journal_mode = DELETE")
                 if connection.execute("PRAGMA page_size").fetchone()[0] != page_size:

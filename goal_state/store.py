@@ -40,7 +40,7 @@ from goal_state.errors import (
 from goal_state.event_log import ConsumerCursor, ConsumerCursors
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, driver_connection
-from goal_state.files import note_log_owner
+from goal_state.files import forget_log_owner, note_log_owner
 from goal_state.forks import FileIdentity, register, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
 from goal_state.listeners import Listeners, Subscription
@@ -370,6 +370,7 @@ class GoalStore(GoalOperations):
         from goal_state.consumers import Consumer
 
         self._check_open()
+        self._refuse_nested()
         name = check_name("name", name)
         if not callable(sink):
             raise InvalidValueError("sink", f"must be callable, not {type(sink).__name__}")
@@ -510,6 +511,7 @@ class GoalStore(GoalOperations):
         from goal_state.transfer import export_lines
 
         self._check_open()
+        self._refuse_nested()
 
         def lines() -> Iterator[str]:
             with self._readers.stream(export_lines) as rows:
@@ -609,6 +611,8 @@ class GoalStore(GoalOperations):
             self._gate.close()
             if self._owns_engine:
                 self._engine.dispose()
+                if (path := database_path(self._engine)) is not None:
+                    forget_log_owner(Path(os.path.realpath(path)))
             self._is_closed = True
 
     def __enter__(self) -> Self:
@@ -669,6 +673,7 @@ class GoalStore(GoalOperations):
         if not let_go and not self._is_closed:
             # The connections are the parent's, not even to be closed here.
             _inherited.append((self._engine, self._repository, self._readers))
+            self._gate.forget()
             self._refusal = ForkedStoreError(
                 "this process was forked while the store could not let go of its database (in memory, or"
                 " with a transaction, an export or a backup open); open it in a process started anew"

@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
@@ -55,6 +56,10 @@ _TABLES: Final = {
 _NOT_MOVED: Final = {"event_cursors": {"holder", "lease_expires_at_ms"}}
 _COLUMNS: Final = {
     name: tuple(column.name for column in table.columns) for name, table in _TABLES.items()
+}
+_NAMES: Final = {name: frozenset(columns) for name, columns in _COLUMNS.items()}
+_VALUES: Final[dict[str, itemgetter[str]]] = {
+    name: itemgetter(*columns) for name, columns in _COLUMNS.items()
 }
 _KEY: Final = {name: table.primary_key.columns[0].name for name, table in _TABLES.items()}
 
@@ -339,8 +344,7 @@ class _Import:
         ):
             raise NotAnExportError(self._line, "is no row of one of our tables")
         fields = cast("dict[str, Any]", row)
-        columns = _COLUMNS[name]
-        if fields.keys() != set(columns):
+        if fields.keys() != _NAMES[name]:
             raise NotAnExportError(self._line, f"has not the columns of {name}")
         try:
             check_row(name, fields)
@@ -350,7 +354,7 @@ class _Import:
             self._begin_table(name)
         self._check_order(fields[_KEY[name]])
         self._check_position(fields)
-        self._batch.append(tuple(fields[column] for column in columns))
+        self._batch.append(_VALUES[name](fields))
         self._rows += 1
         if len(self._batch) == _BATCH:
             self._flush()

@@ -97,6 +97,9 @@ class OpenGate:
     def let_go(self) -> None:
         """Nothing to do."""
 
+    def forget(self) -> None:
+        """Nothing to do."""
+
     def close(self) -> None:
         """Nothing to do."""
 
@@ -150,6 +153,11 @@ class Turnstile:
         """Gives up its turn and closes the file."""
         if self._kept_until:
             self._give_up()
+        self._queue.close()
+
+    def forget(self) -> None:
+        """Closes the child's descriptor, with which it would hold its parent's place in the queue."""
+        self._kept_until = 0
         self._queue.close()
 
     def close(self) -> None:

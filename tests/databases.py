@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from goal_state.tables import metadata
+from goal_state.tables import database_identity, metadata
 
 __all__ = ["Rows", "contents", "execute", "fingerprints", "rows", "schema"]
 
@@ -20,6 +20,7 @@ def rows(connection: sqlite3.Connection) -> Rows:
     return {
         name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()
         for name in metadata.tables
+        if name != database_identity.name  # what tells a copy from its original
     }
 
 

@@ -48,8 +48,8 @@ def interrupts(work: Callable[[], object], *, times: int) -> None:
     try:
         while left:
             try:
-                is_armed = True
                 while left:
+                    is_armed = True  # again, should one have struck where Python can raise nothing
                     work()
             except Interrupted:
                 pass

@@ -387,7 +387,9 @@ _exported = st.one_of(
 paths = st.sampled_from(
     ["made", "made.jsonl", Path("made"), "no/such/folder", ".", "x" * 300, "", *SQL]
 )
-_MIGRATING: Arguments = {"revision": st.sampled_from(["head", "0001", "0002", "0003", "0004", "0005"])}
+_MIGRATING: Arguments = {
+    "revision": st.sampled_from(["head", "0001", "0002", "0003", "0004", "0005"])
+}
 _ATTACHED: Arguments = {"rollout": st.none() | paths, "result": st.none() | st.just({})}
 _COUNTS: Arguments = dict.fromkeys(TokenUsage.__dataclass_fields__, counts)
 
@@ -403,7 +405,9 @@ CALLS: dict[str, Call] = {
         limit=st.none() | counts,
     ),
     "store.verify": _of_store("verify", thread_id=optional_names),
-    "store.read_cursor": _of_store("read_cursor", name=names),
+    "store.read_cursor": Call(
+        lambda world, name: _taken(world.store.read_cursor(name)), {"name": names}
+    ),
     "store.read_events": _of_store("read_events", after=counts, limit=counts),
     "store.prune_events": _of_store("prune_events", before=st.just(NOW)),
     "store.import_lines": Call(_import_lines, {"rows": st.lists(_exported, max_size=2)}),

@@ -612,19 +612,20 @@ def test_a_database_that_is_written_to_while_it_is_copied_is_copied_again(
     store: GoalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = make_home(tmp_path / "home", row(), journal_mode="WAL")
-    copy, copied = shutil.copyfile, []
+    copy, copied = importer._copy_file, []
     with closing(sqlite3.connect(home / "goals_1.sqlite", isolation_level=None)) as connection:
         insert(connection, row(2))
 
-        def copy_and_write(source: Path, target: Path) -> None:
-            copy(source, target)
+        def copy_and_write(source: Path, target: Path, room: int) -> int:
+            size = copy(source, target, room)
             copied.append(source.name)
             if len(copied) == 1:  # the log is not copied yet
                 insert(connection, row(3))
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 insert(connection, row(4))
+            return size
 
-        monkeypatch.setattr(shutil, "copyfile", copy_and_write)
+        monkeypatch.setattr(importer, "_copy_file", copy_and_write)
         assert imported(home, store).goals == 4
     assert copied == ["goals_1.sqlite", "goals_1.sqlite-wal"] * 2
 
@@ -633,14 +634,15 @@ def test_a_database_that_is_written_to_all_the_time_is_refused(
     store: GoalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = make_home(tmp_path / "home", row())
-    copy = shutil.copyfile
+    copy = importer._copy_file
 
-    def copy_and_write(source: Path, target: Path) -> None:
-        copy(source, target)
+    def copy_and_write(source: Path, target: Path, room: int) -> int:
+        size = copy(source, target, room)
         with source.open("ab") as file:
             file.write(b"\0")
+        return size
 
-    monkeypatch.setattr(shutil, "copyfile", copy_and_write)
+    monkeypatch.setattr(importer, "_copy_file", copy_and_write)
     monkeypatch.setattr(importer, "_COPY_PAUSE_SECONDS", 0)
     with pytest.raises(DatabaseBusyError, match="try again"):
         imported(home, store)

@@ -879,6 +879,11 @@ read, write = os.pipe()
 with GoalStore.open(path, busy_timeout_seconds=5) as outer:
     outer.create("t", "Ship")
 
+def outlive():
+    os.write(write, b"c")
+    os.closerange(0, 3)  # what the test reads to its end
+    time.sleep(20)
+
 def parent():
     # Another process writes as well, so that everybody queues up at the turnstile.
     store = GoalStore.open(path, busy_timeout_seconds=5)
@@ -886,7 +891,7 @@ def parent():
 
     def work(repository):
         repository.account("t", tokens=1_000)
-        child(lambda: (os.write(write, b"c"), time.sleep(20)))
+        child(outlive)
         time.sleep(0.2)  # the other one queues up
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -910,7 +915,7 @@ join(busy)
 with GoalStore.open(path, busy_timeout_seconds=5) as store:
     for _ in range(20):
         charge(store)
-    print(store.get("t").tokens_used)
+    print(store.get("t").tokens_used, flush=True)
 os._exit(0)
 """,
         database,

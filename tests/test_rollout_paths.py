@@ -12,6 +12,7 @@ from goal_state.errors import InvalidValueError
 from goal_state.rollout import (
     find_rollout,
     find_rollouts,
+    paths,
     rollout_path,
 )
 from tests.processes import python
@@ -61,8 +62,8 @@ def home(tmp_path: Path) -> Path:
 def test_what_is_found_and_in_which_order(
     home: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
 ) -> None:
-    real = Path.iterdir  # lists names in whatever order
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(real(self), reverse=backwards)))
+    real = paths._listed  # in whatever order
+    monkeypatch.setattr(paths, "_listed", lambda place: sorted(real(place), reverse=backwards))
     assert [(one.thread_id, one.path.suffix) for one in find_rollouts(home)] == [
         ("2026-01-01", ".jsonl"),
         ("b", ".zst"),
@@ -110,8 +111,11 @@ def test_finding_survives_symlinks(home: Path) -> None:
     loop.symlink_to(loop)
     (loop.parent / "rollout-2026-01-02T00-00-00-directory.jsonl").mkdir()
     assert len(list(find_rollouts(home))) == expected
-    (sessions / "2023").symlink_to(sessions / "2025")  # moved elsewhere: still a year
-    assert len(list(find_rollouts(home))) == expected + 1
+    (sessions / "2025").rename(home / "elsewhere")
+    (sessions / "2025").symlink_to(home / "elsewhere")  # moved elsewhere: still a year
+    assert len(list(find_rollouts(home))) == expected
+    (sessions / "2029").symlink_to(sessions / "2026" / "01")  # a month in place of a year
+    assert len(list(find_rollouts(home))) == expected
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -122,14 +126,14 @@ def test_a_directory_that_cannot_be_listed_is_an_error(
     if linked:
         year = year.rename(home / "elsewhere")
         (home / "sessions" / "2025").symlink_to(year)
-    real = Path.iterdir
+    real = paths._listed
 
-    def iterdir(self: Path) -> Any:
-        if self.resolve() == year:
+    def listed(place: Path) -> list[str]:
+        if place.resolve() == year:
             raise PermissionError
-        return real(self)
+        return real(place)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(paths, "_listed", listed)
     with pytest.raises(PermissionError):
         list(find_rollouts(home))
 

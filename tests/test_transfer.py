@@ -28,12 +28,13 @@ from goal_state import (
 )
 from goal_state.cli.main import program
 from goal_state.database import create_engine
-from goal_state.tables import metadata
+from goal_state.tables import database_identity, metadata
 from goal_state.transfer import MAX_LINE_CHARACTERS, NotAnExportError, StoreNotEmptyError
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
 from tests.upgrade.make_fixtures import fixture
 
-TABLES = sorted(table.name for table in metadata.sorted_tables)
+# Without what tells a copy from its original.
+TABLES = sorted(table.name for table in metadata.sorted_tables if table is not database_identity)
 
 
 def fill(store: GoalStore) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from goal_state.errors import GoalExistsError, InvalidValueError, RequestError
 from goal_state.replay.outbox import Connection, Outbox
@@ -27,6 +26,8 @@ from goal_state.validation import check_name
 __all__ = ["ThreadHub", "ThreadNotFoundError"]
 
 _logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class ThreadNotFoundError(RequestError):
@@ -105,8 +106,8 @@ class ThreadHub:
         thread = _Thread(check_name("thread_id", thread_id))
         _check_result(result)
         with thread.lock:
-            self._add(thread)
             try:
+                self._add(thread)
                 if self._store.usage(thread_id) is None:
                     self._store.set_baseline(thread_id, TokenUsage())
                 self._attach(thread, connection, request_id, result)
@@ -144,8 +145,11 @@ class ThreadHub:
         """
         thread_id = check_name("thread_id", thread_id)
         _check_result(result)
-        with self._held(thread_id, rollout) as thread:
-            return self._attach(thread, connection, request_id, result)
+        return self._within(
+            thread_id,
+            lambda thread: self._attach(thread, connection, request_id, result),
+            rollout,
+        )
 
     def fork(
         self,
@@ -167,15 +171,18 @@ class ThreadHub:
         thread_id = check_name("thread_id", thread_id)
         new_thread_id = check_name("new_thread_id", new_thread_id)
         _check_result(result)
-        with self._held(thread_id, rollout) as parent:
+
+        def inherit(parent: _Thread) -> _Thread:
             turns = {
                 turn_id: TurnStatus.INTERRUPTED if status is TurnStatus.IN_PROGRESS else status
                 for turn_id, status in parent.turns.items()
             }
-            fork = _Thread(new_thread_id, parent.info, turns, parent.usage_turn_id)
+            return _Thread(new_thread_id, parent.info, turns, parent.usage_turn_id)
+
+        fork = self._within(thread_id, inherit, rollout)
         with fork.lock:
-            self._add(fork)
             try:
+                self._add(fork)
                 inherited = TokenUsage() if fork.info is None else fork.info
                 self._store.set_baseline(
                     new_thread_id, inherited, turn_id=fork.usage_turn_id or None
@@ -209,8 +216,11 @@ class ThreadHub:
             InvalidValueError: an id is out of its bounds.
         """
         turn_id = check_name("turn_id", turn_id)
-        with self._held(check_name("thread_id", thread_id), must_exist=False) as thread:
+
+        def begin(thread: _Thread) -> None:
             thread.turns[turn_id] = TurnStatus.IN_PROGRESS
+
+        self._within(check_name("thread_id", thread_id), begin, must_exist=False)
 
     def turn_finished(
         self, thread_id: str, turn_id: str, status: TurnStatus = TurnStatus.COMPLETED
@@ -223,9 +233,12 @@ class ThreadHub:
         """
         turn_id = check_name("turn_id", turn_id)
         status = _check_turn_status(status)
-        with self._live(check_name("thread_id", thread_id)) as thread:
+
+        def finish(thread: _Thread) -> None:
             thread.turns[turn_id] = status
             self._forget_if_idle(thread)
+
+        self._within_live(check_name("thread_id", thread_id), finish)
 
     def usage_updated(self, thread_id: str, turn_id: str, info: TokenUsageInfo) -> None:
         """The thread's usage is this now; everybody attached is told.
@@ -241,7 +254,8 @@ class ThreadHub:
         if not isinstance(info, TokenUsageInfo):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("info", f"must be a TokenUsageInfo, not {type(info).__name__}")
         message = token_usage_updated(thread_id, turn_id, info)
-        with self._live(check_name("thread_id", thread_id)) as thread:
+
+        def update(thread: _Thread) -> None:
             came_late = thread.info is not None and info.total.is_below(thread.info.total)
             if came_late and turn_id == thread.usage_turn_id:
                 return
@@ -249,6 +263,8 @@ class ThreadHub:
             for connection_id, outbox in list(thread.outboxes.items()):
                 if not outbox.put(message):
                     del thread.outboxes[connection_id]
+
+        self._within_live(check_name("thread_id", thread_id), update)
 
     def live_threads(self) -> list[str]:
         """The ids of the live threads."""
@@ -290,45 +306,44 @@ class ThreadHub:
             _logger.debug("replayed the usage of thread %s to one client", thread.thread_id)
         return restored
 
-    @contextmanager
-    def _held(
+    # Locks are held by `with` in the frame that works under them: an interrupt in a context manager of our
+    # own would come between taking the lock and the block that gives it back.
+
+    def _within(
         self,
         thread_id: str,
+        work: Callable[[_Thread], Result],
         rollout: str | os.PathLike[str] | None = None,
         *,
         must_exist: bool = True,
-    ) -> Generator[_Thread]:
-        """The thread with its lock held, made live first if need be; one that nobody needs is forgotten."""
-        thread = self._acquire(thread_id, rollout, must_exist)
-        try:
-            yield thread
-        finally:
-            self._forget_if_idle(thread)
-            thread.lock.release()
-
-    def _acquire(
-        self, thread_id: str, rollout: str | os.PathLike[str] | None, must_exist: bool
-    ) -> _Thread:
+    ) -> Result:
+        """Works on a thread with its lock held, made live first if need be; one that nobody needs
+        afterwards is forgotten.
+        """
         while True:
-            with self._lock:
-                thread = self._threads.get(thread_id)
-                if is_new := thread is None:
-                    # Its lock is taken before anybody can find it, and given back restored or forgotten.
-                    thread = self._threads[thread_id] = _Thread(thread_id)
-                    thread.lock.acquire()
-            if is_new:
+            new = _Thread(thread_id)
+            with new.lock:  # before anybody can find it; given back restored or forgotten
+                is_restored = False
                 try:
-                    self._restore(thread, rollout, must_exist)
-                except BaseException:
-                    self._forget(thread)
-                    thread.lock.release()
-                    raise
-                return thread
-            thread.lock.acquire()
-            with self._lock:
-                if self._threads.get(thread_id) is thread:
-                    return thread
-            thread.lock.release()  # it was forgotten meanwhile
+                    with self._lock:
+                        thread = self._threads.setdefault(thread_id, new)
+                    if thread is new:
+                        self._restore(new, rollout, must_exist)
+                        is_restored = True
+                        return work(new)
+                finally:
+                    if is_restored:
+                        self._forget_if_idle(new)
+                    else:
+                        self._forget(new)
+            with thread.lock:
+                with self._lock:
+                    is_live = self._threads.get(thread_id) is thread
+                if is_live:  # else it was forgotten meanwhile
+                    try:
+                        return work(thread)
+                    finally:
+                        self._forget_if_idle(thread)
 
     def _restore(
         self, thread: _Thread, rollout: str | os.PathLike[str] | None, must_exist: bool
@@ -365,9 +380,8 @@ class ThreadHub:
             if restored.turn_id:
                 thread.turns[restored.turn_id] = TurnStatus.COMPLETED
 
-    @contextmanager
-    def _live(self, thread_id: str) -> Generator[_Thread]:
-        """A thread that is live, with its lock held."""
+    def _within_live(self, thread_id: str, work: Callable[[_Thread], Result]) -> Result:
+        """Works on a thread that is live, with its lock held."""
         while True:
             with self._lock:
                 thread = self._threads.get(thread_id)
@@ -379,8 +393,7 @@ class ThreadHub:
                 with self._lock:
                     is_live = self._threads.get(thread_id) is thread
                 if is_live:  # else it was forgotten meanwhile, and perhaps is live anew
-                    yield thread
-                    return
+                    return work(thread)
 
     def _add(self, thread: _Thread) -> None:
         with self._lock:

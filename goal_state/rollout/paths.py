@@ -73,8 +73,8 @@ def find_rollouts(home: str | os.PathLike[str]) -> Iterator[RolloutPath]:
     """The rollouts of a data directory, newest first by their names; no file is opened.
 
     Directories are listed one day at a time, as they are asked for. Whatever has another name is left
-    out, and so are symlinks that lead nowhere. The depth is fixed and each directory is listed once, so that
-    no symlink can make it endless.
+    out, and so are symlinks that lead nowhere. The depth is fixed and each directory is listed once on each
+    level, so that no symlink can make it endless.
 
     Raises:
         OSError: a directory cannot be listed, or holds more than `MAX_DIRECTORY_ENTRIES`. (A missing one has
@@ -96,19 +96,19 @@ class _Search:
 
     def __init__(self) -> None:
         self._entries = 0
-        self._listed: set[tuple[int, int]] = set()
+        self._listed: set[tuple[int, int, int]] = set()
 
     def within(self, directory: Path, levels: tuple[re.Pattern[str], ...]) -> Iterator[RolloutPath]:
         if not levels:
             yield from self._of_a_day(directory)
             return
-        names = (name for name in self._names(directory) if levels[0].fullmatch(name))
+        names = (name for name in self._names(directory, len(levels)) if levels[0].fullmatch(name))
         for name in sorted(names, reverse=True):
             yield from self.within(directory / name, levels[1:])
 
     def _of_a_day(self, directory: Path) -> Iterator[RolloutPath]:
         found: list[tuple[RolloutPath, bool]] = []
-        for name in self._names(directory):
+        for name in self._names(directory, 0):
             match = _ROLLOUT_NAME.fullmatch(name)
             if match is None:
                 continue
@@ -123,15 +123,14 @@ class _Search:
             if rollout.path.is_file():  # not a directory, nor a symlink to nothing
                 yield rollout
 
-    def _names(self, directory: Path) -> list[str]:
+    def _names(self, directory: Path, level: int) -> list[str]:
         try:
             status = directory.stat()
-            place = (status.st_dev, status.st_ino)
+            place = (status.st_dev, status.st_ino, level)
             if place in self._listed:
                 return []
             self._listed.add(place)
-            with os.scandir(directory) as entries:
-                names = [entry.name for entry in islice(entries, MAX_DIRECTORY_ENTRIES + 1)]
+            names = _listed(directory)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError:
@@ -142,6 +141,12 @@ class _Search:
         if len(names) > MAX_DIRECTORY_ENTRIES or self._entries > _MAX_ENTRIES:
             raise OSError(errno.EFBIG, "too many entries to look for rollouts in", str(directory))
         return names
+
+
+def _listed(directory: Path) -> list[str]:
+    """The names in a directory, but no more of them than it takes to see that there are too many."""
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in islice(entries, MAX_DIRECTORY_ENTRIES + 1)]
 
 
 def _is_symlink_to_nothing(path: Path) -> bool:

@@ -528,6 +528,7 @@ def test_a_time_limit_out_of_bounds_is_refused_at_once(letters: Path, seconds: A
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_talks_on_a_connection_of_its_own(letters: Path, store: GoalStore) -> None:
     events = one_event(store)
     with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:

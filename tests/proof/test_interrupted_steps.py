@@ -39,8 +39,8 @@ def test_an_exception_at_any_bytecode_strikes_once_and_leaves_nothing_behind(
     tmp_path: Path, scenario: str, figures: Callable[[str, float], None]
 ) -> None:
     said = json.loads(program("stepping", scenario, "raise", tmp_path, SEED, SECONDS))
-    assert said["figures"]["raised"] > 10
-    assert said["places"] > 3
+    assert said["figures"]["raised"] > 0
+    assert said["places"] > 0
     figures("steps: exceptions raised", said["figures"]["raised"])
     figures("steps: calls struck twice", said["figures"]["calls struck twice"])
     figures("steps: places in the library", said["places"])
@@ -51,5 +51,5 @@ def test_a_call_from_a_signal_handler_at_any_bytecode_works_or_is_refused(
     tmp_path: Path, scenario: str, called: str, figures: Callable[[str, float], None]
 ) -> None:
     said = json.loads(program("stepping", scenario, called, tmp_path, SEED, SECONDS / 2))
-    assert said["figures"]["handled"] > 3
+    assert said["figures"]["handled"] > 0
     figures("steps: calls from a signal's handler", said["figures"]["handled"])

@@ -101,6 +101,33 @@ def test_an_interrupted_caller_leaves_an_outbox_as_it_was() -> None:
     assert kinds(client.told)[-1] == "last"
 
 
+def test_an_interrupted_call_leaves_no_thread_locked(hub: ThreadHub, store: GoalStore) -> None:
+    store.create("one", "Ship")
+    store.create("other", "Ship")
+    client = Client()
+    hub.resume("one", client, request_id=1)
+
+    def work() -> None:
+        hub.turn_started("one", "turn-1")
+        hub.usage_updated("one", "turn-1", info(1))
+        hub.resume("other", client, request_id=2)
+        hub.detach(client, "other")
+        hub.turn_finished("one", "turn-1")
+
+    interrupts(work, times=300)
+    finished = threading.Event()
+
+    def go_on() -> None:
+        for thread_id in ("one", "other"):
+            hub.turn_started(thread_id, "turn-2")
+            hub.turn_finished(thread_id, "turn-2")
+            hub.resume(thread_id, Client(), request_id=3)
+        finished.set()
+
+    threading.Thread(target=go_on, daemon=True).start()
+    assert finished.wait(PATIENCE_SECONDS)
+
+
 def test_a_sender_that_cannot_be_started_is_started_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
