@@ -397,7 +397,9 @@ class Machine:
         except Found as found:
             self.model.check(self.path, is_quiet=False)
             again = self._order(worker, "look", **arguments)
-            raise Found(f"{found}; in the database it is; looking again: {again['tokens']}") from None
+            raise Found(
+                f"{found}; in the database it is; looking again: {again['tokens']}"
+            ) from None
 
     def _checkpoint(self, _worker: int, is_quiet: bool) -> None:
         workers = [number for number in self._hands if number]
