@@ -128,7 +128,7 @@ def note_log_owner(path: Path, identity: str) -> None:
 
 
 def forget_log_owner(path: Path) -> None:
-    """Takes the note away once there is no log any more. (Who opens the database just now may lose theirs, and
+    """Takes the note away once there is no log any more. (Who opens the database just now may lose theirs;
     then an exchanged file goes unnoticed.)
     """
     if not path.with_name(f"{path.name}-wal").exists():

@@ -79,6 +79,10 @@ class Gate(Protocol):
         """Gives up its turn and closes its descriptors, as before a fork; the next `enter` opens anew."""
         ...
 
+    def forget(self) -> None:
+        """In a forked child: what is held is the parent's, and stays so."""
+        ...
+
     def close(self) -> None:
         """Gives back what it holds, for good."""
         ...

@@ -128,7 +128,6 @@ def command(*words: str) -> Callable[[Path], None]:
         open_what_is_foreign,
         open_what_is_damaged,
         open_what_is_older,
-        pytest.param(lambda _: GoalStore.open(":memory:", migrate=False), id="empty memory"),
         *(
             pytest.param(command(*words), id=" ".join(words))
             for words in (["list"], ["show", "t"], ["events"], ["verify"], ["db", "current"])

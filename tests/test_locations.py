@@ -368,7 +368,8 @@ def test_new_files_are_their_owners_alone_whatever_the_umask(path: Path) -> None
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     finally:
         os.umask(mask)
-    assert modes == {"goals.db": 0o600, "goals.db-wal": 0o600, "goals.db-shm": 0o600}
+    names = {f"goals.db{suffix}" for suffix in ("", "-wal", "-shm", "-id")}
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 def test_the_rights_of_a_file_that_was_there_stay(path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_database_its_log_and_the_locks_are_their_owners_alone(tmp_path: Pat
         holder.join()
         one.create("t", "Ship")
         found = modes(tmp_path)
-    names = {f"goals.db{suffix}" for suffix in ("", "-wal", "-shm", "-queue")}
+    names = {f"goals.db{suffix}" for suffix in ("", "-wal", "-shm", "-queue", "-id")}
     assert found == dict.fromkeys(sorted(names), "0o600")
 
 
