@@ -304,6 +304,7 @@ class Machine:
 
     def _strike(self, worker: int, **arguments: Any) -> None:
         self._burst(worker, "strike", **arguments)
+        self._look(worker, store=arguments["store"], thread="here")
 
     def _burst(self, worker: int, what: str, /, *, burst: int, **arguments: Any) -> None:
         """An order whose charges go on after it was answered."""
@@ -330,6 +331,8 @@ class Machine:
         del self._hands[worker]
         hand.connection.close()
         self.model.died(worker)
+        for by in [by for by in self._due if by.startswith(f"{worker}/")]:
+            del self._due[by]  # what its listeners heard is gone with it
         for process in self._processes[1:]:
             if process.pid == hand.pid:
                 process.wait(self.limit)
@@ -389,7 +392,14 @@ class Machine:
 
     def _look(self, worker: int, **arguments: Any) -> None:
         said = self._order(worker, "look", **arguments)
-        self.model.looked(said["at"], said["tokens"])
+        try:
+            self.model.looked(said["at"], said["tokens"])
+        except Found as found:
+            self.model.check(self.path, is_quiet=False)
+            again = self._order(worker, "look", **arguments)
+            raise Found(
+                f"{found}; in the database it is; looking again: {again['tokens']}"
+            ) from None
 
     def _checkpoint(self, _worker: int, is_quiet: bool) -> None:
         workers = [number for number in self._hands if number]

@@ -4,13 +4,25 @@ function: what the machine is proved by.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from goal_state import database, listeners, readers, restoring, store, writer
+from goal_state import (
+    consumers,
+    database,
+    host_transaction,
+    listeners,
+    migrate,
+    readers,
+    restoring,
+    store,
+    transfer,
+    writer,
+)
 from goal_state.cli import opening
 
 __all__ = ["FAULTS", "Fault"]
@@ -144,6 +156,64 @@ def _close_at_once() -> None:
     store.GoalStore.close = close_at_once  # type: ignore[method-assign]
 
 
+def _take_an_autocommit_connection() -> None:
+    """A host's connection that ends each statement by itself is taken, and a transaction begun on it."""
+
+    def take_write_lock(self: Any) -> None:
+        if not self.driver.in_transaction:
+            self._cursor.execute("BEGIN IMMEDIATE")
+
+    host_transaction._refuse_autocommit = lambda connection, driver: None
+    host_transaction._HostExecutor._take_write_lock = take_write_lock  # type: ignore[method-assign]
+
+
+def _overlook_missing_tables() -> None:
+    """A database of whose tables some are gone is taken for a new one."""
+    for module in (database, migrate):
+        module.check_tables = lambda names, revision: None  # type: ignore[attr-defined]
+
+
+def _import_what_was_cut_off() -> None:
+    """An export without its end is imported."""
+
+    def end(self: Any) -> int:
+        self._flush()
+        return self._rows
+
+    transfer._Import.end = end  # type: ignore[method-assign]
+    transfer._Import.check_whole = lambda self, repository: None  # type: ignore[method-assign]
+
+
+def _import_what_was_changed() -> None:
+    """Nobody compares an export with its checksum, nor its rows with each other."""
+    transfer._Digest.text = lambda self: ""  # type: ignore[method-assign]
+    transfer._Import.check_whole = lambda self, repository: None  # type: ignore[method-assign]
+
+
+def _end_with_the_sink() -> None:
+    """A consumer whose sink raises what is no `Exception` ends without a word."""
+    hand_over = consumers.Consumer._hand_over
+
+    def hand_over_or_end(self: Any, batch: Any, position: int) -> None:
+        try:
+            hand_over(self, batch, position)
+        except consumers._SinkError as error:
+            self._is_stopping = not isinstance(error.cause, Exception)
+            raise
+
+    consumers.Consumer._hand_over = hand_over_or_end  # type: ignore[method-assign]
+
+
+def _skip_what_a_sink_refused() -> None:
+    """What a sink refused is taken for delivered."""
+
+    def hand_over(self: Any, batch: Any, position: int) -> None:
+        with contextlib.suppress(BaseException):
+            self._sink(batch)
+
+    consumers.Consumer._hand_over = hand_over  # type: ignore[method-assign]
+
+
 FAULTS: Final = {
     "the file is opened with open()": Fault(_open_the_file),
     "a fork keeps the file open": Fault(_keep_the_file_in_a_fork),
@@ -158,4 +228,10 @@ FAULTS: Final = {
     "a strike leaves a reader in the past": Fault(_read_in_the_past),
     "a call inside a transaction is not noticed": Fault(_nest_calls),
     "close() closes under an interrupted call": Fault(_close_at_once),
+    "a host's autocommit connection is taken": Fault(_take_an_autocommit_connection),
+    "missing tables are overlooked": Fault(_overlook_missing_tables),
+    "an export that was cut off is imported": Fault(_import_what_was_cut_off),
+    "a changed export is imported": Fault(_import_what_was_changed),
+    "a sink's exit ends its consumer": Fault(_end_with_the_sink),
+    "what a sink refused is skipped": Fault(_skip_what_a_sink_refused),
 }

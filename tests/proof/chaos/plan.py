@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from goal_state import GoalStore
 from tests.proof.chaos.strikes import STRIKES
 
 __all__ = ["Plan", "Step"]
@@ -16,7 +15,6 @@ MOST_WORKERS: Final = 4
 MOST_STORES: Final = 3
 CONSUMERS: Final = ("audit", "billing")
 FAILURES: Final = ("error", "cancelled", "exit", "interrupt", "request", "database")
-IS_RESTORABLE: Final = hasattr(GoalStore, "restore")
 
 
 class Step(NamedTuple):
@@ -254,19 +252,24 @@ class Plan:
     def _strike(self) -> Step | None:
         if (store := self._struck_store()) is None:
             return None
-        count = self._draw.randint(1, 10)
         what = self._one_of(
-            *("charge",) * 6, "get", "verify", "goals", "events", "export", "open", "listen"
+            *("charge",) * 8,
+            *("verify",) * 2,
+            *("get", "goals", "events", "export", "open", "listen"),
         )
-        lanes = [
-            self._charges(self._draw.randint(3, 10)) for _ in range(self._draw.choice((0, 0, 3)))
-        ]
+        if what == "charge":
+            count = self._draw.randint(1, 10)
+            numbers = self._charges(count)
+        else:
+            count = self._draw.randint(5, 20 if what == "open" else 50)
+            numbers = [0] * count
+        lanes = [self._charges(self._draw.randint(3, 10)) for _ in range(self._draw.choice((0, 3)))]
         return self._tell(
             "strike",
-            count=count + sum(map(len, lanes)),
+            count=max(count * (what == "charge"), 1) + sum(map(len, lanes)),
             store=store,
             what=what,
-            numbers=self._charges(count) if what == "charge" else [0] * count,
+            numbers=numbers,
             how=self._one_of("counted", "counted", "timer"),
             when=self._whens(count),
             kinds=self._kinds(count),
@@ -309,9 +312,9 @@ class Plan:
         how = self._one_of("call", "call", "inside")
         return self._tell("backup", store=self._store(), to=name, how=how)
 
-    def _restore(self) -> Step | None:
-        if not self._backups or not IS_RESTORABLE:
-            return None
+    def _restore(self) -> Step:
+        if not self._backups:
+            return self._backup()
         source = self._draw.choice(self._backups[-3:])
         how = self._one_of("call", "call", "inside")
         return self._tell("restore", store=self._store(), source=source, how=how)
@@ -320,9 +323,9 @@ class Plan:
         folder = f"export-{self._number('file')}"
         return self._tell("export", store=self._store(), folder=folder, cut=self._draw.random())
 
-    def _aside(self) -> Step | None:
+    def _aside(self) -> Step:
         if not self._backups:
-            return None
+            return self._backup()
         what = self._one_of("replaced", "without its version")
         folder = f"aside-{self._number('file')}"
         return self._tell(
@@ -363,14 +366,19 @@ class Plan:
             consumes.remove(name)
             return self._tell("unconsume", store=store, name=name)
         consumes.add(name)
-        fails = {str(n): self._one_of(*FAILURES) for n in range(1, 20) if self._chance(0.1)}
+        fails = {str(n): self._one_of(*FAILURES) for n in range(1, 9) if self._chance(0.2)}
         return self._tell("consume", store=store, name=name, fails=fails)
 
     def _drain(self) -> Step | None:
-        store = self._store()
-        if not self._stores[store].consumes:
-            return None
-        name = self._draw.choice(sorted(self._stores[store].consumes))
+        consuming = [
+            (worker, store, name)
+            for worker, stores in self._workers.items()
+            for store, state in stores.items()
+            for name in sorted(state.consumes)
+        ]
+        if not consuming:
+            return self._consume()
+        self._worker, store, name = self._draw.choice(consuming)
         return self._tell("drain", store=store, name=name)
 
     def _meter(self) -> Step | None:
@@ -397,10 +405,10 @@ class Plan:
 _NEEDED: Final = {"fresh", "open", "charge", "look"}
 
 _WEIGHTS: Final[dict[str, float]] = {
-    "charge": 30,
-    "charge_here": 10,
+    "charge": 20,
+    "charge_here": 6,
     "charge_struck": 6,
-    "strike": 8,
+    "strike": 14,
     "handler": 4,
     "nested": 1,
     "fresh": 4,
@@ -417,15 +425,15 @@ _WEIGHTS: Final[dict[str, float]] = {
     "abandon": 2,
     "backup": 1.5,
     "restore": 1,
-    "export": 0.5,
-    "aside": 0.5,
+    "export": 1.5,
+    "aside": 1.5,
     "prune": 1,
     "cli": 3,
     "cli_process": 0.2,
     "host": 4,
     "listen": 3,
     "consume": 2,
-    "drain": 1,
+    "drain": 4,
     "meter": 3,
     "look": 6,
     "verify": 2,
