@@ -23,7 +23,17 @@ import goal_state
 
 Result = TypeVar("Result")
 
-__all__ = ["STRIKES", "Guard", "Strike", "counted", "of_kind", "on_timer", "prepare"]
+__all__ = [
+    "STRIKES",
+    "Guard",
+    "Strike",
+    "counted",
+    "forget_other_threads",
+    "of_kind",
+    "on_timer",
+    "prepare",
+    "was_unraisable",
+]
 
 _LIBRARY: Final = str(Path(goal_state.__file__).parent)
 
@@ -145,6 +155,25 @@ def on_timer(act: Callable[[], None], after_seconds: float, work: Callable[[], R
     finally:
         _armed = None
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Nothing(BaseException):
+    """Raised to be caught at once."""
+
+
+def forget_other_threads() -> None:
+    """To be called in a forked child. An exception that was on its way to a thread of the parent's leaves
+    CPython 3.11 looking for it for ever, and with a profiler set it does nothing else; one that comes to
+    this thread ends that.
+    """
+    try:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(threading.get_ident()), ctypes.py_object(_Nothing)
+        )
+        while True:
+            time.sleep(0)
+    except _Nothing:
+        return
 
 
 class Guard:

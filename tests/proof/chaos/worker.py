@@ -875,7 +875,10 @@ def _on_thread(how: str, work: Callable[[], Any]) -> Any:
 def _fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+        child = os.fork()
+    if child == 0:
+        strikes.forget_other_threads()
+    return child
 
 
 def _wait_for(child: int) -> None:
