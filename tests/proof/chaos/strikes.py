@@ -44,6 +44,8 @@ _NO_POINT: Final = (len, isinstance, iter, next, type)
 
 PATIENCE_SECONDS: Final = 10.0
 
+_LATER_SECONDS: Final = 0.0001
+
 
 class BareStrike(BaseException):
     """Derived from nothing that anybody catches."""
@@ -106,11 +108,23 @@ _unraisable: set[int] = set()
 """Threads in which a strike could only be reported: it came in a finalizer, say."""
 
 
-def _on_alarm(_number: int, _frame: FrameType | None) -> None:
+def _on_alarm(_number: int, frame: FrameType | None) -> None:
     global _armed
+    if _armed is not None and _logs(frame):
+        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
+        return
     act, _armed = _armed, None
     if act is not None:
         act()
+
+
+def _logs(frame: FrameType | None) -> bool:
+    """Whether Python's `logging` is at work: before 3.13 an exception could leave it locked for ever."""
+    while frame is not None:
+        if frame.f_code.co_filename == logging.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
