@@ -258,7 +258,7 @@ class Model:
     def _check_hosts(self, kept: Kept) -> None:
         for number, how in self._hosts.items():
             is_there = number in kept.host_rows
-            if is_there != (how != "rollback"):
+            if is_there != (how not in ("rollback", "kept")):
                 raise Found(f"a host's row {number} ({how}) is {'' if is_there else 'not '}there")
 
     def check_taken(self, name: str, position: int, path: Path) -> None:

@@ -27,10 +27,9 @@ __all__ = [
     "STRIKES",
     "Guard",
     "Strike",
-    "counted",
+    "at",
     "forget_other_threads",
     "of_kind",
-    "on_timer",
     "prepare",
     "was_unraisable",
 ]
@@ -169,6 +168,13 @@ def on_timer(act: Callable[[], None], after_seconds: float, work: Callable[[], R
     finally:
         _armed = None
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def at(how: str, when: float, act: Callable[[], None], work: Callable[[], Result]) -> Result:
+    """Does the work, and `act` at a point of it, or (unless `how` is "counted") at a time."""
+    if how == "counted":
+        return counted(act, int(when), work)
+    return on_timer(act, when / 50_000, work)
 
 
 class _Nothing(BaseException):
