@@ -8,6 +8,7 @@ Where that cannot be had, the files are barred to the child for good.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -18,7 +19,14 @@ from typing import Final, Protocol, TypeVar
 from goal_state.errors import ForkedStoreError
 from goal_state.locks import is_mine
 
-__all__ = ["FileIdentity", "Holder", "check_not_barred", "register", "while_connecting"]
+__all__ = [
+    "FileIdentity",
+    "Holder",
+    "check_not_barred",
+    "register",
+    "until_held",
+    "while_connecting",
+]
 
 Result = TypeVar("Result")
 
@@ -68,6 +76,8 @@ _holders: dict[int, weakref.ref[Holder]] = {}
 _brief_uses: dict[int, _BriefUse] = {}
 _let_go: list[tuple[Holder, bool]] = []
 _barred: set[FileIdentity] = set()
+_on_their_way: set[object] = set()
+"""One for each connection that no holder has yet, or never will, since an exception struck before it had."""
 
 
 def register(holder: Holder) -> None:
@@ -88,9 +98,20 @@ def while_connecting(path: str | None, work: Callable[[], Result]) -> Result:
         with use.lock:
             with _gate:
                 _brief_uses[id(use)] = use
-            return work()
+            return until_held(work)
     finally:
         _brief_uses.pop(id(use), None)
+
+
+def until_held(work: Callable[[], Result]) -> Result:
+    """Runs work that makes a connection and hands it to a holder. What is lost on the way there is found
+    before the next fork.
+    """
+    mark = object()
+    _on_their_way.add(mark)
+    result = work()
+    _on_their_way.discard(mark)
+    return result
 
 
 def check_not_barred(path: str) -> None:
@@ -138,6 +159,10 @@ def _before_fork() -> None:
             # Noted first: whatever it took hold of is given back, also if it fails half-way.
             _let_go.append((holder, False))
             _let_go[-1] = (holder, holder.let_go())
+    if _on_their_way:
+        # Nobody knows a connection that was lost; it closes when it is collected.
+        _on_their_way.clear()
+        gc.collect()
 
 
 def _after_fork(*, in_child: bool) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, TypeVar
 
 from goal_state.errors import NestedCallError, StoreClosedError
+from goal_state.forks import until_held
 from goal_state.locks import ReentrantLock, is_mine
 from goal_state.repository import GoalRepository
 
@@ -125,10 +126,13 @@ class PooledReaders:
             reader.close()
 
     def _new(self) -> _Reader:
-        with self._gate:
+        def connect() -> _Reader:
             reader = _Reader(self._connect())
             self._all[id(reader)] = _forgotten_with(reader, self._all)
             return reader
+
+        with self._gate:
+            return until_held(connect)
 
     def _give_back(self, reader: _Reader) -> None:
         """Keeps the connection for the next read, unless the database has failed on it."""

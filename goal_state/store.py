@@ -41,7 +41,7 @@ from goal_state.event_log import ConsumerCursor, ConsumerCursors
 from goal_state.events import EventKind, GoalEvent
 from goal_state.executor import Executor, driver_connection
 from goal_state.files import forget_log_owner, note_log_owner
-from goal_state.forks import FileIdentity, register, while_connecting
+from goal_state.forks import FileIdentity, register, until_held, while_connecting
 from goal_state.goals import Goal, GoalStatus, check_status
 from goal_state.listeners import Listeners, Subscription
 from goal_state.operations import GoalOperations
@@ -634,7 +634,7 @@ class GoalStore(GoalOperations):
 
     def _reconnect_writer(self) -> None:
         self._file.check()
-        self._repository.executor.reconnect(self._connect)
+        until_held(lambda: self._repository.executor.reconnect(self._connect))
         self._leave_waiting_to_gate()
 
     def _note_log_owner(self, path: Path) -> None:

@@ -872,6 +872,66 @@ with GoalStore.open(path) as store, GoalStore.open(path) as other:
     )
 
 
+def test_a_fork_after_an_interrupted_open_or_first_call_inherits_nothing_of_it(
+    database: Path,
+) -> None:
+    """A connection that was lost on its way stays open until it is collected."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("this system does not tell which files are open")
+    run(
+        """
+import gc
+import goal_state
+
+class Strike(BaseException):
+    pass
+
+def struck_at(point, work):
+    def at_call(frame, event, _):
+        nonlocal point
+        if event == "call" and frame.f_code.co_filename.startswith(goal_state.__path__[0]):
+            point -= 1
+            if point == 0:
+                sys.setprofile(None)
+                raise Strike
+    sys.setprofile(at_call)
+    try:
+        work()
+    except Strike:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+def check():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            file = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        assert file not in (path, path + "-wal"), f"struck at {point} in {work}"
+
+def open_and_close():
+    GoalStore.open(path).close()
+
+def call():
+    store.get("t")
+    charge(store)
+
+gc.disable()
+with GoalStore.open(path) as store:
+    store.create("t", "Ship")
+    for work in (open_and_close, call):  # the fork has closed the connections of the calls
+        point = 1
+        while struck_at(point, work):
+            join(child(check))
+            point += 7
+        assert point > 40
+""",
+        database,
+    )
+
+
 def test_a_refused_child_that_outlives_a_killed_parent_locks_nobody_out(database: Path) -> None:
     said = run(
         """

@@ -80,6 +80,9 @@ class Machine:
         self._due: dict[str, set[int]] = {}
         self._heard: dict[str, set[int]] = {}
         self._last_heard: dict[str, tuple[int, int]] = {}
+        """For each listener: the last position, and how many restores have explained an earlier one."""
+        self._took: dict[tuple[int | None, str], set[int]] = {}
+        """Positions, by worker and name."""
         self._place = folder / "socket"
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(self._place))
@@ -198,6 +201,8 @@ class Machine:
             hand.bursts.discard(message["burst"])
         elif "took" in message:
             self.model.took(message["of"], message["took"])
+            positions = [position for position, _ in message["took"]]
+            self._took.setdefault((hand.number, message["of"]), set()).update(positions)
         elif "heard" in message:
             self._hear(message["by"], message["heard"])
         elif "worker" in message:
@@ -212,12 +217,14 @@ class Machine:
     def _hear(self, by: str, heard: list[tuple[int, int | None]]) -> None:
         last, restores = self._last_heard.get(by, (0, 0))
         for position, number in heard:
-            if position < last and restores == self._restores:
-                raise Found(f"the listener of {by} heard of {position} after {last}")
+            if position < last:  # as it may be once for each restore
+                restores += 1
+                if restores > self._restores:
+                    raise Found(f"the listener of {by} heard of {position} after {last}")
             last = position
             if number is not None:
                 self._heard.setdefault(by, set()).add(number)
-        self._last_heard[by] = last, self._restores
+        self._last_heard[by] = last, restores
 
     def _wait(self, is_done: Callable[[], bool], otherwise: str) -> None:
         deadline = time.monotonic() + self.limit
@@ -355,8 +362,8 @@ class Machine:
 
     def _restore(self, worker: int, store: int, source: str, how: str) -> None:
         path = self.folder / source
-        span = self._order(worker, "restore", store=store, source=str(path), how=how)
         self._restores += 1
+        span = self._order(worker, "restore", store=store, source=str(path), how=how)
         self._due.clear()
         self.model.restored(path, tuple(span))
 
@@ -374,13 +381,13 @@ class Machine:
 
     def _listen(self, worker: int, store: int, calls: bool) -> None:
         self._settle(worker)
+        self._last_heard[f"{worker}/{store}"] = 0, self._restores
         self._order(worker, "listen", store=store, calls=calls)
         self._listening.add(f"{worker}/{store}")
 
     def _meter(self, worker: int, **arguments: Any) -> None:
-        restores = self._restores
         said = self._order(worker, "meter", **arguments)
-        if said["found"] != said["due"] and restores == self._restores:
+        if said["found"] != said["due"]:
             raise Found(
                 f"a meter charged tokens, seconds, notices {said['found']}, due {said['due']}"
             )
@@ -389,6 +396,54 @@ class Machine:
         position = self._order(worker, "drain", store=store, name=name)
         if position is not None:
             self.model.check_taken(name, position, self.path)
+
+    def _overtake(
+        self, worker: int, store: int, other: int, its_store: int, name: str, numbers: list[int]
+    ) -> None:
+        """Stops the holder of a name until another one has taken over, and lets it go on."""
+        pair = (worker, store), (other, its_store)
+        for (holder, held), (waiting, open_) in (pair, pair[::-1]):
+            self._settle(holder)
+            if self._order(holder, "holds", store=held, name=name):
+                self._stop_holder(holder, held, waiting, open_, name, numbers)
+                return
+        self._order(other, "charge_here", store=its_store, numbers=numbers)
+
+    def _stop_holder(
+        self, holder: int, held: int, waiting: int, store: int, name: str, numbers: list[int]
+    ) -> None:
+        pid = self._hands[holder].pid
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            if self._can_be_written_to():
+                break
+            os.kill(pid, signal.SIGCONT)
+            self._pump(0.01)
+        try:
+            before = self._order(waiting, "last_position", store=store)
+            self._order(waiting, "charge_here", store=store, numbers=numbers)
+            self._took.clear()
+            ends = time.monotonic() + self.limit / 2
+            position = None
+            while position is None and time.monotonic() < ends:
+                self._pump(0.05)
+                position = self._order(waiting, "drain", store=store, name=name)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self._order(holder, "drain", store=held, name=name)
+        again = [
+            one for one in self._took.get((holder, name), ()) if before < one <= (position or 0)
+        ]
+        if again:
+            raise Found(f"{name} was handed {again} by one whose name another had taken over")
+
+    def _can_be_written_to(self) -> bool:
+        with contextlib.closing(sqlite3.connect(self.path, timeout=1)) as raw:
+            try:
+                raw.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            return True
 
     def _look(self, worker: int, **arguments: Any) -> None:
         said = self._order(worker, "look", **arguments)

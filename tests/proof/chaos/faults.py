@@ -14,13 +14,18 @@ from typing import Any, Final, NamedTuple
 from goal_state import (
     consumers,
     database,
+    executor,
+    forks,
     host_transaction,
     listeners,
+    meter,
     migrate,
     readers,
     restoring,
     store,
     transfer,
+    turnstile,
+    usage_log,
     writer,
 )
 from goal_state.cli import opening
@@ -56,6 +61,17 @@ def _keep_the_file_in_a_fork() -> None:
 def _fork_while_a_file_is_opened() -> None:
     """A fork does not wait for other threads that open a database."""
     store.while_connecting = lambda path, work: work()
+
+
+def _keep_the_turnstile_in_a_fork() -> None:
+    """The file on which processes queue up stays open in a fork."""
+    turnstile.Turnstile.let_go = lambda self: None  # type: ignore[method-assign]
+
+
+def _overlook_what_was_lost() -> None:
+    """A connection that an exception made its holder lose is open in a fork, until it is collected."""
+    for module in (forks, readers, store):
+        module.until_held = lambda work: work()  # type: ignore[attr-defined]
 
 
 def _restore_by_copying() -> None:
@@ -167,6 +183,22 @@ def _take_an_autocommit_connection() -> None:
     host_transaction._HostExecutor._take_write_lock = take_write_lock  # type: ignore[method-assign]
 
 
+def _keep_the_drivers_connection() -> None:
+    """A repository goes on with the driver's connection, whoever has it by now."""
+
+    def join_transaction(self: Any) -> None:
+        if not self.driver.in_transaction:
+            self._cursor.execute("BEGIN IMMEDIATE")
+
+    host_transaction._HostExecutor.run = executor.Executor.run  # type: ignore[method-assign]
+    host_transaction._HostExecutor.join_transaction = join_transaction  # type: ignore[method-assign]
+
+
+def _show_alembic_every_table() -> None:
+    """A host's alembic finds our tables, which its metadata does not know."""
+    migrate.include_name = lambda name, type_, parent_names: True
+
+
 def _overlook_missing_tables() -> None:
     """A database of whose tables some are gone is taken for a new one."""
     for module in (database, migrate):
@@ -214,10 +246,34 @@ def _skip_what_a_sink_refused() -> None:
     consumers.Consumer._hand_over = hand_over  # type: ignore[method-assign]
 
 
+def _hand_out_after_the_lease() -> None:
+    """A consumer does not look whether its name is still its own."""
+    consumers.Consumer._still_holds = lambda self, position: True  # type: ignore[method-assign]
+
+
+def _forget_what_was_struck() -> None:
+    """A meter takes a call that was struck for one that never was, also after its commit."""
+
+    def find_out(self: Any, _repository: object) -> None:
+        last = self._last
+        if last is not None and last.state is not None and last.is_committed and not last.is_struck:
+            self._state = last.state
+        self._last = None
+
+    meter.GoalMeter._find_out = find_out  # type: ignore[method-assign]
+
+
+def _tell_once_for_ever() -> None:
+    """That a budget is full is said once for each goal, however often it is raised and filled."""
+    usage_log.UsageLog.forget_warning = lambda self, thread_id, goal_id: None  # type: ignore[method-assign]
+
+
 FAULTS: Final = {
     "the file is opened with open()": Fault(_open_the_file),
     "a fork keeps the file open": Fault(_keep_the_file_in_a_fork),
     "a fork does not wait for an open": Fault(_fork_while_a_file_is_opened),
+    "a fork keeps the turnstile open": Fault(_keep_the_turnstile_in_a_fork),
+    "a fork keeps what was lost": Fault(_overlook_what_was_lost),
     "a backup is copied over the file": Fault(_restore_by_copying),
     "an exchanged file is opened": Fault(_overlook_an_exchanged_file),
     "the lead is left behind": Fault(_leave_the_lead_behind),
@@ -229,9 +285,14 @@ FAULTS: Final = {
     "a call inside a transaction is not noticed": Fault(_nest_calls),
     "close() closes under an interrupted call": Fault(_close_at_once),
     "a host's autocommit connection is taken": Fault(_take_an_autocommit_connection),
+    "a kept repository charges for a stranger": Fault(_keep_the_drivers_connection),
+    "a host's alembic drops our tables": Fault(_show_alembic_every_table),
     "missing tables are overlooked": Fault(_overlook_missing_tables),
     "an export that was cut off is imported": Fault(_import_what_was_cut_off),
     "a changed export is imported": Fault(_import_what_was_changed),
     "a sink's exit ends its consumer": Fault(_end_with_the_sink),
     "what a sink refused is skipped": Fault(_skip_what_a_sink_refused),
+    "an overtaken consumer hands out events": Fault(_hand_out_after_the_lease),
+    "a meter forgets a call that was struck": Fault(_forget_what_was_struck),
+    "a raised budget fills without a word": Fault(_tell_once_for_ever),
 }

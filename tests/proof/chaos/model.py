@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests.proof.chaos.charges import charge_of, number_of
+from tests.proof.chaos.charges import BUDGETS, charge_of, number_of
 
 __all__ = ["Found", "Kept", "Model", "read"]
 
@@ -201,7 +201,7 @@ class Model:
         self._pruned = set(pruned)
         self._hosts = {n: how for n, how in self._hosts.items() if n in kept.host_rows}
         self._seen = dict(kept.events)
-        self._floors = {thread: (span[1], goal[1]) for thread, goal in kept.goals.items()}
+        self._floors = {thread: (span[1], kept.goals[thread][1]) for thread in BUDGETS}
 
     # -- what must be ------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class Model:
     def _check_hosts(self, kept: Kept) -> None:
         for number, how in self._hosts.items():
             is_there = number in kept.host_rows
-            if is_there != (how != "rollback"):
+            if is_there != (how not in ("rollback", "kept")):
                 raise Found(f"a host's row {number} ({how}) is {'' if is_there else 'not '}there")
 
     def check_taken(self, name: str, position: int, path: Path) -> None:

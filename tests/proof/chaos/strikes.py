@@ -23,7 +23,16 @@ import goal_state
 
 Result = TypeVar("Result")
 
-__all__ = ["STRIKES", "Guard", "Strike", "counted", "of_kind", "on_timer", "prepare"]
+__all__ = [
+    "STRIKES",
+    "Guard",
+    "Strike",
+    "at",
+    "forget_other_threads",
+    "of_kind",
+    "prepare",
+    "was_unraisable",
+]
 
 _LIBRARY: Final = str(Path(goal_state.__file__).parent)
 
@@ -33,6 +42,8 @@ _NO_POINT: Final = (len, isinstance, iter, next, type)
 """After these CPython does not look for signals."""
 
 PATIENCE_SECONDS: Final = 10.0
+
+_LATER_SECONDS: Final = 0.0001
 
 
 class BareStrike(BaseException):
@@ -96,11 +107,23 @@ _unraisable: set[int] = set()
 """Threads in which a strike could only be reported: it came in a finalizer, say."""
 
 
-def _on_alarm(_number: int, _frame: FrameType | None) -> None:
+def _on_alarm(_number: int, frame: FrameType | None) -> None:
     global _armed
+    if _armed is not None and _logs(frame):
+        signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
+        return
     act, _armed = _armed, None
     if act is not None:
         act()
+
+
+def _logs(frame: FrameType | None) -> bool:
+    """Whether Python's `logging` is at work: before 3.13 an exception could leave it locked for ever."""
+    while frame is not None:
+        if frame.f_code.co_filename == logging.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
@@ -145,6 +168,32 @@ def on_timer(act: Callable[[], None], after_seconds: float, work: Callable[[], R
     finally:
         _armed = None
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def at(how: str, when: float, act: Callable[[], None], work: Callable[[], Result]) -> Result:
+    """Does the work, and `act` at a point of it, or (unless `how` is "counted") at a time."""
+    if how == "counted":
+        return counted(act, int(when), work)
+    return on_timer(act, when / 50_000, work)
+
+
+class _Nothing(BaseException):
+    """Raised to be caught at once."""
+
+
+def forget_other_threads() -> None:
+    """To be called in a forked child. An exception that was on its way to a thread of the parent's leaves
+    CPython 3.11 looking for it for ever, and with a profiler set it does nothing else; one that comes to
+    this thread ends that.
+    """
+    try:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(threading.get_ident()), ctypes.py_object(_Nothing)
+        )
+        while True:
+            time.sleep(0)
+    except _Nothing:
+        return
 
 
 class Guard:
