@@ -147,6 +147,9 @@ class Consumer:
         Returns:
             False if time ran out, the consumer was closed or its thread has died; at once in a sink of its
             own, which it would wait for, and in a forked child.
+
+        Raises:
+            DatabaseError: where the log ends cannot be read.
         """
         ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         return self._can_be_waited_for() and self._await(self._ask(), ends)

@@ -144,8 +144,7 @@ def with_goals(path: Path) -> None:
     ("hook", "options"),
     [
         ("ours alone", ""),
-        ("ours alone", ", include_schemas=True"),
-        ("in the host's own", ", render_as_batch=True"),
+        ("in the host's own", ", render_as_batch=True, include_schemas=True"),
     ],
 )
 def test_a_hosts_generated_migrations_leave_our_tables(

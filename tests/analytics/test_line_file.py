@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from goal_state.analytics.line_file import LineFile
-from tests.interrupts import Interrupted, interrupts
-from tests.processes import finish, running
+from tests.interrupts import Interrupted
+from tests.processes import finish, python, running
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, Interrupted, OSError])
@@ -38,12 +38,23 @@ def test_what_strikes_in_the_middle_of_a_batch_leaves_none_of_it(
     assert path.read_text() == "one\nfour\n"
 
 
+_BATCH = ["a" * 100, "b" * 100, "c" * 100]
+# In a process of its own: a descriptor that is lost between two instructions stays open until that ends.
+_INTERRUPTED = """
+import sys
+from goal_state.analytics.line_file import LineFile
+from tests.analytics.test_line_file import _BATCH
+from tests.interrupts import interrupts
+
+file = LineFile(sys.argv[1], max_file_bytes=20_000)
+interrupts(lambda: file.append(_BATCH), times=300)
+file.append(_BATCH)
+"""
+
+
 def test_interrupted_appends_leave_whole_batches(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    file = LineFile(path, max_file_bytes=20_000)
-    batch = ["a" * 100, "b" * 100, "c" * 100]
-    interrupts(lambda: file.append(batch), times=300)
-    file.append(batch)
+    batch = _BATCH
+    python(_INTERRUPTED, tmp_path / "events.jsonl")
     for part in tmp_path.iterdir():
         lines = part.read_text().splitlines()
         assert lines == batch * (len(lines) // 3)
