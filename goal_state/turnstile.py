@@ -232,7 +232,7 @@ class _Queue:
 
     def __del__(self) -> None:
         # Of a store that was dropped without having been closed.
-        with suppress(Exception):
+        with suppress(AttributeError, OSError):
             self.close()
 
     @property
