@@ -50,6 +50,7 @@ class Plan:
         self._last = {"worker": 0, "store": 0, "charge": 0, "burst": 0, "file": 0, "thread": 0}
         self._backups: list[str] = []
         self._worker = 0
+        self._follows: tuple[str, int] | None = None
         self._weights = {
             name: weight
             for name, weight in _WEIGHTS.items()
@@ -79,6 +80,8 @@ class Plan:
     def _next(self) -> Step | None:
         (name,) = self._draw.choices(list(self._weights), self._weights.values())
         self._worker = self._draw.choice(list(self._workers))
+        if self._follows is not None:
+            (name, self._worker), self._follows = self._follows, None
         if not self._stores and name not in ("fresh", "spawn", "leave", "kill"):
             return self._open()
         make: Callable[[], Step | None] = getattr(self, f"_{name}")
@@ -262,8 +265,11 @@ class Plan:
         what = self._one_of(
             *("charge",) * 8,
             *("verify",) * 2,
-            *("get", "goals", "events", "export", "open", "listen", "backup"),
+            *("open",) * 2,
+            *("get", "goals", "events", "export", "listen", "backup"),
         )
+        if what == "open":
+            self._follows = "fork_briefly", self._worker  # what was lost of it shows there
         if what == "charge":
             count = self._draw.randint(1, 10)
             numbers = self._charges(count)
