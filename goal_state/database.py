@@ -346,7 +346,11 @@ def change_identity(path: Path, identity: str | None = None) -> None:
         path: the copy, which nobody has open.
         identity: whose place it will take; None: nobody's.
     """
-    with translating(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    # Absolute: SQLite may take a name that begins with "file:" for a URI.
+    with (
+        translating(),
+        closing(sqlite3.connect(path.absolute(), isolation_level=None)) as connection,
+    ):
         connection.execute(
             f"UPDATE {database_identity.name} SET identity = ?",  # noqa: S608
             (identity or new_id(),),

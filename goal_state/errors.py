@@ -42,7 +42,6 @@ __all__ = [
     "TurnError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
-    "fresh",
 ]
 
 Error = TypeVar("Error", bound=BaseException)

@@ -124,7 +124,8 @@ def note_log_owner(path: Path, identity: str) -> None:
         new.replace(_owner_file(path))
     except OSError as error:
         _logger.debug("%s could not be noted as the owner of its log: %s", path, error)
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
 
 
 def forget_log_owner(path: Path) -> None:

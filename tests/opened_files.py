@@ -26,7 +26,7 @@ class Watch:
         self.reached: list[str] = []
         """Who opened what, where it was a file that is watched."""
         self.connected = 0
-        """How often SQLite was told to open a watched database."""
+        """How often SQLite was told to open a watched database, or one was put into its place."""
         sys.addaudithook(self._hear)
 
     @contextmanager
@@ -63,8 +63,10 @@ class Watch:
                         self._note(f"open({arguments[0]!r})")
                 case "os.link" | "os.rename":  # of `replace` as well
                     # What is about to become the database must be open nowhere in this process.
-                    if _real(arguments[1]) in self._names and _is_open(arguments[0]):
-                        self._note(f"{event}({arguments[0]!r}, …) of a file that is open")
+                    if _real(arguments[1]) in self._names:
+                        self.connected += 1
+                        if _is_open(arguments[0]):
+                            self._note(f"{event}({arguments[0]!r}, …) of a file that is open")
                 case "sqlite3.connect":
                     self.connected += self._is_database(arguments[0])
                 case _:

@@ -234,7 +234,7 @@ def everything(store: GoalStore, path: Path) -> None:
     store.backup(folder / "copy.db")
     lines = list(store.export_lines())
     with GoalStore.open(folder / "imported.db") as imported:
-        imported.import_lines(lambda: iter(lines))
+        imported.import_lines(lines)
     store.clear("t")
 
 

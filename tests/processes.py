@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["CHECKOUT", "PATIENCE_SECONDS", "all_at_once", "finish", "python", "running"]
+__all__ = [
+    "CHECKOUT",
+    "PATIENCE_SECONDS",
+    "all_at_once",
+    "finish",
+    "peak_memory_mib",
+    "python",
+    "running",
+]
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -78,3 +87,15 @@ def all_at_once(code: str, argument: object, *, processes: int) -> list[str]:
             process.stdin.write("go\n")
             process.stdin.flush()
         return [finish(process) for process in started]
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has had since it began."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    # The peak of `getrusage` begins at what the parent process had.
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 2**10

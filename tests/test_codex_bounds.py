@@ -21,13 +21,14 @@ from tests.test_codex_import import RECORDED, SCHEMA, insert, make_home, row
 _READ = """
 import resource, sys, tempfile
 from goal_state.codex_import import CodexHome, CodexSchemaError
+from tests.processes import peak_memory_mib
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**29, 2**29))
 tempfile.tempdir = sys.argv[2]
 try:
     print(len(CodexHome.read(sys.argv[1]).goals), "goals")
 except CodexSchemaError as error:
     print(error)
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500 * 2**10
+assert peak_memory_mib() < 500
 """
 _COLUMNS = (
     "thread_id, goal_id, objective, status, token_budget, tokens_used, time_used_seconds,"

@@ -552,7 +552,10 @@ def test_a_goal_from_elsewhere_is_stored_as_one_made_here() -> None:
             {"token_budget": 10, "tokens_used": 10},
             "status: must not be active: the token budget is used up",
         ),
-        ({"status": USAGE_LIMITED, "resume_at_ms": -1}, "resume_at_ms: must be 0 or more"),
+        (
+            {"status": USAGE_LIMITED, "resume_at_ms": LAST_MS + 1},
+            "resume_at_ms: must be a time from the year 1 to 9999",
+        ),
         (
             {"status": BLOCKED, "resume_at_ms": 0},
             "resume_at_ms: goes with status usage_limited only",

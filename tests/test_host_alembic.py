@@ -230,7 +230,6 @@ DAMAGE = {
     "no version": [f"DELETE FROM {VERSION_TABLE}"],
     **{f"no {name}": [f"DROP TABLE {name}"] for name in metadata.tables},
     "the version table alone": [f"DROP TABLE {name}" for name in metadata.tables],
-    "the goals alone": [f"DROP TABLE {name}" for name in sorted(OURS - {"goals"})],
 }
 OPENINGS: dict[str, Callable[[Path, Engine], Any]] = {
     "path": lambda path, engine: GoalStore.open(path),

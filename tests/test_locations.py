@@ -56,7 +56,11 @@ def refused(target: Any, error: type[GoalStateError], message: str) -> None:
 def test_a_file_that_is_no_database(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     before = fingerprints(path.parent)
-    refused(path, NotADatabaseError, "is not a SQLite database; name another file")
+    refused(
+        path,
+        NotADatabaseError,
+        "is not a SQLite database; name another file, or restore a backup if it was one",
+    )
     assert fingerprints(path.parent) == before
     assert issubclass(NotADatabaseError, DatabaseLocationError)
 

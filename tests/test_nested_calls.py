@@ -32,7 +32,7 @@ CALLS: dict[str, Callable[[GoalStore, Path], object]] = {
     "transact": lambda store, _: store.transact(lambda repository: None),
     "subscribe": lambda store, _: store.subscribe(print),
     "export_lines": lambda store, _: list(store.export_lines()),
-    "import_lines": lambda store, _: store.import_lines(lambda: iter(())),
+    "import_lines": lambda store, _: store.import_lines([]),
     "backup": lambda store, folder: store.backup(folder / "copy.db"),
     "prune_events": lambda store, _: store.prune_events(before=datetime(2100, 1, 1, tzinfo=UTC)),
     "consume": lambda store, _: store.consume("audit", print),

@@ -44,8 +44,9 @@ from tests.rollout_lines import (
 _HUGE_BYTES = 10**13
 _MEMBER = gzip.compress(b"")
 _READ_ALL = """
-import resource, sys
+import sys
 from goal_state.rollout import NotARolloutError, RolloutReader
+from tests.processes import peak_memory_mib
 reader = RolloutReader(sys.argv[1])
 for read in (reader.restored, reader.turns, lambda: list(reader.usages()), lambda: reader.meta):
     try:
@@ -54,7 +55,7 @@ for read in (reader.restored, reader.turns, lambda: list(reader.usages()), lambd
         print("no rollout")
     except IndexError:
         print("nothing skipped")
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 200 * 2**10
+assert peak_memory_mib() < 200
 """
 
 

@@ -70,7 +70,7 @@ def test_a_file_that_is_no_database(tmp_path: Path, command: list[str]) -> None:
     path.write_text("Buy milk.\n" * 1000)
     before = fingerprints(tmp_path)
     assert refused(*command, "--db", path) == (
-        f"{str(path)!r} is not a SQLite database; name another file"
+        f"{str(path)!r} is not a SQLite database; name another file, or restore a backup if it was one"
     )
     assert fingerprints(tmp_path) == before
 
@@ -151,7 +151,10 @@ def test_no_name_at_all() -> None:
 def test_a_process_ends_with_a_sentence_and_the_code(
     tmp_path: Path, words: list[str], code: int
 ) -> None:
-    (tmp_path / "damaged.db").write_bytes(b"SQLite format 3\0" + b"\xa5" * 5000)
+    damaged = tmp_path / "damaged.db"
+    GoalStore.open(damaged).close()
+    header = damaged.read_bytes()[:100]
+    damaged.write_bytes(header + b"\xa5" * (damaged.stat().st_size - len(header)))
     stdout, stderr = finish(start(*words, cwd=tmp_path), code=code)
     assert stdout == ""
     assert stderr.splitlines()[-1].startswith("Error: ")

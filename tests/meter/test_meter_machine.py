@@ -321,7 +321,8 @@ class MeterMachine(RuleBasedStateMachine):
             lambda: self.meter.start_turn(
                 turn_id, total=self.total if tell else None, charge_tokens=charge_tokens
             ),
-            charged_to={None, owner},
+            # The first report of a count is its turn's, even of nothing.
+            charged_to={None, owner, None if stored is None else stored.turn_id},
         )
         self.turn = Turn(turn_id, charge_tokens, has_reported=falls)
         if falls:

@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -85,7 +86,7 @@ class Life:
     def _write(self, kill: Kill, acks: int) -> Points:
         points = Points(kill.point, kill.hit)
         points.install()
-        consumers.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
+        workload.shorten_leases(LEASE_SECONDS)
         workload.run(
             self.path,
             acks,
@@ -160,6 +161,8 @@ def _in_child(program: Callable[[int], object], after_seconds: float | None) -> 
             os.close(readable)
             program(writable)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)

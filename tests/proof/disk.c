@@ -66,6 +66,8 @@ static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
 static int (*real_unlink)(const char *);
 static int (*real_access)(const char *, int);
+static int (*real_link)(const char *, const char *);
+static int (*real_rename)(const char *, const char *);
 
 static void begin(void) {
     real_open = dlsym(RTLD_NEXT, "open");
@@ -78,6 +80,8 @@ static void begin(void) {
     real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
     real_unlink = dlsym(RTLD_NEXT, "unlink");
+    real_link = dlsym(RTLD_NEXT, "link");
+    real_rename = dlsym(RTLD_NEXT, "rename");
     real_access = dlsym(RTLD_NEXT, "access");
     const char *name = getenv("DISK_FOLDER");
     if (name == NULL)
@@ -119,17 +123,14 @@ static int ends_with(const char *name, const char *end) {
     return length >= tail && strcmp(name + length - tail, end) == 0;
 }
 
-static int number_of(int fd) {
-    struct stat status;
-    if (fstat(fd, &status) != 0)
-        abort();
+static int number_of(const struct stat *status) {
     for (int number = last_file; number > 0; number--)
-        if (file_by_number[number].device == status.st_dev && file_by_number[number].inode == status.st_ino)
+        if (file_by_number[number].device == status->st_dev && file_by_number[number].inode == status->st_ino)
             return number;
     if (++last_file >= MAX_FILES)
         abort();
-    file_by_number[last_file].device = status.st_dev;
-    file_by_number[last_file].inode = status.st_ino;
+    file_by_number[last_file].device = status->st_dev;
+    file_by_number[last_file].inode = status->st_ino;
     return last_file;
 }
 
@@ -175,7 +176,10 @@ static int opened(const char *path, int flags, mode_t mode) {
             else if (ends_with(name, "-shm"))
                 file_of_fd[fd] = SHARED;
             else {
-                file_of_fd[fd] = number_of(fd);
+                struct stat status;
+                if (fstat(fd, &status) != 0)
+                    abort();
+                file_of_fd[fd] = number_of(&status);
                 if (is_new)
                     note('C', file_of_fd[fd], 0, name, strlen(name));
             }
@@ -317,6 +321,45 @@ int unlink(const char *path) {
                     if (file_by_number[number].inode == status.st_ino)
                         file_by_number[number].inode = 0;
         }
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+/* Notes that a file has another name now: as one that was made under it. */
+static void named(const char *path) {
+    struct stat status;
+    const char *name = name_within(path);
+    if (name == NULL || ends_with(name, "-shm"))
+        return;
+    if (stat(path, &status) != 0)
+        abort();
+    note('C', number_of(&status), 0, name, strlen(name));
+}
+
+int link(const char *from, const char *to) {
+    pthread_once(&once, begin);
+    if (name_within(to) == NULL)
+        return real_link(from, to);
+    pthread_mutex_lock(&lock);
+    int result = fails(OPEN) ? -1 : real_link(from, to);
+    if (result == 0)
+        named(to);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+int rename(const char *from, const char *to) {
+    pthread_once(&once, begin);
+    if (name_within(to) == NULL)
+        return real_rename(from, to);
+    pthread_mutex_lock(&lock);
+    int result = fails(OPEN) ? -1 : real_rename(from, to);
+    if (result == 0) {
+        const char *old = name_within(from);
+        named(to);
+        if (old != NULL)
+            note('U', 0, 0, old, strlen(old));
     }
     pthread_mutex_unlock(&lock);
     return result;

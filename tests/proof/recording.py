@@ -8,7 +8,6 @@ Opens the store in the folder so many times, each time for so many calls of ever
 
 from __future__ import annotations
 
-import functools
 import os
 import sqlite3
 import sys
@@ -16,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-from goal_state import consumers, database
+from goal_state import database
 from tests.proof import workload
 
 LANES: Final = (0, 1)
@@ -24,7 +23,7 @@ LEASE_SECONDS: Final = 0.1
 
 
 def record(folder: Path, seed: int, runs: int, calls: int, durability: Any) -> None:
-    consumers.Consumer = functools.partial(consumers.Consumer, lease_seconds=LEASE_SECONDS)  # type: ignore[assignment,misc]
+    workload.shorten_leases(LEASE_SECONDS)
     if durability == "off":
         durability = "normal"
         _sync_nothing()

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,8 +139,12 @@ class Scenario:
         """What is struck."""
         raise NotImplementedError
 
-    def check(self, strikes: list[Struck]) -> None:
-        """After the call, whatever became of it."""
+    def check(self, strikes: Sequence[BaseException]) -> None:
+        """After the call, whatever became of it.
+
+        Args:
+            strikes: what kept it from coming to its end, if anything did.
+        """
 
     def end(self) -> None:
         """After the last one."""
@@ -154,7 +158,7 @@ class Charging(Scenario):
     def call(self) -> object:
         return self.store.account("mine", tokens=1, idempotency_key=f"k{self.number}")
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         self.call()
         assert self.ground.tokens("mine") == self.number
 
@@ -202,7 +206,7 @@ class ChargingBesideWriters(Charging):
         except BaseException as error:
             self.failed.append(error)
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         assert self.failed == [], "raised in a thread that nothing struck"
         before = list(self.made)
         super().check(strikes)
@@ -241,7 +245,7 @@ class Transacting(Scenario):
         repository.account("mine", tokens=1, idempotency_key=f"a{self.number}")
         return repository.account("mine", tokens=1, idempotency_key=f"b{self.number}")
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         here = (threading.get_ident(), self.number)
         assert self.ran in ([], [here])
         assert self.ran or strikes
@@ -265,7 +269,7 @@ class Reading(Scenario):
         list(self.store.events(after=max(0, self.store.last_position() - 3)))
         return self.store.count()
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         assert self.ground.tokens("mine") == self.number
 
 
@@ -296,7 +300,7 @@ class Listening(Charging):
         if record.exc_info and record.exc_info[1] is not None:
             self.logged.append(record.exc_info[1])
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         for strike in strikes:
             for frame in frames(strike):
                 if frame.f_code is Listening.listen.__code__ and "event" in frame.f_locals:
@@ -325,7 +329,7 @@ class Subscribing(Scenario):
             pass
         return None
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         heard: list[GoalEvent] = []
         with self.store.subscribe(heard.append):
             self.store.account("mine", tokens=1)
@@ -351,7 +355,7 @@ class Closing(Scenario):
         assert self.own is not None
         return self.own.close()
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         assert self.own is not None
         self.own.close()
         self.own.close()
@@ -385,7 +389,7 @@ class Opening(Scenario):
         self.opened = GoalStore.open(self.path(), durability="normal")
         return self.opened
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         if self.opened is not None:
             self.opened.close()
         with GoalStore.open(self.path(), durability="normal") as store:
@@ -404,7 +408,7 @@ class OpeningNew(Opening):
     def path(self) -> Path:
         return self.ground.folder / f"new-{self.number}.db"
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         super().check(strikes)
         for left in self.ground.folder.glob("*new-*"):
             left.unlink()
@@ -422,7 +426,7 @@ class BackingUp(Scenario):
     def call(self) -> object:
         return self.store.backup(self.copy())
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         if self.copy().exists():
             with GoalStore.open(self.copy(), migrate=False) as store:
                 goal = store.get("mine")
@@ -458,7 +462,7 @@ class Restoring(Scenario):
     def call(self) -> object:
         return self.store.restore(self.copy)  # type: ignore[attr-defined]
 
-    def check(self, strikes: list[Struck]) -> None:
+    def check(self, strikes: Sequence[BaseException]) -> None:
         tokens = self.ground.tokens("mine")
         assert tokens == 7 or (strikes and tokens == 8), tokens
         self.call()
@@ -573,19 +577,19 @@ class Stepper:
                 failed.append(error)
 
         signal.signal(SIGNAL, handle)
-        is_refused = False
+        refused: list[StoreClosedError] = []
         try:
             with Strike(steps, arriving_signal()):
                 self.scenario.call()
-        except StoreClosedError:  # it came before the call had really begun
-            is_refused = True
+        except StoreClosedError as error:  # it came before the call had really begun
+            refused.append(error)
         assert failed == [], f"the handler's call failed: {failed[0]!r}"
         self.figures["handled"] += handled
         if name == "close" and handled:
             self._check_closed()
         else:
-            assert not is_refused
-        self.scenario.check([])
+            assert refused == []
+        self.scenario.check(refused)
         self.scenario.ground.check(is_busy=self.scenario.is_busy)
 
     def _check_closed(self) -> None:
