@@ -268,7 +268,7 @@ class Plan:
             *("open",) * 2,
             *("get", "goals", "events", "export", "listen", "backup"),
         )
-        if what == "open":
+        if what == "open" and "fork_briefly" in self._weights:
             self._follows = "fork_briefly", self._worker  # what was lost of it shows there
         if what == "charge":
             count = self._draw.randint(1, 10)
