@@ -66,7 +66,7 @@ class _Reader:
 
     def __del__(self) -> None:
         # An exception that struck between two instructions can lose a reader on its way.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(AttributeError, sqlite3.Error):
             self.close()
 
 

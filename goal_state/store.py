@@ -105,6 +105,7 @@ class GoalStore(GoalOperations):
         self._closes_after_call = False
         self._is_closed = False
         self._refusal: RequestError | None = None
+        self._identity: str | None = None  # of a database whose log's owner is noted
         self._listeners = Listeners()
         connection = connect()
         self._file = opened_file(connection)
@@ -636,6 +637,9 @@ class GoalStore(GoalOperations):
         self._file.check()
         until_held(lambda: self._repository.executor.reconnect(self._connect))
         self._leave_waiting_to_gate()
+        if self._identity is not None and (path := database_path(self._engine)) is not None:
+            # While it had no connection, the log may have gone, and the note with it.
+            note_log_owner(Path(os.path.realpath(path)), self._identity)
 
     def _note_log_owner(self, path: Path) -> None:
         """Makes it possible to notice, at the next open, that another file took this one's place."""
@@ -643,6 +647,7 @@ class GoalStore(GoalOperations):
         if identity is None:
             identity = self._carry_out(lambda repository: repository.executor.give_identity())
         note_log_owner(Path(os.path.realpath(path)), identity)
+        self._identity = identity
 
     # -- forks -------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -228,6 +229,11 @@ class _Queue:
         # exception can strike: else a descriptor could be open and known to nobody.
         self._descriptors: list[int] = []
         self._is_ours = False
+
+    def __del__(self) -> None:
+        # Of a store that was dropped without having been closed.
+        with suppress(AttributeError, OSError):
+            self.close()
 
     @property
     def is_open(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -870,6 +871,22 @@ with GoalStore.open(path) as store, GoalStore.open(path) as other:
 """,
         database,
     )
+
+
+def test_whose_log_it_is_stays_noted_through_a_fork(database: Path) -> None:
+    with GoalStore.open(database) as store:
+        store.create("t", "Ship")
+        (noted,) = database.parent.glob("*-id")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+        if process == 0:
+            os._exit(0)
+        os.waitpid(process, 0)
+        GoalStore.open(database).close()  # the last one that has it open: no log, no note
+        assert not noted.exists()
+        store.account("t", tokens=1)
+        assert noted.exists()
 
 
 def test_a_fork_after_an_interrupted_open_or_first_call_inherits_nothing_of_it(

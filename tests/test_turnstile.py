@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import sqlite3
@@ -485,6 +486,20 @@ def test_who_let_go_queues_up_again_by_itself(path: Path, queue: Path) -> None:
             assert descriptors(queue) == 0
             other.write()
             assert descriptors(queue) == 1
+
+
+def test_a_gate_that_is_dropped_without_having_been_closed_leaves_no_descriptor(
+    path: Path, queue: Path
+) -> None:
+    with closing(Writer(path)) as one:
+        dropped = Writer(path)
+        dropped.meet(one)
+        dropped.write()
+        assert descriptors(queue) == 1
+        dropped.connection.close()
+        del dropped
+        gc.collect()
+        assert descriptors(queue) == 0
 
 
 # -- outside of the turnstile --------------------------------------------------------------------------

@@ -79,6 +79,9 @@ class Machine:
         self._listening: set[str] = set()
         self._due: dict[str, set[int]] = {}
         self._heard: dict[str, set[int]] = {}
+        self._struck: dict[str, dict[int, float]] = {}
+        """Charges of which it is not known whether they are there, and when they had ended."""
+        self._failed: set[int] = set()
         self._last_heard: dict[str, tuple[int, int]] = {}
         """For each listener: the last position, and how many restores have explained an earlier one."""
         self._took: dict[tuple[int | None, str], set[int]] = {}
@@ -193,8 +196,10 @@ class Machine:
             is_there = self.model.outcome(
                 number, message["became"], (began, ended), message["tokens"], message.get("host")
             )
-            if is_there and by in self._listening:
-                self._due.setdefault(by, set()).add(number)
+            if by in self._listening:
+                self._expect_heard(by, number, (began, ended), is_there=is_there)
+        elif "failed" in message:
+            self._failed.add(message["failed"])
         elif "n" in message:
             hand.replies[message["n"]] = message
         elif "burst" in message:
@@ -213,6 +218,21 @@ class Machine:
                 self._hands[hand.number] = hand
         else:
             raise Found(message["surprise"])
+
+    def _expect_heard(
+        self, by: str, number: int, span: tuple[float, float], *, is_there: bool
+    ) -> None:
+        """A charge that was made is heard of; one that was struck, if it is there, once another was made."""
+        struck = self._struck.setdefault(by, {})
+        if not is_there:
+            struck[number] = span[1]
+            return
+        due = self._due.setdefault(by, set())
+        due.add(number)
+        told = [one for one, ended in struck.items() if ended < span[0]]
+        due.update(told)
+        for one in told:
+            del struck[one]
 
     def _hear(self, by: str, heard: list[tuple[int, int | None]]) -> None:
         last, restores = self._last_heard.get(by, (0, 0))
@@ -365,6 +385,7 @@ class Machine:
         self._restores += 1
         span = self._order(worker, "restore", store=store, source=str(path), how=how)
         self._due.clear()
+        self._struck.clear()
         self.model.restored(path, tuple(span))
 
     def _export(self, worker: int, folder: str, **arguments: Any) -> None:
@@ -473,11 +494,14 @@ class Machine:
 
     def _check_heard(self) -> None:
         for by, due in self._due.items():
-            if missing := due - self._heard.get(by, set()):
+            there = self.model.kept(due, not_at=self._failed)
+            if missing := there - self._heard.get(by, set()):
                 raise Found(
                     f"the listener of {by} never heard of the charges {sorted(missing)[:10]}"
                 )
         self._due.clear()
+        self._struck.clear()
+        self._failed.clear()
         self._heard.clear()
 
 

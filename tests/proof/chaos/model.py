@@ -203,6 +203,16 @@ class Model:
         self._seen = dict(kept.events)
         self._floors = {thread: (span[1], kept.goals[thread][1]) for thread in BUDGETS}
 
+    def kept(self, numbers: Iterable[int], *, not_at: Iterable[int]) -> set[int]:
+        """Which of these charges were in the database when it was checked last.
+
+        Args:
+            numbers: the charges.
+            not_at: but none whose event has one of these positions.
+        """
+        not_these = {number_of(self._seen[one][5]) for one in not_at if one in self._seen}
+        return {number for number in numbers if number in self._kept} - not_these
+
     # -- what must be ------------------------------------------------------------------------------
 
     def check(self, path: Path, *, is_quiet: bool) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -28,13 +29,17 @@ __all__ = [
     "Guard",
     "Strike",
     "at",
+    "failed",
     "forget_other_threads",
     "of_kind",
     "prepare",
     "was_unraisable",
 ]
 
-_LIBRARY: Final = str(Path(goal_state.__file__).parent)
+_LIBRARY: Final = (
+    str(Path(goal_state.__file__).parent),
+    str(Path(__file__).with_name("faults.py")),  # what is put back is as it was in the library
+)
 
 _NEVER_LOGGED_BY: Final = ("goal_state.store", "goal_state.writer", "goal_state.readers")
 
@@ -107,6 +112,10 @@ _unraisable: set[int] = set()
 """Threads in which a strike could only be reported: it came in a finalizer, say."""
 
 
+failed: Final[deque[object]] = deque()
+"""Positions of events in whose listener, not in the library, an exception struck."""
+
+
 def _on_alarm(_number: int, frame: FrameType | None) -> None:
     global _armed
     if _armed is not None and _logs(frame):
@@ -140,6 +149,8 @@ class _SeenInLogs(logging.Handler):
         error = record.exc_info and record.exc_info[1]
         if isinstance(error, Strike) and record.name not in _NEVER_LOGGED_BY:
             _unraisable.add(threading.get_ident())
+            if record.name == "goal_state.listeners" and isinstance(record.args, tuple):
+                failed.append(record.args[0])
 
 
 def prepare() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from goal_state import GoalRepository, GoalStore, StoreClosedError, errors
 from goal_state.consumers import Consumer
+from tests.proof.chaos import strikes
 from tests.proof.chaos.channel import Channel
 from tests.proof.chaos.charges import charge_of, make, make_in
 from tests.proof.chaos.strikes import Strike
@@ -118,6 +119,8 @@ class Acts:
         )
 
     def say_heard(self, held: Held) -> None:
+        while strikes.failed:
+            self.channel.say({"failed": strikes.failed.popleft()})
         with held.telling:
             heard: list[tuple[int, int | None]] = []
             with contextlib.suppress(IndexError):
