@@ -479,7 +479,7 @@ _WEIGHTS: Final[dict[str, float]] = {
     "listen": 3,
     "consume": 2,
     "drain": 4,
-    "overtake": 1,
+    "overtake": 1.5,
     "meter": 3,
     "look": 6,
     "verify": 2,
