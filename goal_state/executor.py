@@ -258,6 +258,10 @@ class Executor:
         if self.driver.in_transaction:
             raise TransactionError(HOSTS_TRANSACTION)
 
+    def clear_statement(self) -> None:
+        """Ends the statement that a caller who was struck left half read; the next one here does so, too."""
+        self._cursor.execute("SELECT 1").fetchall()
+
     def begin(self) -> None:
         """Begins a transaction of our own with the write lock in hand.
 

@@ -148,6 +148,7 @@ class Writer:
             if not self._executor.usable:
                 self._reconnect()
             self._executor.clear()
+            self._executor.clear_statement()  # SQLite would take it for somebody at work
             return work()
 
     def hold(self, deadline: float) -> bool:

@@ -406,3 +406,14 @@ def test_the_log_of_a_process_killed_after_a_great_change_is_taken_over(
     with GoalStore.open(path) as store:
         assert tokens(store) == (60 if change == "restore" else 150)
         assert store.verify() == []
+
+
+def test_restoring_after_a_read_that_was_struck_half_way_works(tmp_path: Path) -> None:
+    with GoalStore.open(tmp_path / "goals.db") as store:
+        store.create("a", "Ship")
+        store.create("b", "Ship")
+        store.backup(tmp_path / "backup.db")
+        store.clear("a")
+        store._repository.executor._cursor.execute("SELECT * FROM goal_events").fetchone()
+        store.restore(tmp_path / "backup.db")
+        assert store.get("a") is not None

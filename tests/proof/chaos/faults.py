@@ -247,7 +247,14 @@ def _skip_what_a_sink_refused() -> None:
 
 
 def _hand_out_after_the_lease() -> None:
-    """A consumer does not look whether its name is still its own."""
+    """A consumer neither looks whether its name is still its own, nor hears that it cannot be renewed."""
+    renew = consumers.Consumer._renew
+
+    def renew_or_not(self: Any) -> bool:
+        renew(self)
+        return True
+
+    consumers.Consumer._renew = renew_or_not  # type: ignore[method-assign]
     consumers.Consumer._still_holds = lambda self, position: True  # type: ignore[method-assign]
 
 

@@ -283,7 +283,7 @@ class Plan:
             store=store,
             what=what,
             numbers=numbers,
-            how=self._one_of("counted", "counted", "timer"),
+            how=self._one_of("counted", "counted", "committed", "timer"),
             when=self._whens(count, what),
             kinds=self._kinds(count),
             burst=self._number("burst"),
@@ -295,7 +295,7 @@ class Plan:
             return None
         count = self._draw.randint(1, 5)
         other = store
-        what = self._one_of("charge", "charge", "get", "close")
+        what = self._one_of("charge", "get", "close")
         if what == "get":
             other = self._store()  # a change by another store would wait for this one's transaction
         if what == "close":
@@ -431,7 +431,7 @@ class Plan:
             count=count,
             store=store,
             thread_id=f"metered-{self._number('thread')}",
-            how=self._one_of("counted", "counted", "timer"),
+            how=self._one_of("counted", "counted", "committed", "timer"),
             when=self._whens(count, "meter"),
             kinds=self._kinds(count),
         )
@@ -453,7 +453,7 @@ _WEIGHTS: Final[dict[str, float]] = {
     "charge_here": 6,
     "charge_struck": 6,
     "strike": 14,
-    "handler": 4,
+    "handler": 6,
     "nested": 1,
     "fresh": 4,
     "spawn": 0.4,
@@ -476,10 +476,10 @@ _WEIGHTS: Final[dict[str, float]] = {
     "cli": 2.5,
     "cli_process": 0.2,
     "host": 4,
-    "listen": 3,
+    "listen": 4,
     "consume": 2,
     "drain": 4,
-    "overtake": 1,
+    "overtake": 1.5,
     "meter": 3,
     "look": 6,
     "verify": 2,

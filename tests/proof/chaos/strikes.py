@@ -48,6 +48,8 @@ _NO_POINT: Final = (len, isinstance, iter, next, type)
 
 PATIENCE_SECONDS: Final = 10.0
 
+_POINTS_FROM_COMMIT: Final = 30
+
 _LATER_SECONDS: Final = 0.0001
 
 
@@ -83,13 +85,20 @@ def _is_library(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_LIBRARY)
 
 
-def counted(act: Callable[[], None], at: int, work: Callable[[], Result]) -> Result:
-    """Does the work, and `act` (which may raise) at the n-th point in the library that it reaches."""
-    left = at
+def counted(
+    act: Callable[[], None], at: int, work: Callable[[], Result], *, from_commit: bool = False
+) -> Result:
+    """Does the work, and `act` (which may raise) at the n-th point in the library that it reaches, or that it
+    reaches once it commits.
+    """
+    left, counts = at, not from_commit
 
     def at_point(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal left
+        nonlocal left, counts
         if event not in ("call", "c_return") or not _is_library(frame):
+            return
+        counts = counts or frame.f_code.co_name == "commit"
+        if not counts:
             return
         if event == "c_return" and (
             argument in _NO_POINT or getattr(argument, "__name__", "") == "append"
@@ -182,9 +191,13 @@ def on_timer(act: Callable[[], None], after_seconds: float, work: Callable[[], R
 
 
 def at(how: str, when: float, act: Callable[[], None], work: Callable[[], Result]) -> Result:
-    """Does the work, and `act` at a point of it, or (unless `how` is "counted") at a time."""
+    """Does the work, and `act` at a point of it ("counted"), of what follows its commit ("committed"), or at
+    a time.
+    """
     if how == "counted":
         return counted(act, int(when), work)
+    if how == "committed":
+        return counted(act, 1 + int(when) % _POINTS_FROM_COMMIT, work, from_commit=True)
     return on_timer(act, when / 50_000, work)
 
 
