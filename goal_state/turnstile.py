@@ -40,7 +40,7 @@ _MS: Final = 1_000_000
 _MEMORY_NS: Final = 1000 * _MS
 """So long after it met another process one keeps queueing up, rather than push in."""
 
-_SLICE_NS: Final = 4 * _MS
+_SLICE_NS: Final = 3 * _MS
 """In its turn one may begin transactions for so long."""
 
 _IDLE_NS: Final = 1 * _MS
