@@ -18,7 +18,14 @@ from click.testing import CliRunner
 from sqlalchemy import MetaData
 from sqlalchemy import create_engine as make_engine
 
-from goal_state import GoalStateError, GoalStore, RequestError, migrate
+from goal_state import (
+    DatabaseReplacedError,
+    GoalStateError,
+    GoalStore,
+    RequestError,
+    SchemaIncompleteError,
+    migrate,
+)
 from goal_state.cli.main import program
 from tests.proof.chaos.acts.base import JOIN_SECONDS, Acts, Surprise, expect_none
 
@@ -89,8 +96,10 @@ class Copies(Acts):
         try:
             with GoalStore.open(copy, durability="normal") as store:
                 found = store.last_position()
-        except GoalStateError:
+        except (DatabaseReplacedError, SchemaIncompleteError):
             return
+        except GoalStateError as error:
+            raise Surprise(f"of a database that was {what} it is said: {error!r}") from error
         raise Surprise(f"a database was opened although it was {what}, at {found}")
 
     def _leave_a_log(self, place: Path, copy: Path) -> None:
