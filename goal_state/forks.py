@@ -147,6 +147,23 @@ def _is_over(use: _BriefUse, deadline: float) -> bool:
     return True
 
 
+class _Cycle:
+    """Goes only when it is collected."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def _collect(deadline: float) -> None:
+    """Collects garbage, also if another thread is just doing so, when `gc.collect()` does nothing."""
+    while True:
+        cycle = weakref.ref(_Cycle())
+        gc.collect()
+        if cycle() is None or time.monotonic() > deadline:
+            return
+        time.sleep(0.001)
+
+
 def _before_fork() -> None:
     _gate.acquire()
     deadline = time.monotonic() + _BRIEF_USE_SECONDS
@@ -162,7 +179,7 @@ def _before_fork() -> None:
     if _on_their_way:
         # Nobody knows a connection that was lost; it closes when it is collected.
         _on_their_way.clear()
-        gc.collect()
+        _collect(deadline)
 
 
 def _after_fork(*, in_child: bool) -> None:

@@ -276,6 +276,9 @@ class Plan:
         else:
             count = self._draw.randint(5, 20 if what in ("open", "backup") else 50)
             numbers = [0] * count
+        how = self._one_of("counted", "counted", "committed", "timer")
+        if self._stores[store].listens and self._chance(0.6):
+            how = "committed"  # where listeners are told
         lanes = [self._charges(self._draw.randint(3, 10)) for _ in range(self._draw.choice((0, 3)))]
         return self._tell(
             "strike",
@@ -283,7 +286,7 @@ class Plan:
             store=store,
             what=what,
             numbers=numbers,
-            how=self._one_of("counted", "counted", "committed", "timer"),
+            how=how,
             when=self._whens(count, what),
             kinds=self._kinds(count),
             burst=self._number("burst"),
@@ -476,7 +479,7 @@ _WEIGHTS: Final[dict[str, float]] = {
     "cli": 2.5,
     "cli_process": 0.2,
     "host": 4,
-    "listen": 4,
+    "listen": 6,
     "consume": 2,
     "drain": 4,
     "overtake": 1.5,
