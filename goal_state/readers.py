@@ -86,17 +86,30 @@ class PooledReaders:
     def read(self, work: Callable[[GoalRepository], Result]) -> Result:
         """With the connection used last, or a new one."""
         while True:
-            reader = self._take()
+            try:
+                reader = self._idle.pop()
+            except IndexError:
+                reader = self._new()
+            repository = reader.repository
+            executor = repository.executor
             with reader.in_use:
-                if reader.repository.executor.usable:  # else a fork came in between
-                    try:
-                        return work(reader.repository)
-                    except (
-                        sqlite3.Error
-                    ) as error:  # from fetching rows of a statement that began well
-                        raise reader.repository.executor.failed(error) from error
-                    finally:
-                        self._give_back(reader)
+                # Closed where a fork came in between. With the snapshot of a read that was struck still
+                # open, it would go on in the past.
+                if not executor.usable or executor.driver.in_transaction:
+                    reader.close()
+                    continue
+                try:
+                    return work(repository)
+                except sqlite3.Error as error:  # from fetching rows of a statement that began well
+                    raise executor.failed(error) from error
+                finally:
+                    # Kept for the next read, unless the database has failed on it.
+                    if executor.usable:
+                        self._idle.append(reader)
+                    else:
+                        reader.close()
+                    if self._closed:
+                        self.close()
 
     @contextlib.contextmanager
     def stream(
@@ -113,18 +126,6 @@ class PooledReaders:
             self._streaming.pop(id(reader), None)
             reader.close()
 
-    def _take(self) -> _Reader:
-        while True:
-            try:
-                reader = self._idle.pop()
-            except IndexError:
-                return self._new()
-            executor = reader.repository.executor
-            # With the snapshot of a read that was struck still open, it would go on in the past.
-            if executor.usable and not executor.driver.in_transaction:
-                return reader
-            reader.close()
-
     def _new(self) -> _Reader:
         def connect() -> _Reader:
             reader = _Reader(self._connect())
@@ -133,15 +134,6 @@ class PooledReaders:
 
         with self._gate:
             return until_held(connect)
-
-    def _give_back(self, reader: _Reader) -> None:
-        """Keeps the connection for the next read, unless the database has failed on it."""
-        if not reader.repository.executor.usable:
-            reader.close()
-            return
-        self._idle.append(reader)
-        if self._closed:
-            self.close()
 
     def let_go(self, deadline: float) -> bool:
         """See `Readers`."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -143,13 +144,20 @@ def _forget_events_first() -> None:
 def _read_in_the_past() -> None:
     """A reader whose snapshot a strike left open is used again."""
 
-    def take(self: readers.PooledReaders) -> Any:
+    def read(self: readers.PooledReaders, work: Any) -> Any:
         try:
-            return self._idle.pop()
+            reader = self._idle.pop()
         except IndexError:
-            return self._new()
+            reader = self._new()
+        with reader.in_use:
+            try:
+                return work(reader.repository)
+            except sqlite3.Error as error:
+                raise reader.repository.executor.failed(error) from error
+            finally:
+                self._idle.append(reader)
 
-    readers.PooledReaders._take = take  # type: ignore[method-assign]
+    readers.PooledReaders.read = read  # type: ignore[method-assign]
 
 
 def _nest_calls() -> None:
