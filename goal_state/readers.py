@@ -66,8 +66,10 @@ class _Reader:
 
     def __del__(self) -> None:
         # An exception that struck between two instructions can lose a reader on its way.
-        with contextlib.suppress(AttributeError, sqlite3.Error):
+        try:  # noqa: SIM105 - an exception that strikes in `suppress` is lost with CPython 3.11
             self.close()
+        except (AttributeError, sqlite3.Error):
+            pass
 
 
 class PooledReaders:

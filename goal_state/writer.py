@@ -55,7 +55,7 @@ _NEVER_A_REQUESTS: Final = (NestedCallError, StoreClosedError, ForkedStoreError)
 class _Call(Generic[Result]):
     """One caller's work and what became of it."""
 
-    __slots__ = ("alone", "caller", "commits", "error", "leads", "result", "taken", "turn", "work")
+    __slots__ = ("alone", "caller", "commits", "error", "group", "leads", "result", "turn", "work")
 
     caller: threading.Lock
     """Held as long as the caller waits."""
@@ -66,7 +66,7 @@ class _Call(Generic[Result]):
         self.work = work
         self.alone = alone
         self.leads = False
-        self.taken = False  # into a leader's group
+        self.group: list[_Call[Any]] | None = None  # the last one that it was taken into
         self.commits: list[
             object
         ] = []  # of the transaction that it is in; shared with the others in it
@@ -109,6 +109,7 @@ class Writer:
         self._on_end = on_end
         self._waiting: deque[_Call[Any]] = deque()
         self._has_leader = False
+        self._group: list[_Call[Any]] | None = None  # of the one who leads, or led last
         self._queue = threading.RLock()  # never held while SQL runs
         self.lock: Final = threading.RLock()
         """Held while a transaction is open; whoever holds it may use the connection."""
@@ -203,14 +204,23 @@ class Writer:
                     return
                 self._waiting.append(call)
             while not (call.done or call.leads):
-                if not call.turn.acquire(timeout=_LOOK_UP_SECONDS) and not self._at_work.locked():
+                if call.turn.acquire(timeout=_LOOK_UP_SECONDS):
+                    continue
+                if not self._at_work.locked():
                     return  # whoever led, or was to lead, was struck
+                with self._queue:  # by whom this call may have been lost
+                    if not self._is_taken(call) and call not in self._waiting:
+                        self._waiting.append(call)
         except BaseException:
             # Nobody begins with the call of a caller that is gone. Who has begun is waited for, so that
             # what becomes of the call is settled when its caller goes on.
-            while call.taken and not call.done and self._at_work.locked():
+            while self._is_taken(call) and not call.done:
                 call.turn.acquire(timeout=_LOOK_UP_SECONDS)
             raise
+
+    def _is_taken(self, call: _Call[Any]) -> bool:
+        """Whether somebody is at work on a call."""
+        return call.group is not None and call.group is self._group and self._at_work.locked()
 
     # -- leading -----------------------------------------------------------------------------------
 
@@ -223,15 +233,16 @@ class Writer:
                 if own.alone:
                     self._carry_out_alone(own)
                 else:
-                    self._collect(group)
+                    self._group = group
                     try:
+                        self._collect(group)
                         self._finish(group)
                     except BaseException:
                         # This caller was struck. The others' calls are for the next one to lead.
                         with self._queue:
                             for call in reversed(group):
                                 if not call.done and call is not own:
-                                    call.taken = False
+                                    call.group = None
                                     self._waiting.appendleft(call)
                         raise
         finally:
@@ -248,7 +259,7 @@ class Writer:
             while self._waiting and len(group) < _MAX_GROUP and not self._waiting[0].alone:
                 call = self._waiting.popleft()
                 if call is not own and not call.done and call.caller.locked():
-                    call.taken = True
+                    call.group = group
                     group.append(call)
 
     def _hand_on(self) -> None:

@@ -37,7 +37,7 @@ from tests.proof.strikes import (
     frames,
     strike_class,
     struck_at,
-    unraisable,
+    take_unraisable,
 )
 
 __all__ = ["CALLED", "SCENARIOS"]
@@ -618,6 +618,7 @@ class Stepper:
 
     def _check_strikes(self, due: list[type[Struck]], caught: list[Struck]) -> None:
         logged = getattr(self.scenario, "logged", [])
+        unraisable = take_unraisable()
         for error in logged:  # a listener's own error: then the strike came inside of the listener
             passed = [frame.f_code for frame in frames(error)]
             assert Listening.listen.__code__ in passed, f"swallowed at {struck_at(error)}"
@@ -634,7 +635,6 @@ class Stepper:
         for error in caught:
             self.places[struck_at(error) or "the caller"] += 1
         logged.clear()
-        unraisable.clear()
 
 
 def _nothing() -> None:

@@ -34,7 +34,7 @@ __all__ = [
     "kinds",
     "strike_class",
     "struck_at",
-    "unraisable",
+    "take_unraisable",
 ]
 
 SIGNAL: Final = signal.SIGUSR1
@@ -100,18 +100,23 @@ def struck_at(error: BaseException) -> str | None:
     return found
 
 
-unraisable: list[BaseException] = []
-"""What CPython could raise to nobody: an exception that struck a finaliser."""
+_reported: Final[list[Any]] = []
+# In C: the next exception could strike a hook of bytecodes, and nobody would hear of either.
+sys.unraisablehook = _reported.append
 
 
-def _note_unraisable(what: Any) -> None:
-    if isinstance(what.exc_value, Struck):
-        unraisable.append(what.exc_value)
-    else:
-        sys.__unraisablehook__(what)
-
-
-sys.unraisablehook = _note_unraisable
+def take_unraisable() -> list[BaseException]:
+    """What CPython could raise to nobody since it was asked for last: the exceptions that struck a
+    finaliser. Others are printed.
+    """
+    found: list[BaseException] = []
+    while _reported:
+        what = _reported.pop()
+        if isinstance(what.exc_value, Struck):
+            found.append(what.exc_value)
+        else:
+            sys.__unraisablehook__(what)
+    return found
 
 
 def _operator(function: Callable[[], object]) -> Any:
