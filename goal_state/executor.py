@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -349,10 +349,8 @@ class Executor:
         """Closes the cursor and the connection. Closing twice is fine."""
         self.usable = False
         if not self._closed:
-            try:  # noqa: SIM105 - an exception that strikes in `suppress` is lost with CPython 3.11
+            with suppress(sqlite3.ProgrammingError):  # closed by a call that was struck in here
                 self._cursor.close()
-            except sqlite3.ProgrammingError:  # closed already by a call that was struck in here
-                pass
             if self._is_shared:
                 self._connection.close()
             else:  # SQLAlchemy would swallow an exception that strikes in here

@@ -66,10 +66,8 @@ class _Reader:
 
     def __del__(self) -> None:
         # An exception that struck between two instructions can lose a reader on its way.
-        try:  # noqa: SIM105 - an exception that strikes in `suppress` is lost with CPython 3.11
+        with contextlib.suppress(AttributeError, sqlite3.Error):
             self.close()
-        except (AttributeError, sqlite3.Error):
-            pass
 
 
 class PooledReaders:

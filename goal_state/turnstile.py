@@ -20,6 +20,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -231,10 +232,8 @@ class _Queue:
 
     def __del__(self) -> None:
         # Of a store that was dropped without having been closed.
-        try:  # noqa: SIM105 - an exception that strikes in `suppress` is lost with CPython 3.11
+        with suppress(AttributeError, OSError):
             self.close()
-        except (AttributeError, OSError):
-            pass
 
     @property
     def is_open(self) -> bool:
