@@ -177,7 +177,7 @@ class Executor:
         """What the database failed at on this connection. It may have undone the transaction, and may
         keep what it should not (pages that were damaged, a file that could only be read)."""
         self._closed = False
-        self.usable = True
+        self.usable: bool = True
         """Whether the connection is open and the database has not failed on it."""
 
     def reconnect(self, connect: Callable[[], Connection]) -> None:

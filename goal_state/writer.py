@@ -116,7 +116,7 @@ class Writer:
         self._at_work = threading.Lock()
         """Held together with it: a reentrant lock does not tell others whether it is held."""
         self._held_for_fork = False
-        self.runs_hosts_work = False
+        self.runs_hosts_work: bool = False
         """Whether the transaction that is open, if there is one, is a host's."""
         self.refusal: RequestError | None = None
         """Set under the lock, it is raised to all who come after, and to those who were waiting."""
