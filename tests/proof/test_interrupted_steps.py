@@ -34,12 +34,11 @@ HANDLED = [
 ]
 
 
-# Where connections come and go, CPython 3.11 itself crashes now and then under a tracer that strikes: those
-# two are for the long form, in which one looks at what failed.
-RAISED = [name for name in SCENARIOS if IS_LONG or name not in ("Closing", "Opening")]
-
-
-@pytest.mark.parametrize("scenario", RAISED)
+# CPython 3.11 itself crashes now and then under a tracer that lets exceptions strike ("'traceback' object is
+# not callable"), so this is for the long form, in which somebody looks at what failed. In the short form the
+# storm of `test_interrupts` strikes, without a tracer.
+@pytest.mark.skipif(not IS_LONG, reason="in the long form alone: make proof")
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_exception_at_any_bytecode_strikes_once_and_leaves_nothing_behind(
     tmp_path: Path, scenario: str, figures: Callable[[str, float], None]
 ) -> None:
