@@ -27,7 +27,7 @@ _MAX = 2**63 - 1
 _ID = "019b7600-0000-7000-8000-00000000abcd"
 _LAST_DATE_MS, _FIRST_DATE_MS = 253_402_300_799_999, -62_135_596_800_000
 
-USED_OF_A_FIELD, STRIDE = (10**9, 1) if IS_LONG else (1, 4)
+USED_OF_A_FIELD, STRIDE = (10**9, 1) if IS_LONG else (1, 8)
 """Of how many values of a field that are taken it is seen that all works afterwards; every which change of a
 line is tried, beginning anywhere.
 """
