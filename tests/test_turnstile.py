@@ -359,6 +359,8 @@ def strike(instructions: set[int], work: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
+    # CPython 3.12 traces opcodes only if some frame asked for it before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         with suppress(Struck):
