@@ -3,9 +3,11 @@
 CPython delivers such an exception after a call returned and before its result is used, so that
 `lock.acquire(); try: …` can leave the lock held. `with lock:` cannot, as long as the lock is one of C
 (`threading.Lock`, `threading.RLock`): nothing is delivered between entering and the block, nor between the
-block and leaving. So locks are held by `with`, wherever code of others may run; what cannot be put that way
-is made so that it heals: state is derived from what is true (a lock that is held, a commit that happened)
-rather than kept in flags that a stroke could leave behind.
+block and leaving. From CPython 3.12 on this does not hold for a loop that stands directly in the block, whose
+jump back is no part of it, so loops are in functions that the block calls. Locks are held by `with`, then,
+wherever code of others may run; what cannot be put that way is made so that it heals: state is derived from
+what is true (a lock that is held, a commit that happened) rather than kept in flags that a stroke could leave
+behind.
 """
 
 from __future__ import annotations

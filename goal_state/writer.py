@@ -240,10 +240,7 @@ class Writer:
                     except BaseException:
                         # This caller was struck. The others' calls are for the next one to lead.
                         with self._queue:
-                            for call in reversed(group):
-                                if not call.done and call is not own:
-                                    call.group = None
-                                    self._waiting.appendleft(call)
+                            self._put_back(group)
                         raise
         finally:
             self._hand_on()
@@ -251,27 +248,41 @@ class Writer:
                 if call.done and call is not own:
                     _release(call.turn)
 
+    # The loops are in functions of their own, see `locks`.
+
     def _collect(self, group: list[_Call[Any]]) -> None:
         if not self._waiting:
             return
-        own = group[0]
         with self._queue:
-            while self._waiting and len(group) < _MAX_GROUP and not self._waiting[0].alone:
-                call = self._waiting.popleft()
-                if call is not own and not call.done and call.caller.locked():
-                    call.group = group
-                    group.append(call)
+            self._move_into(group)
+
+    def _move_into(self, group: list[_Call[Any]]) -> None:
+        own = group[0]
+        while self._waiting and len(group) < _MAX_GROUP and not self._waiting[0].alone:
+            call = self._waiting.popleft()
+            if call is not own and not call.done and call.caller.locked():
+                call.group = group
+                group.append(call)
+
+    def _put_back(self, group: list[_Call[Any]]) -> None:
+        for call in reversed(group[1:]):
+            if not call.done:
+                call.group = None
+                self._waiting.appendleft(call)
 
     def _hand_on(self) -> None:
         """Makes the first who waits the leader."""
         with self._queue:
-            while self._waiting:
-                call = self._waiting.popleft()
-                if not call.done and call.caller.locked():
-                    call.leads = True
-                    _release(call.turn)
-                    return
-            self._has_leader = False
+            self._has_leader = self._is_handed_on()
+
+    def _is_handed_on(self) -> bool:
+        while self._waiting:
+            call = self._waiting.popleft()
+            if not call.done and call.caller.locked():
+                call.leads = True
+                _release(call.turn)
+                return True
+        return False
 
     def _finish(self, group: list[_Call[Any]]) -> None:
         """Sees to it that every call of a group is done."""
