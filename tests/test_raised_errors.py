@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -51,7 +52,9 @@ def test_a_closed_stores_refusal_is_raised_afresh(path: Path, where: str, call: 
     assert {type(error) for error in errors} == {StoreClosedError}
     assert len({id(error) for error in errors}) == 5
     assert len({length(error) for error in errors}) == 1
-    assert all(error.__context__ is None for error in errors)
+    # None, unless CPython has kept one that a tracer of another test raised.
+    handled = sys.exception()
+    assert all(error.__context__ is handled for error in errors)
 
 
 def test_a_commit_that_failed_for_a_group_is_raised_afresh_to_each_caller(path: Path) -> None:
