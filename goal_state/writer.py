@@ -55,7 +55,7 @@ _NEVER_A_REQUESTS: Final = (NestedCallError, StoreClosedError, ForkedStoreError)
 class _Call(Generic[Result]):
     """One caller's work and what became of it."""
 
-    __slots__ = ("alone", "caller", "commits", "error", "group", "leads", "result", "turn", "work")
+    __slots__ = ("alone", "caller", "commits", "error", "leads", "result", "taker", "turn", "work")
 
     caller: threading.Lock
     """Held as long as the caller waits."""
@@ -66,7 +66,7 @@ class _Call(Generic[Result]):
         self.work = work
         self.alone = alone
         self.leads = False
-        self.group: list[_Call[Any]] | None = None  # the last one that it was taken into
+        self.taker: object = None  # the mark of whoever took it into a group last
         self.commits: list[
             object
         ] = []  # of the transaction that it is in; shared with the others in it
@@ -109,7 +109,7 @@ class Writer:
         self._on_end = on_end
         self._waiting: deque[_Call[Any]] = deque()
         self._has_leader = False
-        self._group: list[_Call[Any]] | None = None  # of the one who leads, or led last
+        self._taker: object = None  # the mark of the one who leads, or led last
         self._queue = threading.RLock()  # never held while SQL runs
         self.lock: Final = threading.RLock()
         """Held while a transaction is open; whoever holds it may use the connection."""
@@ -220,7 +220,7 @@ class Writer:
 
     def _is_taken(self, call: _Call[Any]) -> bool:
         """Whether somebody is at work on a call."""
-        return call.group is not None and call.group is self._group and self._at_work.locked()
+        return call.taker is not None and call.taker is self._taker and self._at_work.locked()
 
     # -- leading -----------------------------------------------------------------------------------
 
@@ -230,10 +230,10 @@ class Writer:
             with self.lock, self._at_work:
                 if own.done:  # by a leader that was thought to be lost
                     return
+                self._taker = object()
                 if own.alone:
                     self._carry_out_alone(own)
                 else:
-                    self._group = group
                     try:
                         self._collect(group)
                         self._finish(group)
@@ -261,13 +261,13 @@ class Writer:
         while self._waiting and len(group) < _MAX_GROUP and not self._waiting[0].alone:
             call = self._waiting.popleft()
             if call is not own and not call.done and call.caller.locked():
-                call.group = group
+                call.taker = self._taker
                 group.append(call)
 
     def _put_back(self, group: list[_Call[Any]]) -> None:
         for call in reversed(group[1:]):
             if not call.done:
-                call.group = None
+                call.taker = None
                 self._waiting.appendleft(call)
 
     def _hand_on(self) -> None:
