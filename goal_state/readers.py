@@ -93,18 +93,19 @@ class PooledReaders:
             repository = reader.repository
             executor = repository.executor
             with reader.in_use:
-                # Closed where a fork came in between. With the snapshot of a read that was struck still
-                # open, it would go on in the past.
-                if not executor.usable or executor.driver.in_transaction:
-                    reader.close()
+                if not executor.usable:  # a fork came in between
                     continue
+                complete = False
                 try:
-                    return work(repository)
+                    result = work(repository)
+                    complete = executor.usable
+                    return result
                 except sqlite3.Error as error:  # from fetching rows of a statement that began well
                     raise executor.failed(error) from error
                 finally:
-                    # Kept for the next read, unless the database has failed on it.
-                    if executor.usable:
+                    # Kept for the next read, unless the database has failed on it. A read that was struck
+                    # half-way would keep its snapshot for as long as nobody takes this connection.
+                    if complete:
                         self._idle.append(reader)
                     else:
                         reader.close()

@@ -786,8 +786,8 @@ def handle(*_):
 
 signal.signal(signal.SIGALRM, handle)
 while len(forked) < 40:
-    signal.setitimer(signal.ITIMER_REAL, 0.0003 + 0.00007 * len(forked))
     before = len(forked)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003 + 0.00007 * before)
     while len(forked) == before:
         charge(store)
         made += 1
