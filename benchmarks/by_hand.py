@@ -23,34 +23,34 @@ BUDGET: Final = 10**15
 
 _GOAL = (
     "SELECT goal_id, status, token_budget, tokens_used, time_used_ms, updated_at_ms"
-    " FROM goals WHERE thread_id = ?"
+    " FROM goal_state_goals WHERE thread_id = ?"
 )
 _WHOLE_GOAL = (
     "SELECT thread_id, goal_id, objective, status, token_budget, tokens_used, time_used_ms,"
-    " created_at_ms, updated_at_ms, resume_at_ms, blocked_reason FROM goals WHERE thread_id = ?"
+    " created_at_ms, updated_at_ms, resume_at_ms, blocked_reason FROM goal_state_goals WHERE thread_id = ?"
 )
-_CHARGE = "UPDATE goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ? WHERE goal_id = ?"
+_CHARGE = "UPDATE goal_state_goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ? WHERE goal_id = ?"
 _CHARGE_AND_LIMIT = (
-    "UPDATE goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
+    "UPDATE goal_state_goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
     " updated_at_ms = ? WHERE goal_id = ?"
 )
 _EVENT = (
-    "INSERT INTO goal_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
+    "INSERT INTO goal_state_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
     " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
     " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)"
 )
 _KEY = (
-    "SELECT goal_id, tokens_delta, time_delta_ms FROM goal_events"
+    "SELECT goal_id, tokens_delta, time_delta_ms FROM goal_state_events"
     " WHERE thread_id = ? AND idempotency_key = ?"
 )
 _USAGE = (
     "SELECT turn_id, input_tokens, cached_input_tokens, cache_write_input_tokens, output_tokens,"
-    " reasoning_output_tokens, total_tokens, model_context_window FROM thread_usage"
+    " reasoning_output_tokens, total_tokens, model_context_window FROM goal_state_baselines"
     " WHERE thread_id = ?"
 )
 _MOVE = (
-    "UPDATE thread_usage SET turn_id = ?, input_tokens = ?, cached_input_tokens = ?,"
+    "UPDATE goal_state_baselines SET turn_id = ?, input_tokens = ?, cached_input_tokens = ?,"
     " cache_write_input_tokens = ?, output_tokens = ?, reasoning_output_tokens = ?,"
     " total_tokens = ?, last_input_tokens = ?, last_cached_input_tokens = ?,"
     " last_cache_write_input_tokens = ?, last_output_tokens = ?,"

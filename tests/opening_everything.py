@@ -24,6 +24,8 @@ from goal_state import migrate as migrations
 from goal_state.cli.main import program
 from goal_state.codex_import import CodexHome, import_codex
 from goal_state.database import create_engine
+from goal_state.tables import HEAD_REVISION
+from tests import next_schema
 from tests.opened_files import Watch
 from tests.upgrade.make_fixtures import fixture
 
@@ -128,10 +130,12 @@ def a_missing_file_without_migrating(path: Path) -> None:
 
 @way
 def an_older_schema(path: Path) -> None:
-    revision = next(iter(migrations.history())).revision
     with WATCH.paused():
-        shutil.copy(fixture(revision), path)
+        shutil.copy(fixture(HEAD_REVISION), path)
+        next_schema.write(path.parent / "migrations")
+        undo = next_schema.use(path.parent / "migrations")
     GoalStore.open(path).close()
+    undo()
 
 
 @way

@@ -22,6 +22,7 @@ import pytest
 from goal_state import EventKind, GoalEvent, GoalStore
 from goal_state.tables import HEAD_REVISION, VERSION_TABLE
 from tests.databases import contents
+from tests.next_schema import NEXT_REVISION
 from tests.processes import running
 from tests.upgrade.make_fixtures import fixture
 
@@ -58,8 +59,11 @@ def run_all(code: str, *arguments: object) -> list[Any]:
 
 _WORKING = """
 import json, os, sys, threading, time
+from pathlib import Path
 from goal_state import Charge, GoalExistsError, GoalStore, IdempotencyConflictError, TokenUsage
+from tests import next_schema
 
+next_schema.use(Path(sys.argv.pop(1)))
 path, consumed, steps, threads, processes, process = *sys.argv[1:3], *map(int, sys.argv[3:])
 began, openings, reports = [], [], []
 everybody = threading.Barrier(threads)
@@ -176,23 +180,23 @@ def shown(waits: list[float]) -> str:
 
 
 def test_many_threads_of_many_processes_on_one_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, next_revision: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They race to upgrade an older file, then work on it, with one consumer among all of them."""
     path, consumed = tmp_path / "goals.db", tmp_path / "consumed"
-    shutil.copy(fixture("0001"), path)
+    shutil.copy(fixture(HEAD_REVISION), path)
     with closing(sqlite3.connect(path)) as connection:
-        had = connection.execute("SELECT max(position) FROM goal_events").fetchone()[0]
+        had = connection.execute("SELECT max(position) FROM goal_state_events").fetchone()[0]
 
     def note(batch: Sequence[GoalEvent]) -> None:
         with consumed.open("a") as file:
             file.write(f"{[event.position for event in batch]}\n")
 
-    printed = run_all(_WORKING, path, consumed, STEPS, THREADS, PROCESSES)
+    printed = run_all(_WORKING, next_revision, path, consumed, STEPS, THREADS, PROCESSES)
     workers = [Worker(*report) for one in printed for report in one["reports"]]
     # A thread that raised reported nothing.
     assert len(workers) == PROCESSES * THREADS
-    assert contents(path)[VERSION_TABLE] == [(HEAD_REVISION,)]
+    assert contents(path)[VERSION_TABLE] == [(NEXT_REVISION,)]
     with GoalStore.open(path, migrate=False) as store:
         assert store.verify() == []
         shared = store.get("unbounded")

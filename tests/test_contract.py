@@ -989,7 +989,7 @@ def test_a_refusal_is_a_value_error_and_a_request_error() -> None:
         "x" * 4000,
         "🦜" * 4000,
         "a\nb\tc",
-        "'; DROP TABLE goals --",
+        "'; DROP TABLE goal_state_goals --",
         "\ufeffx",
         "\u2028x\u2028y",
     ],

@@ -155,8 +155,8 @@ def test_a_hosts_generated_migrations_leave_our_tables(
     with_goals(project.path)
     execute(
         project.path,
-        "CREATE TABLE left_alone (goal_id TEXT REFERENCES goals (goal_id))",
-        "INSERT INTO left_alone SELECT goal_id FROM goals",
+        "CREATE TABLE left_alone (goal_id TEXT REFERENCES goal_state_goals (goal_id))",
+        "INSERT INTO left_alone SELECT goal_id FROM goal_state_goals",
     )
     before = ours(project.path)
     assert {row[2] for row in before} == OURS
@@ -206,7 +206,7 @@ def test_without_the_hook_a_hosts_migration_drops_them_all(tmp_path: Path) -> No
         ("alembic_version", "table", {"schema_name": None}, True),
         (None, "schema", {}, True),
         ("goals", "schema", {}, True),
-        ("ix_goal_events_goal_id", "index", {"table_name": "goal_events"}, False),
+        ("ix_goal_state_events_goal_id", "index", {"table_name": "goal_state_events"}, False),
         ("version_num", "column", {"table_name": VERSION_TABLE}, False),
         (None, "unique_constraint", {"table_name": "goals"}, False),
         (None, "foreign_key_constraint", {"table_name": "messages"}, True),

@@ -128,7 +128,7 @@ def engines() -> Iterator[Callable[[Engine], Engine]]:
 
 def used(path: Path) -> int:
     """What thread `t` has used, as the driver alone sees it."""
-    return seen(path, "SELECT tokens_used FROM goals WHERE thread_id = 't'")
+    return seen(path, "SELECT tokens_used FROM goal_state_goals WHERE thread_id = 't'")
 
 
 def notes(path: Path) -> int:
@@ -510,7 +510,7 @@ _HOLD = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
-connection.execute("UPDATE goals SET tokens_used = tokens_used WHERE 0")
+connection.execute("UPDATE goal_state_goals SET tokens_used = tokens_used WHERE 0")
 print("holds", flush=True)
 sys.stdin.readline()
 connection.execute("ROLLBACK")

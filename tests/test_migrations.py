@@ -105,7 +105,7 @@ def test_down_and_up_again_loses_nothing_that_the_older_schema_can_hold(
         fill(store)
     newest = data(path)
     empty = {table for table, rows in newest.items() if not rows}
-    assert empty - {"database_identity"} == {"goal_balances"}
+    assert empty - {"goal_state_database"} == {"goal_state_balances"}
 
     steps = [newest]
     for older in reversed(REVISIONS[:-1]):
@@ -224,13 +224,13 @@ def test_migrations_make_what_the_metadata_says(database: Path, tmp_path: Path) 
     described = _described(database)
     assert described == _described(other)
     assert set(metadata.tables) < set(described)
-    assert any("STRICT" in part for part in described["goals"])
+    assert any("STRICT" in part for part in described["goal_state_goals"])
 
 
 def test_check_tells_of_a_table_that_differs(database: Path) -> None:
     engine = create_engine(database)
     migrate.check(engine)
-    execute(database, "ALTER TABLE goals ADD COLUMN colour TEXT")
+    execute(database, "ALTER TABLE goal_state_goals ADD COLUMN colour TEXT")
     with pytest.raises(SchemaError, match="colour"):
         migrate.check(engine)
 
@@ -309,9 +309,9 @@ depends_on = None
 def upgrade():
     op.create_table("colours", sa.Column("name", sa.Text(), primary_key=True))
     op.execute("INSERT INTO colours VALUES ('red')")
-    with op.batch_alter_table("goals", recreate="always") as batch:
+    with op.batch_alter_table("goal_state_goals", recreate="always") as batch:
         batch.add_column(sa.Column("colour", sa.Text()))
-    op.execute("UPDATE goals SET colour = 'red'")
+    op.execute("UPDATE goal_state_goals SET colour = 'red'")
     {last}
 
 
@@ -375,8 +375,8 @@ def test_a_row_of_a_hosts_does_not_go_with_a_table_that_is_rebuilt(
         fill(store)
         execute(
             path,
-            "CREATE TABLE host_notes (goal_id TEXT REFERENCES goals (goal_id) ON DELETE CASCADE)",
-            "INSERT INTO host_notes SELECT goal_id FROM goals",
+            "CREATE TABLE host_notes (goal_id TEXT REFERENCES goal_state_goals (goal_id) ON DELETE CASCADE)",
+            "INSERT INTO host_notes SELECT goal_id FROM goal_state_goals",
         )
         notes = contents(path)["host_notes"]
     next_revision("pass")
@@ -395,11 +395,11 @@ def test_a_migration_that_would_leave_rows_pointing_nowhere_is_undone(
         fill(store)
     execute(
         path,
-        "CREATE TABLE host_notes (goal_id TEXT REFERENCES goals (goal_id))",
-        "INSERT INTO host_notes SELECT goal_id FROM goals",
+        "CREATE TABLE host_notes (goal_id TEXT REFERENCES goal_state_goals (goal_id))",
+        "INSERT INTO host_notes SELECT goal_id FROM goal_state_goals",
     )
     before = contents(path)
-    next_revision("op.execute(\"DELETE FROM goals WHERE thread_id = 'paused'\")")
+    next_revision("op.execute(\"DELETE FROM goal_state_goals WHERE thread_id = 'paused'\")")
     with pytest.raises(SchemaError, match="rows that point nowhere"):
         migrate.upgrade(engine)
     assert contents(path) == before
@@ -442,7 +442,7 @@ def test_in_a_hosts_database_its_own_tables_and_versions_stay(path: Path) -> Non
         assert store.count() == 6
     migrate.downgrade(engine, "base")
     assert hosts_now() == hosts
-    assert not {"goals", "goal_events"} & set(contents(path))
+    assert not {"goal_state_goals", "goal_state_events"} & set(contents(path))
     migrate.upgrade(engine)
     assert migrate.current(engine) == HEAD_REVISION
     assert hosts_now() == hosts
@@ -535,5 +535,5 @@ def test_the_plain_alembic_command_in_a_checkout(path: Path) -> None:
     assert "No new upgrade operations detected" in checked.stdout
     with GoalStore.open(path, migrate=False) as store:
         store.create("t", "Ship")
-    execute(path, "ALTER TABLE goals ADD COLUMN colour TEXT")
+    execute(path, "ALTER TABLE goal_state_goals ADD COLUMN colour TEXT")
     assert _alembic(path, "check").returncode != 0

@@ -17,7 +17,7 @@ def test_a_read_that_is_struck_between_its_rows_leaves_no_snapshot_open(tmp_path
 
     def struck(repository: GoalRepository) -> None:
         cursor = repository.executor._cursor
-        cursor.execute("SELECT thread_id FROM goals")
+        cursor.execute("SELECT thread_id FROM goal_state_goals")
         assert cursor.fetchone() is not None
         raise KeyboardInterrupt
 

@@ -153,4 +153,4 @@ def test_a_goal_that_is_active_over_its_budget_cannot_be(database: Path) -> None
     with GoalStore.open(database) as store:
         assert _plant(store, seed).status is GoalStatus.BUDGET_LIMITED
     with pytest.raises(sqlite3.IntegrityError, match="ck_goals_active_within_budget"):
-        execute(database, "UPDATE goals SET status = 'active'")
+        execute(database, "UPDATE goal_state_goals SET status = 'active'")

@@ -17,7 +17,7 @@ import pytest
 
 import goal_state
 from goal_state import GoalStateError, GoalStore
-from goal_state import migrate as migrations
+from goal_state.tables import HEAD_REVISION
 from tests.databases import contents, fingerprints
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, finish, python, running
 from tests.upgrade.make_fixtures import fixture
@@ -193,9 +193,10 @@ def test_a_backup_that_another_store_has_open_can_be_restored(path: Path, backup
         assert tokens(again) == 15
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_an_older_schema_is_upgraded(path: Path, backup: Path) -> None:
     older = path.with_name("older.db")
-    shutil.copy(fixture(next(iter(migrations.history())).revision), older)
+    shutil.copy(fixture(HEAD_REVISION), older)
     before = older.read_bytes()
     with GoalStore.open(path) as store:
         store.restore(older)
@@ -414,6 +415,6 @@ def test_restoring_after_a_read_that_was_struck_half_way_works(tmp_path: Path) -
         store.create("b", "Ship")
         store.backup(tmp_path / "backup.db")
         store.clear("a")
-        store._repository.executor._cursor.execute("SELECT * FROM goal_events").fetchone()
+        store._repository.executor._cursor.execute("SELECT * FROM goal_state_events").fetchone()
         store.restore(tmp_path / "backup.db")
         assert store.get("a") is not None

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, delete
 from goal_state import EventKind, GoalStore, InvalidValueError, migrate
 from goal_state.database import create_engine
 from goal_state.executor import Statement
-from goal_state.tables import goals
+from goal_state.tables import HEAD_REVISION, goals
 
 FUTURE = datetime.now(UTC) + timedelta(days=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -65,7 +65,9 @@ def test_verify_still_finds_what_is_wrong(store: GoalStore) -> None:
 
     def tamper(repository: object) -> None:
         driver = store._engine.raw_connection()  # type: ignore[attr-defined]
-        driver.cursor().execute("UPDATE goals SET tokens_used = 1 WHERE thread_id = 'thread-0'")
+        driver.cursor().execute(
+            "UPDATE goal_state_goals SET tokens_used = 1 WHERE thread_id = 'thread-0'"
+        )
 
     store.transact(tamper)
     assert [(d.thread_id, d.column, d.stored) for d in store.verify()] == [
@@ -110,6 +112,7 @@ def test_a_naive_time_is_refused(store: GoalStore) -> None:
         store.prune_events(before=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_a_pruned_store_survives_the_way_down_and_up(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     with GoalStore.open(path) as store:
@@ -119,7 +122,7 @@ def test_a_pruned_store_survives_the_way_down_and_up(tmp_path: Path) -> None:
         store.account("thread-0", tokens=1)
         before = list(store.goals())
     engine = create_engine(path)
-    migrate.downgrade(engine, "0002")
+    migrate.downgrade(engine, HEAD_REVISION)
     migrate.upgrade(engine)
     with GoalStore.open(path) as store:
         assert store.verify() == []

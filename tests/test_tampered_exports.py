@@ -47,7 +47,7 @@ HOSTILE: tuple[Any, ...] = (
     *("", " ", "x", " padded ", "x" * 256, "x" * 257, "x" * 4000, "x" * 4001, "7", "null"),
     *("a\0b", "\ud800", "x\udfff", "\u2028 目標 \x1b", "\u00a0x", _ID, _ID.upper(), "x" * 36),
     *(*GoalStatus, "cleared", "created", "usage_accounted", "status_changed"),
-    *("Robert'); DROP TABLE goals;--", [], {}, [1], {"a": 1}),
+    *("Robert'); DROP TABLE goal_state_goals;--", [], {}, [1], {"a": 1}),
     *(Raw("NaN"), Raw("-Infinity"), Raw("9" * 5000), Raw("[" * 5000), Raw(""), Raw("1 2")),
 )
 
@@ -105,7 +105,7 @@ def kind_of(record: Record) -> str:
     if "table" not in record:
         return "header" if "format" in record else "trailer"
     row = record["row"]
-    what = {"goals": "status", "goal_events": "kind"}.get(record["table"])
+    what = {"goal_state_goals": "status", "goal_state_events": "kind"}.get(record["table"])
     return record["table"] if what is None else f"{record['table']} {row[what]}"
 
 
@@ -116,18 +116,18 @@ def kinds(lines: list[str]) -> dict[str, int]:
 
 KINDS = (
     "header",
-    "goals active",
-    "goals paused",
-    "goals blocked",
-    "goals usage_limited",
-    "goals budget_limited",
-    "goal_events created",
-    "goal_events usage_accounted",
-    "goal_events status_changed",
-    "goal_events cleared",
-    "goal_balances",
-    "thread_usage",
-    "event_cursors",
+    "goal_state_goals active",
+    "goal_state_goals paused",
+    "goal_state_goals blocked",
+    "goal_state_goals usage_limited",
+    "goal_state_goals budget_limited",
+    "goal_state_events created",
+    "goal_state_events usage_accounted",
+    "goal_state_events status_changed",
+    "goal_state_events cleared",
+    "goal_state_balances",
+    "goal_state_baselines",
+    "goal_state_cursors",
 )
 
 

@@ -240,7 +240,7 @@ def test_verify_agrees(db: Path) -> None:
 
 def test_verify_exits_with_1_when_it_finds_a_difference(db: Path) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute("UPDATE goals SET tokens_used = 141 WHERE thread_id = 'over'")
+        connection.execute("UPDATE goal_state_goals SET tokens_used = 141 WHERE thread_id = 'over'")
     text = run("verify", "--db", db, code=1).stdout
     assert "thread 'over': tokens_used is 141, the log says 140" in text
     found = run_json("verify", "--db", db, code=1)

@@ -24,7 +24,7 @@ def tables(path: Path) -> set[str]:
 
 def test_upgrade_makes_a_database_for_its_owner_alone(path: Path) -> None:
     assert run("db", "upgrade", "--db", path).stdout == f"{path}: no schema → {HEAD_REVISION}\n"
-    assert {"goals", "goal_events"} <= tables(path)
+    assert {"goal_state_goals", "goal_state_events"} <= tables(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert run("db", "upgrade", "--db", path).stdout == f"{path}: {HEAD_REVISION}\n"
 
@@ -77,7 +77,7 @@ def test_check(path: Path) -> None:
     assert run_json("db", "check", "--db", path)["revision"] == HEAD_REVISION
     assert fingerprints(path.parent) == before
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("ALTER TABLE goals ADD COLUMN mine TEXT")
+        connection.execute("ALTER TABLE goal_state_goals ADD COLUMN mine TEXT")
     assert "the tables are not those of revision" in refused("db", "check", "--db", path)
 
 
@@ -103,7 +103,7 @@ def test_downgrade_asks_and_names_what_is_lost(path: Path) -> None:
         assert contents(path) == before
     result = run("db", "downgrade", "base", "--db", path, answer="y\n")
     assert result.stdout.endswith(f"{path}: {HEAD_REVISION} → no schema\n")
-    assert not {"goals", "goal_events"} & tables(path)
+    assert not {"goal_state_goals", "goal_state_events"} & tables(path)
 
 
 def test_downgrade_with_yes_does_not_ask(path: Path) -> None:

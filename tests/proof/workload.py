@@ -208,7 +208,7 @@ class _Reader:
         self._goals: dict[str, int] = {}
 
     def read(self) -> State:
-        for row in self._rows("goal_events", "position > ? AND", self._position):
+        for row in self._rows("goal_state_events", "position > ? AND", self._position):
             self._position = row.pop("position")
             del row["event_id"]
             self._events += 1
@@ -217,14 +217,14 @@ class _Reader:
         return State(
             self._events,
             self._digest.hexdigest(),
-            tuple(self._plain(row) for row in self._rows("goals")),
-            tuple(self._plain(row) for row in self._rows("thread_usage")),
+            tuple(self._plain(row) for row in self._rows("goal_state_goals")),
+            tuple(self._plain(row) for row in self._rows("goal_state_baselines")),
         )
 
     def _rows(self, table: str, condition: str = "", *values: int) -> list[dict[str, Any]]:
         cursor = self._connection.execute(
             f"SELECT * FROM {table} WHERE {condition} thread_id GLOB ? ORDER BY "
-            + ("position" if table == "goal_events" else "thread_id"),
+            + ("position" if table == "goal_state_events" else "thread_id"),
             (*values, self._pattern),
         )
         names = [column[0] for column in cursor.description]

@@ -310,7 +310,7 @@ class GoalMachine(RuleBasedStateMachine):
             # Only a later reconciliation would show whose time a baseline is of.
             and (
                 self.raw is None
-                or dict(self.raw.execute("SELECT thread_id, goal_id FROM thread_usage"))
+                or dict(self.raw.execute("SELECT thread_id, goal_id FROM goal_state_baselines"))
                 == model.recorded_for
             )
         )
@@ -361,7 +361,7 @@ class GoalMachine(RuleBasedStateMachine):
             return seen.goals, seen.events, seen.usage_of_thread
         return [
             self.raw.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-            for table in ("goals", "goal_events", "thread_usage")
+            for table in ("goal_state_goals", "goal_state_events", "goal_state_baselines")
         ]
 
     def log_only_grew(self, log: list[GoalEvent]) -> None:

@@ -119,7 +119,7 @@ class TwoProcessesMachine(TwoStoresMachine):
             if self.consuming[name][:1] == [killed]:
                 # Its lease ends ten seconds after its death; here, at once.
                 self.raw.execute(
-                    "UPDATE event_cursors SET lease_expires_at_ms = 1 WHERE name = ?", (name,)
+                    "UPDATE goal_state_cursors SET lease_expires_at_ms = 1 WHERE name = ?", (name,)
                 )
         self.forget(killed)
         self.handles.append(self.open_other())
