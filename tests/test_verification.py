@@ -102,12 +102,18 @@ AGAIN_AS = (
             ["event", "time_used_ms"],
         ),
         (
-            "UPDATE goal_state_events SET cumulative_tokens = 59 WHERE goal_id = :a AND cumulative_tokens = 60",
+            (
+                "UPDATE goal_state_events SET cumulative_tokens = 59"
+                " WHERE goal_id = :a AND cumulative_tokens = 60"
+            ),
             "a",
             ["event"],
         ),
         (
-            "UPDATE goal_state_events SET cumulative_time_ms = 1 WHERE goal_id = :a AND cumulative_tokens = 60",
+            (
+                "UPDATE goal_state_events SET cumulative_time_ms = 1"
+                " WHERE goal_id = :a AND cumulative_tokens = 60"
+            ),
             "a",
             ["event"],
         ),

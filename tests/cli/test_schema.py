@@ -12,6 +12,7 @@ from goal_state import GoalStore, migrate
 from goal_state.tables import HEAD_REVISION
 from tests.cli.program import refused, run, run_json, run_json_lines
 from tests.databases import contents, fingerprints
+from tests.next_schema import NEXT_REVISION
 
 FIRST = migrate.history()[0].revision
 
@@ -29,13 +30,14 @@ def test_upgrade_makes_a_database_for_its_owner_alone(path: Path) -> None:
     assert run("db", "upgrade", "--db", path).stdout == f"{path}: {HEAD_REVISION}\n"
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_upgrade_goes_as_far_as_it_is_told(path: Path) -> None:
     state = run_json("db", "upgrade", FIRST, "--db", path)
     assert state == {
         "database": str(path),
         "revision": FIRST,
         "previous_revision": None,
-        "head": HEAD_REVISION,
+        "head": NEXT_REVISION,
     }
     assert run("db", "current", "--db", path).stdout == f"{FIRST}\n"
     assert f"goal-state db upgrade --db {path}" in refused("list", "--db", path)
@@ -53,6 +55,7 @@ def test_current(path: Path) -> None:
     assert run_json("db", "current", "--db", path)["revision"] == HEAD_REVISION
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_history_marks_the_newest_and_the_database_s(path: Path) -> None:
     run("db", "upgrade", FIRST, "--db", path)
     lines = run("db", "history", "--db", path).stdout.splitlines()
@@ -81,6 +84,7 @@ def test_check(path: Path) -> None:
     assert "the tables are not those of revision" in refused("db", "check", "--db", path)
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_stamp_notes_a_revision_and_changes_nothing_else(path: Path) -> None:
     run("db", "upgrade", "--db", path)
     before = tables(path)
@@ -112,6 +116,7 @@ def test_downgrade_with_yes_does_not_ask(path: Path) -> None:
     assert (state["revision"], state["previous_revision"]) == (None, HEAD_REVISION)
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_downgrade_by_a_step_keeps_the_goals(path: Path) -> None:
     with GoalStore.open(path) as store:
         store.create("a", "x")

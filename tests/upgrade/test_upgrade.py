@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
 
 from goal_state import (
     EventKind,
     GoalEvent,
     GoalStateError,
     GoalStore,
-    SchemaError,
     TokenUsage,
     migrate,
 )
@@ -172,7 +170,7 @@ def test_next_revision_without_a_fault_passes(
 )
 def test_next_revision_that_changes_a_row_fails(tmp_path: Path, statement: str) -> None:
     upgrade = f'{UPGRADE}    op.execute("{statement}")\n'
-    with pytest.raises((AssertionError, KeyError, GoalStateError)):
+    with pytest.raises((AssertionError, GoalStateError)):
         with_next_revision(tmp_path, upgrade_by_opening, upgrade=upgrade)
 
 
@@ -192,7 +190,7 @@ def test_next_revision_with_a_downgrade_that_leaves_something_fails(
 ) -> None:
     assert part in DOWNGRADE
     downgrade = DOWNGRADE.replace(part, instead)
-    with pytest.raises((AssertionError, SchemaError, OperationalError)):
+    with pytest.raises(AssertionError):
         with_next_revision(tmp_path, walk_down_and_up, downgrade=downgrade)
 
 
