@@ -8,7 +8,7 @@ integer overflow is an error, never a silent float.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -20,7 +20,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    TextClause,
     UniqueConstraint,
     text,
 )
@@ -59,7 +58,7 @@ metadata: Final = MetaData(
 )
 
 
-def _where(condition: str) -> dict[str, TextClause]:
+def _where(condition: str) -> dict[str, Any]:
     """What makes an index a partial one."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 

@@ -212,7 +212,7 @@ def import_lines(repository: GoalRepository, lines: Iterable[str]) -> int:
     executor = repository.executor
     for name, statement in _ALL_ROWS.items():
         if next(executor.stream(statement), None) is not None:
-            raise StoreNotEmptyError(f"the store has {name} already; import into a new one")
+            raise StoreNotEmptyError(f"the store has rows in {name} already; import into a new one")
     run = _Import(executor)
     for number, line in enumerate(lines, 1):
         run.take(number, line)

@@ -246,7 +246,7 @@ def test_lines_that_are_added_moved_or_damaged_are_refused(empty: GoalStore) -> 
     last = len(lines)
     first_event = next(n for n, line in enumerate(lines) if '"goal_state_events"' in line)
     moved = [*lines[:1], *lines[first_event:-1], *lines[1:first_event], lines[-1]]
-    assert refusal(empty, moved).problem == "is out of order: goals come before"
+    assert refusal(empty, moved).problem == "is out of order: goal_state_goals come before"
     swapped = [lines[0], lines[2], lines[1], *lines[3:]]
     assert refusal(empty, swapped).problem == "is out of order, or there twice"
     assert refusal(empty, [*lines, lines[-1]]).line == last + 1
@@ -431,7 +431,7 @@ def test_a_database_that_was_there_stays_as_it_was(exported: Path, tmp_path: Pat
     before = dump(target)
     error = run_import(exported, target)
     assert error is not None
-    assert "the store has goals already" in error
+    assert "the store has rows in goal_state_goals already" in error
     assert dump(target) == before
     empty = tmp_path / "empty.db"
     GoalStore.open(empty).close()
