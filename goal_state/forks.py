@@ -76,6 +76,8 @@ _holders: dict[int, weakref.ref[Holder]] = {}
 _brief_uses: dict[int, _BriefUse] = {}
 _let_go: list[tuple[Holder, bool]] = []
 _barred: set[FileIdentity] = set()
+_was_mine = False
+"""Whether the thread that forks (in a signal handler) was beginning a brief use."""
 _on_their_way: set[object] = set()
 """One for each connection that no holder has yet, or never will, since an exception struck before it had."""
 
@@ -165,6 +167,8 @@ def _collect(deadline: float) -> None:
 
 
 def _before_fork() -> None:
+    global _was_mine
+    _was_mine = is_mine(_gate)
     _gate.acquire()
     deadline = time.monotonic() + _BRIEF_USE_SECONDS
     for use in list(_brief_uses.values()):
@@ -206,6 +210,8 @@ def _after_fork(*, in_child: bool) -> None:
         _brief_uses.clear()
     while is_mine(_gate):
         _gate.release()
+        if _was_mine:
+            break
     if struck is not None:
         raise struck
 

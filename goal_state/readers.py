@@ -81,6 +81,7 @@ class PooledReaders:
         self._gate = threading.RLock()
         """Held during a fork, and while a connection is being made."""
         self._held: list[_Reader] = []
+        self._is_held_for_fork = False
         self._closed = False
 
     def read(self, work: Callable[[GoalRepository], Result]) -> Result:
@@ -138,7 +139,11 @@ class PooledReaders:
 
     def let_go(self, deadline: float) -> bool:
         """See `Readers`."""
-        self._gate.acquire()
+        if is_mine(self._gate):  # in the midst of connecting
+            return False
+        self._is_held_for_fork = True
+        if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            return False
         self._idle.clear()
         if self._streaming:
             return False
@@ -161,8 +166,10 @@ class PooledReaders:
             while is_mine(reader.in_use):
                 reader.in_use.release()
             self._held.pop()
-        while is_mine(self._gate):
-            self._gate.release()
+        if self._is_held_for_fork:
+            while is_mine(self._gate):
+                self._gate.release()
+            self._is_held_for_fork = False
 
     def close(self) -> None:
         """Closes the idle connections, and from now on each one that is given back."""
