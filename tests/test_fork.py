@@ -812,7 +812,7 @@ def test_a_fork_in_a_signal_handler_leaves_the_lock_that_its_thread_was_holding(
 ) -> None:
     run(
         f"""
-from goal_state import forks
+from goal_state.storage import forks
 store = GoalStore.open(path, durability="normal")
 store.create("t", "Ship")
 with {gate}:
@@ -1138,7 +1138,7 @@ def test_the_child_mints_ids_of_its_own() -> None:
     told = python(
         """
 import os, signal
-from goal_state import identifiers
+from goal_state.storage import identifiers
 
 identifiers.new_id()
 identifiers._lock.acquire()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore
-from goal_state.readers import PooledReaders
-from goal_state.repository import GoalRepository
+from goal_state.storage.repository import GoalRepository
+from goal_state.storage.sqlite.readers import PooledReaders
 
 
 def test_a_read_that_is_struck_between_its_rows_leaves_no_snapshot_open(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from goal_state import migrate
-from goal_state.database import create_engine
+from goal_state.storage.sqlite.database import create_engine
 
 __all__ = ["FOLDER", "fixture"]
 

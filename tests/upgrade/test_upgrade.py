@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from goal_state import EventKind, GoalEvent, GoalStore, TokenUsage, migrate
-from goal_state.database import create_engine
-from goal_state.tables import HEAD_REVISION, VERSION_TABLE
+from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
+from goal_state.storage.sqlite.database import create_engine
 from tests.databases import schema
 from tests.processes import PATIENCE_SECONDS, python
 from tests.upgrade.make_fixtures import fixture
@@ -194,7 +194,7 @@ from contextlib import closing
 from pathlib import Path
 import alembic.command, alembic.config, alembic.script, alembic.autogenerate
 from goal_state import GoalStore, migrate
-from goal_state.database import create_engine
+from goal_state.storage.sqlite.database import create_engine
 
 fixture, folder, target, stride = sys.argv[1:]
 connect = sqlite3.connect
