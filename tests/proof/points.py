@@ -13,16 +13,12 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from goal_state import (
-    consumers,
-    event_log,
-    executor,
-    listeners,
-    migrate,
-    repository,
-    store,
-    usage_log,
-)
+from goal_state import migrate, store
+from goal_state.delivery import consumers, listeners
+from goal_state.storage import baselines as usage_log
+from goal_state.storage import ledger as event_log
+from goal_state.storage import repository
+from goal_state.storage.sqlite import executor
 
 __all__ = ["Points"]
 

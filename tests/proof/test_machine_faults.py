@@ -15,14 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from goal_state import (
-    DatabaseCorruptError,
-    DatabaseReplacedError,
-    GoalRepository,
-    GoalStore,
-    files,
-)
+from goal_state import DatabaseCorruptError, DatabaseReplacedError, GoalRepository, GoalStore
 from goal_state.domain.requests import Charge
+from goal_state.storage.sqlite import file_guard as files
 from goal_state.storage.sqlite.file_guard import network_file_system
 from tests.processes import PATIENCE_SECONDS, python
 from tests.proof.workload import CONSUMER, Due, call, perform, read_state
