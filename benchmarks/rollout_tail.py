@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.measure import Figure, Scale, Spread, interleaved, ratios
-from goal_state.rollout import RolloutReader, RolloutTail
+from goal_state.codex.rollout import RolloutReader, RolloutTail
 
 __all__ = ["run"]
 

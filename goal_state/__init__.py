@@ -9,6 +9,11 @@ and everything that happened to it, in one SQLite file.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from goal_state.delivery.listeners import Subscription
+from goal_state.domain.events import EventKind, GoalEvent
+from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
+from goal_state.domain.requests import Charge
+from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.errors import (
     BudgetExhaustedError,
     DatabaseBusyError,
@@ -41,18 +46,13 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
     UsageOverflowError,
 )
-from goal_state.events import EventKind, GoalEvent
-from goal_state.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
-from goal_state.listeners import Subscription
-from goal_state.repository import GoalRepository
-from goal_state.requests import Charge
+from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
-from goal_state.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 
 if TYPE_CHECKING:
-    from goal_state.consumers import Consumer
+    from goal_state.delivery.consumers import Consumer
     from goal_state.meter import GoalMeter, Reading
-    from goal_state.verification import Difference
+    from goal_state.storage.verification import Difference
 
 __all__ = [
     "KEEP",
@@ -108,8 +108,8 @@ __all__ = [
 ]
 
 _LATER = {
-    "Consumer": "goal_state.consumers",
-    "Difference": "goal_state.verification",
+    "Consumer": "goal_state.delivery.consumers",
+    "Difference": "goal_state.storage.verification",
     "GoalMeter": "goal_state.meter",
     "Reading": "goal_state.meter",
 }

@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, TypeVar
 
+from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
+from goal_state.domain.requests import Baseline, CumulativeUsage, check_total
+from goal_state.domain.totals import cumulative
+from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import TurnError
-from goal_state.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
-from goal_state.repository import GoalRepository, wall_clock_ms
-from goal_state.requests import Baseline, CumulativeUsage, check_total
+from goal_state.storage.repository import GoalRepository, wall_clock_ms
 from goal_state.store import GoalStore
-from goal_state.totals import cumulative
-from goal_state.usage import TokenUsage, TokenUsageInfo
-from goal_state.validation import check_name, check_optional_name
 
 __all__ = ["GoalMeter", "Reading"]
 

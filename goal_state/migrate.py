@@ -17,15 +17,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine
 
-from goal_state.database import database_path, detached_connection, enable_wal, read_schema
 from goal_state.errors import (
     InvalidValueError,
     SchemaError,
     SchemaOutOfDateError,
     SchemaTooNewError,
 )
-from goal_state.executor import driver_connection, translating
-from goal_state.tables import HEAD_REVISION, VERSION_TABLE, check_tables, metadata
+from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE, check_tables, metadata
+from goal_state.storage.sqlite.database import (
+    database_path,
+    detached_connection,
+    enable_wal,
+    read_schema,
+)
+from goal_state.storage.sqlite.executor import driver_connection, translating
 
 if TYPE_CHECKING:
     from alembic.config import Config

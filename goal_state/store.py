@@ -13,7 +13,32 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
 from goal_state import migrate as migrations
-from goal_state.database import (
+from goal_state.delivery.listeners import Listeners, Subscription
+from goal_state.domain.events import EventKind, GoalEvent
+from goal_state.domain.goals import Goal, GoalStatus, check_status
+from goal_state.domain.operations import GoalOperations
+from goal_state.domain.requests import Request
+from goal_state.domain.usage import ThreadUsage, UsageBaseline
+from goal_state.domain.values import (
+    check_amount,
+    check_name,
+    check_optional_name,
+    check_path,
+    check_time_ms,
+)
+from goal_state.errors import (
+    ForkedStoreError,
+    InvalidValueError,
+    NestedCallError,
+    RequestError,
+    StoreClosedError,
+    UnsupportedDatabaseError,
+    fresh,
+)
+from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
+from goal_state.storage.ledger import ConsumerCursor, ConsumerCursors
+from goal_state.storage.repository import GoalRepository
+from goal_state.storage.sqlite.database import (
     Durability,
     check_busy_timeout,
     check_durability,
@@ -28,42 +53,17 @@ from goal_state.database import (
     opened_file,
     set_pragmas,
 )
-from goal_state.errors import (
-    ForkedStoreError,
-    InvalidValueError,
-    NestedCallError,
-    RequestError,
-    StoreClosedError,
-    UnsupportedDatabaseError,
-    fresh,
-)
-from goal_state.event_log import ConsumerCursor, ConsumerCursors
-from goal_state.events import EventKind, GoalEvent
-from goal_state.executor import Executor, driver_connection
-from goal_state.files import forget_log_owner, note_log_owner
-from goal_state.forks import FileIdentity, register, until_held, while_connecting
-from goal_state.goals import Goal, GoalStatus, check_status
-from goal_state.listeners import Listeners, Subscription
-from goal_state.operations import GoalOperations
-from goal_state.readers import PooledReaders, Readers, SharedReader
-from goal_state.repository import GoalRepository
-from goal_state.requests import Request
-from goal_state.turnstile import Turnstile, gate
-from goal_state.usage import ThreadUsage, UsageBaseline
-from goal_state.validation import (
-    check_amount,
-    check_name,
-    check_optional_name,
-    check_path,
-    check_time_ms,
-)
-from goal_state.writer import Writer
+from goal_state.storage.sqlite.executor import Executor, driver_connection
+from goal_state.storage.sqlite.file_guard import forget_log_owner, note_log_owner
+from goal_state.storage.sqlite.group_commit import Writer
+from goal_state.storage.sqlite.readers import PooledReaders, Readers, SharedReader
+from goal_state.storage.sqlite.turnstile import Turnstile, gate
 
 # What a store needs only now and then is imported where it is used: opening one and reading a goal should
 # cost little more than SQLAlchemy.
 if TYPE_CHECKING:
-    from goal_state.consumers import Consumer, Sink
-    from goal_state.verification import Difference
+    from goal_state.delivery.consumers import Consumer, Sink
+    from goal_state.storage.verification import Difference
 
 __all__ = ["GoalStore"]
 
@@ -315,7 +315,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        from goal_state.verification import verify
+        from goal_state.storage.verification import verify
 
         thread_id = check_optional_name("thread_id", thread_id)
         return self._read(lambda reader: list(verify(reader, thread_id)))
@@ -373,7 +373,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: an argument is out of its bounds.
         """
-        from goal_state.consumers import Consumer
+        from goal_state.delivery.consumers import Consumer
 
         self._check_open()
         self._refuse_nested()
@@ -427,7 +427,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the time has no time zone.
         """
-        from goal_state.retention import last_prunable_position, prune_chunk, prune_ended
+        from goal_state.storage.retention import last_prunable_position, prune_chunk, prune_ended
 
         before_ms = check_time_ms("before", before)
         through = self._read(lambda reader: last_prunable_position(reader, before_ms))
@@ -458,7 +458,7 @@ class GoalStore(GoalOperations):
             OSError: the file cannot be made there.
             DatabaseError: the copy could not be made; nothing of it is left.
         """
-        from goal_state.transfer import back_up
+        from goal_state.storage.transfer import back_up
 
         place = check_path("path", path)
         self._read(lambda reader: back_up(reader, place, progress))
@@ -490,7 +490,7 @@ class GoalStore(GoalOperations):
             InvalidValueError: it is no path.
             OSError: there is no room for a copy beside the database.
         """
-        from goal_state.restoring import prepared, write_over
+        from goal_state.storage.sqlite.restoring import prepared, write_over
 
         self._check_open()
         self._refuse_nested()
@@ -500,7 +500,7 @@ class GoalStore(GoalOperations):
         page_size = self._read(lambda reader: reader.executor.page_size())
 
         def put_in_place() -> None:
-            with prepared(place, file, identity, page_size, progress) as copy:
+            with prepared(place, file, identity, page_size, progress, migrations.upgrade) as copy:
                 self._writer.exclusively(
                     lambda: write_over(
                         copy, self._repository.executor.driver, self._busy_timeout_seconds
@@ -514,7 +514,7 @@ class GoalStore(GoalOperations):
 
         A store in memory can do nothing else until the last line was taken.
         """
-        from goal_state.transfer import export_lines
+        from goal_state.storage.transfer import export_lines
 
         self._check_open()
         self._refuse_nested()
@@ -540,7 +540,7 @@ class GoalStore(GoalOperations):
             NotAnExportError: it is no whole and unchanged export; with the number of the line.
             InvalidValueError: `lines` cannot be iterated over.
         """
-        from goal_state.transfer import import_lines
+        from goal_state.storage.transfer import import_lines
 
         if not isinstance(lines, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("lines", f"must be iterable, not {type(lines).__name__}")
@@ -606,7 +606,7 @@ class GoalStore(GoalOperations):
             return
         self._closes_after_call = False
         if self._consumers:
-            from goal_state.consumers import Consumer
+            from goal_state.delivery.consumers import Consumer
 
             Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
         with self._writer.lock:

@@ -10,7 +10,9 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection
 
-from goal_state import database, migrate, tables
+from goal_state import migrate
+from goal_state.storage import schema as tables
+from goal_state.storage.sqlite import database
 
 _config = context.config
 _OPTIONS: dict[str, Any] = {

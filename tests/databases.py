@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from goal_state.tables import database, metadata
+from goal_state.storage.schema import database, metadata
 
 __all__ = ["Rows", "contents", "execute", "fingerprints", "rows", "schema"]
 

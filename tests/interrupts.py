@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from goal_state.bells import Bell
+from goal_state.delivery.bells import Bell
 from tests.processes import PATIENCE_SECONDS
 
 __all__ = ["Interrupted", "interrupts"]

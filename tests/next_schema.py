@@ -13,7 +13,7 @@ from typing import Final
 
 import goal_state.cli.main  # noqa: F401  (every module that knows the newest revision is there)
 from goal_state import migrate
-from goal_state.tables import HEAD_REVISION
+from goal_state.storage.schema import HEAD_REVISION
 from tests.processes import CHECKOUT
 
 __all__ = ["DOWNGRADE", "NEXT_REVISION", "UPGRADE", "use", "write"]

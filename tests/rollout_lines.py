@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-import goal_state.rollout.lines
-import goal_state.rollout.reader
-from goal_state.rollout import (
+import goal_state.codex.rollout.lines
+import goal_state.codex.rollout.reader
+from goal_state.codex.rollout import (
     RolloutReader,
     TurnStatus,
 )
-from goal_state.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 
 RECORDED = Path(__file__).parent / "data" / "rollouts"
 HOME = RECORDED / "home"
@@ -127,7 +127,7 @@ def memory_at_most(mebibytes: float) -> Iterator[None]:
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The sizes of the blocks that are read from plain files."""
     sizes: list[int] = []
-    real = goal_state.rollout.lines.io.FileIO
+    real = goal_state.codex.rollout.lines.io.FileIO
 
     class Counting(real):  # type: ignore[misc, valid-type]
         def read(self, size: int = -1, /) -> bytes:
@@ -136,5 +136,5 @@ def bytes_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             return block
 
     with monkeypatch.context() as patched:
-        patched.setattr(goal_state.rollout.lines.io, "FileIO", Counting)
+        patched.setattr(goal_state.codex.rollout.lines.io, "FileIO", Counting)
         yield sizes

@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 
-from goal_state import executor, forks, listeners, locks, readers, turnstile, writer
+from goal_state.delivery import listeners
+from goal_state.storage import forks, locks
+from goal_state.storage.sqlite import executor, readers, turnstile
+from goal_state.storage.sqlite import group_commit as writer
 
 STRUCK: list[ModuleType] = [executor, forks, listeners, locks, readers, turnstile, writer]
 """Where locks are held while an exception may strike."""

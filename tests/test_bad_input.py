@@ -45,10 +45,16 @@ from goal_state import (
 from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
 from goal_state.cli.main import program
-from goal_state.database import create_engine
-from goal_state.replay import ThreadHub
-from goal_state.rollout import RolloutReader, RolloutWriter, TurnStatus, find_rollout, rollout_path
-from goal_state.tables import metadata
+from goal_state.codex import ThreadHub
+from goal_state.codex.rollout import (
+    RolloutReader,
+    RolloutWriter,
+    TurnStatus,
+    find_rollout,
+    rollout_path,
+)
+from goal_state.storage.schema import metadata
+from goal_state.storage.sqlite.database import create_engine
 from tests.databases import Rows, fingerprints, rows
 from tests.processes import CHECKOUT
 

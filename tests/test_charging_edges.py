@@ -293,7 +293,9 @@ def test_what_nobody_pays_is_told_to_the_log(
     store.account("t", tokens=5, turn_id="turn-1")
     goal = store.create("t", "Ship", status=PAUSED)
     store.account("t", tokens=5)
-    told = [one.getMessage() for one in caplog.records if one.name == "goal_state.charging"]
+    told = [
+        one.getMessage() for one in caplog.records if one.name == "goal_state.storage.repository"
+    ]
     assert told == [
         "a charge of turn 'turn-1' found no goal to pay it",
         f"goal {goal.goal_id} is paused and takes no charge",
@@ -602,7 +604,9 @@ def test_a_clock_that_jumps_back_does_not_break_a_charge(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = store.create("t", "Ship")
-    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: created.created_at_ms - 9999)
+    monkeypatch.setattr(
+        "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms - 9999
+    )
     goal = store.account("t", tokens=1).goal
     assert goal is not None
     assert goal.updated_at_ms == created.updated_at_ms

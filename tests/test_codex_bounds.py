@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from goal_state import NotADatabaseError
-from goal_state import codex_import as importer
-from goal_state.codex_import import CodexHome, CodexSchemaError
+from goal_state.codex import importer
+from goal_state.codex.importer import CodexHome, CodexSchemaError
 from tests.processes import python
 from tests.test_codex_import import RECORDED, SCHEMA, insert, make_home, row
 
 _READ = """
 import resource, sys, tempfile
-from goal_state.codex_import import CodexHome, CodexSchemaError
+from goal_state.codex.importer import CodexHome, CodexSchemaError
 from tests.processes import peak_memory_mib
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**29, 2**29))
 tempfile.tempdir = sys.argv[2]

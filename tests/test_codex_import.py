@@ -29,18 +29,17 @@ from goal_state import (
     NotADatabaseError,
     TokenUsage,
 )
-from goal_state import codex_import as importer
-from goal_state.codex_import import (
+from goal_state.codex import ThreadHub, importer
+from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex.importer import (
     CodexHome,
     CodexSchemaError,
     ImportReport,
     Skipped,
     import_codex,
 )
+from goal_state.codex.rollout import find_rollout, find_rollouts
 from goal_state.meter import GoalMeter
-from goal_state.replay import ThreadHub
-from goal_state.rollout import find_rollout, find_rollouts
-from goal_state.testing import TURN_ID, USAGE, rollout, rollout_with_token_usage
 from tests.databases import contents, execute, fingerprints
 from tests.replay.clients import PATIENCE_SECONDS, Client
 

@@ -24,7 +24,7 @@ from goal_state import (
     RequestError,
     StoreClosedError,
 )
-from goal_state.repository import wall_clock_ms
+from goal_state.storage.repository import wall_clock_ms
 from tests.databases import execute
 from tests.interrupts import interrupts
 from tests.processes import PATIENCE_SECONDS, finish, python, running
@@ -51,8 +51,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again soon."""
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.005)
-    monkeypatch.setattr("goal_state.consumers._LONGEST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_RETRY_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -297,8 +297,8 @@ def test_an_interrupted_drain_leaves_nothing_locked(store: GoalStore) -> None:
 def test_commits_of_the_same_process_wake_a_consumer(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goal_state.consumers._SHORTEST_PAUSE_SECONDS", 3600.0)
-    monkeypatch.setattr("goal_state.consumers._LONGEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr("goal_state.delivery.consumers._SHORTEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_PAUSE_SECONDS", 3600.0)
     taken: list[int] = []
     with store.consume("audit", lambda events: taken.extend(e.position for e in events)) as one:
         assert one.drain(PATIENCE_SECONDS)
@@ -310,8 +310,8 @@ def test_commits_of_the_same_process_wake_a_consumer(
 def test_a_name_that_is_given_back_wakes_who_waits_for_it(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goal_state.consumers._SHORTEST_PAUSE_SECONDS", 3600.0)
-    monkeypatch.setattr("goal_state.consumers._LONGEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr("goal_state.delivery.consumers._SHORTEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_PAUSE_SECONDS", 3600.0)
     first = store.consume("audit", print)
     assert first.drain(PATIENCE_SECONDS)
     wait_until(lambda: first.position is not None)
@@ -326,7 +326,7 @@ def test_a_name_that_is_given_back_wakes_who_waits_for_it(
 _HOLDER = """
 import os, signal, sys, threading
 from goal_state import GoalStore
-from goal_state.consumers import Consumer
+from goal_state.delivery.consumers import Consumer
 
 stops_in_sink = sys.argv[2] == "in the sink"
 # Stopped in a transaction that renews its lease, it would hold the write lock as well.
@@ -458,7 +458,9 @@ def test_a_clock_that_jumps_loses_no_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jumped_ms = 0
-    monkeypatch.setattr("goal_state.consumers.wall_clock_ms", lambda: wall_clock_ms() + jumped_ms)
+    monkeypatch.setattr(
+        "goal_state.delivery.consumers.wall_clock_ms", lambda: wall_clock_ms() + jumped_ms
+    )
     taken: list[int] = []
     with GoalStore.open(database) as other:
         both = [

@@ -20,7 +20,7 @@ from goal_state import (
     InvalidValueError,
     StoreClosedError,
 )
-from goal_state.event_log import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
+from goal_state.storage.ledger import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
 from tests.processes import PATIENCE_SECONDS, finish, python, running
 
 
@@ -191,7 +191,7 @@ def test_a_consumer_sees_what_hosts_and_other_processes_write(
             """
 import sys
 from goal_state import GoalRepository
-from goal_state.database import create_engine
+from goal_state.storage.sqlite.database import create_engine
 with create_engine(sys.argv[1]).begin() as connection:
     GoalRepository(connection).create("t", "Ship")
 """,
@@ -243,8 +243,8 @@ def test_a_sink_that_raises_gets_the_same_events_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.001)
-    monkeypatch.setattr("goal_state.consumers._LONGEST_RETRY_SECONDS", 0.006)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_RETRY_SECONDS", 0.006)
     sink = Sink()
 
     def fail_often(events: Sequence[GoalEvent]) -> None:
@@ -260,7 +260,7 @@ def test_a_sink_that_raises_gets_the_same_events_again(
     assert sink.batches == [[1, 2]] * 6
     assert [one.position for one in kept if one is not None] == [0] * 5
 
-    records = [r for r in caplog.records if r.name == "goal_state.consumers"]
+    records = [r for r in caplog.records if r.name == "goal_state.delivery.consumers"]
     assert [r.levelno for r in records] == [logging.WARNING] * 5
     assert {r.getMessage().partition(";")[0] for r in records} == {
         "consumer 'audit' failed at position 0 (ConnectionError: the receiver is away)"
@@ -277,7 +277,7 @@ def test_the_pause_begins_anew_after_a_success(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.001)
     failures = iter([True, True, False, True, False])
 
     def fail_at_times(_: Sequence[GoalEvent]) -> None:
@@ -289,7 +289,9 @@ def test_the_pause_begins_anew_after_a_success(
     assert consumer.drain(PATIENCE_SECONDS)
     write(store, 1)
     assert consumer.drain(PATIENCE_SECONDS)
-    pauses = [r.args[-1] for r in caplog.records if r.name == "goal_state.consumers" and r.args]
+    pauses = [
+        r.args[-1] for r in caplog.records if r.name == "goal_state.delivery.consumers" and r.args
+    ]
     assert len(pauses) == 3
     assert pauses[2] <= 0.001
 
@@ -307,7 +309,7 @@ def test_a_sink_can_say_how_long_to_leave_its_receiver_alone(
     consumer = consume(store, "audit", ask_for_time)
     assert told.wait(PATIENCE_SECONDS)
     assert not consumer.close(0.0), "it does not wait those seconds out"
-    [record] = [r for r in caplog.records if r.name == "goal_state.consumers"]
+    [record] = [r for r in caplog.records if r.name == "goal_state.delivery.consumers"]
     assert isinstance(record.args, tuple)
     assert isinstance(record.args[-1], float)
     assert record.args[-1] > 1000.0
@@ -393,7 +395,7 @@ def test_a_sink_slower_than_its_lease_keeps_the_name(
 _HOLDER = """
 import sys, threading
 from goal_state import GoalStore
-from goal_state.consumers import Consumer
+from goal_state.delivery.consumers import Consumer
 
 def sink(events):
     for event in events:
@@ -431,7 +433,7 @@ def test_a_name_whose_process_was_killed_is_free_when_its_lease_ends(
 _WORKER = """
 import sys
 from goal_state import GoalStore
-from goal_state.consumers import Consumer
+from goal_state.delivery.consumers import Consumer
 
 def sink(events):
     print(*(event.position for event in events), sep="\\n", flush=True)

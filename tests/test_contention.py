@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from goal_state import EventKind, GoalEvent, GoalStore
-from goal_state.tables import HEAD_REVISION, VERSION_TABLE
+from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
 from tests.databases import contents
 from tests.next_schema import NEXT_REVISION
 from tests.processes import running

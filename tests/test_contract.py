@@ -38,11 +38,11 @@ from goal_state import (
     TokenUsageInfo,
     UsageOverflowError,
 )
-from goal_state.database import create_engine
-from goal_state.executor import Statement
-from goal_state.operations import GoalOperations
-from goal_state.requests import Request
-from goal_state.tables import metadata
+from goal_state.domain.operations import GoalOperations
+from goal_state.domain.requests import Request
+from goal_state.storage.schema import metadata
+from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.executor import Statement
 from tests.databases import Rows
 
 Result = TypeVar("Result")
@@ -661,11 +661,11 @@ def _without_ids(record: Goal | GoalEvent) -> dict[str, Any]:
 def test_account_many_does_as_account_one_after_the_other(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: 1_000)
+    monkeypatch.setattr("goal_state.storage.repository.wall_clock_ms", lambda: 1_000)
     for group in ("one", "many"):
         _with_goals_to_charge(subject, group)
     begun = subject.events()[-1].position
-    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: 2_000)
+    monkeypatch.setattr("goal_state.storage.repository.wall_clock_ms", lambda: 2_000)
     one = [subject.apply(charge) for charge in _charges("one")]
     between = subject.events()[-1].position
     many = subject.account_many(_charges("many"))

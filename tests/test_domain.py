@@ -28,8 +28,8 @@ from goal_state import (
     TokenUsageInfo,
     errors,
 )
-from goal_state.events import check_kind
-from goal_state.goals import (
+from goal_state.domain.events import check_kind
+from goal_state.domain.goals import (
     charged_status,
     check_goal,
     check_mode,
@@ -38,15 +38,15 @@ from goal_state.goals import (
     status_by_budget,
     utc_from_ms,
 )
-from goal_state.identifiers import new_id
-from goal_state.totals import next_baseline
-from goal_state.validation import (
+from goal_state.domain.totals import next_baseline
+from goal_state.domain.values import (
     check_amount,
     check_milliseconds,
     check_name,
     check_path,
     check_time_ms,
 )
+from goal_state.storage.identifiers import new_id
 
 ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED, COMPLETE = GoalStatus
 LARGEST = 2**63 - 1
@@ -710,13 +710,15 @@ def test_ids_are_uuids_of_version_7_that_rise() -> None:
 
 def test_ids_rise_when_the_clock_jumps_back(monkeypatch: pytest.MonkeyPatch) -> None:
     before = new_id()
-    monkeypatch.setattr("goal_state.identifiers.time.time_ns", lambda: 0)
+    monkeypatch.setattr("goal_state.storage.identifiers.time.time_ns", lambda: 0)
     assert new_id() > before
 
 
 def test_an_id_has_the_millisecond_and_counts_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = (uuid.UUID(new_id()).int >> 80) + 1
-    monkeypatch.setattr("goal_state.identifiers.time.time_ns", lambda: now * 1_000_000 + 999_999)
+    monkeypatch.setattr(
+        "goal_state.storage.identifiers.time.time_ns", lambda: now * 1_000_000 + 999_999
+    )
     ids = [uuid.UUID(new_id()).int for _ in range(4097)]
     # 48 bits of the time; the 12 bits after the version have room for 4096 ids.
     assert [one >> 80 for one in ids] == [now] * 4096 + [now + 1]

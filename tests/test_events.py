@@ -101,7 +101,9 @@ def test_an_error_of_a_listener_is_logged_and_hurts_no_one(
     assert any_store.account("t", tokens=5).applied
     assert before == after == list(any_store.events())
     assert any_store.get("t") != goal
-    failures = [record for record in caplog.records if record.name == "goal_state.listeners"]
+    failures = [
+        record for record in caplog.records if record.name == "goal_state.delivery.listeners"
+    ]
     assert [(record.levelno, record.getMessage()) for record in failures] == [
         (logging.ERROR, "a listener failed on event 1 (created)"),
         (logging.ERROR, "a listener failed on event 2 (usage_accounted)"),

@@ -806,6 +806,30 @@ print(made)
     assert tokens(database) == int(said)
 
 
+@pytest.mark.parametrize("gate", ["forks._gate", "store._readers._gate"])
+def test_a_fork_in_a_signal_handler_leaves_the_lock_that_its_thread_was_holding(
+    database: Path, gate: str
+) -> None:
+    run(
+        f"""
+from goal_state.storage import forks
+store = GoalStore.open(path, durability="normal")
+store.create("t", "Ship")
+with {gate}:
+    process = os.fork()
+    if process == 0:
+        os._exit(0)
+assert os.waitpid(process, 0)[1] == 0
+charge(store)
+with GoalStore.open(path, durability="normal") as second:
+    charge(second)
+assert store.get("t").tokens_used == 2
+store.close()
+""",
+        database,
+    )
+
+
 # -- what stays with the parent -----------------------------------------------------------------------
 
 
@@ -1114,7 +1138,7 @@ def test_the_child_mints_ids_of_its_own() -> None:
     told = python(
         """
 import os, signal
-from goal_state import identifiers
+from goal_state.storage import identifiers
 
 identifiers.new_id()
 identifiers._lock.acquire()

@@ -31,8 +31,8 @@ from goal_state import (
     TokenUsage,
     migrate,
 )
-from goal_state.database import create_engine
-from goal_state.tables import HEAD_REVISION, VERSION_TABLE, metadata
+from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE, metadata
+from goal_state.storage.sqlite.database import create_engine
 from tests import next_schema
 from tests.databases import contents, execute, fingerprints
 from tests.next_schema import NEXT_REVISION

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore
-from goal_state.tables import metadata
+from goal_state.storage.schema import metadata
 from tests.processes import finish, python, running
 
 SECONDS = 3.0

@@ -314,7 +314,7 @@ def test_an_overflow_in_a_group_is_the_error_of_its_caller_alone(store: GoalStor
 def test_more_callers_than_fit_into_one_group(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goal_state.writer._MAX_GROUP", 2)
+    monkeypatch.setattr("goal_state.storage.sqlite.group_commit._MAX_GROUP", 2)
     store.create("t", "Ship")
 
     def call(number: int) -> Callable[[], Any]:

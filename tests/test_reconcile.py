@@ -19,7 +19,7 @@ from goal_state import (
     TokenUsageInfo,
     UsageBaseline,
 )
-from goal_state.requests import Charges
+from goal_state.domain.requests import Charges
 
 WINDOW = 258_400
 
@@ -301,9 +301,13 @@ def test_a_change_moves_the_time_of_the_last_one(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = store.create("t", "work")
-    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: created.created_at_ms + 5)
+    monkeypatch.setattr(
+        "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms + 5
+    )
     assert store.set("t", objective="more").updated_at_ms == created.created_at_ms + 5
-    monkeypatch.setattr("goal_state.repository.wall_clock_ms", lambda: created.created_at_ms - 5)
+    monkeypatch.setattr(
+        "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms - 5
+    )
     assert store.set("t", objective="less").updated_at_ms == created.created_at_ms + 5
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import goal_state
 from goal_state import GoalStateError, GoalStore
-from goal_state.tables import HEAD_REVISION
+from goal_state.storage.schema import HEAD_REVISION
 from tests.databases import contents, fingerprints
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, finish, python, running
 from tests.upgrade.make_fixtures import fixture

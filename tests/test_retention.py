@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import bindparam, delete
 
 from goal_state import EventKind, GoalStore, InvalidValueError, migrate
-from goal_state.database import create_engine
-from goal_state.executor import Statement
-from goal_state.tables import HEAD_REVISION, goals
+from goal_state.storage.schema import HEAD_REVISION, goals
+from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.executor import Statement
 
 FUTURE = datetime.now(UTC) + timedelta(days=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)

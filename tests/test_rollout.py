@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goal_state.rollout import (
+from goal_state.codex.rollout import (
     HistoryBase,
     RolloutReader,
     RolloutTail,
@@ -22,7 +22,7 @@ from goal_state.rollout import (
     Turn,
     TurnStatus,
 )
-from goal_state.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from tests.rollout_lines import (
     COMPLETED,
     DAY,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import goal_state.rollout.lines
-import goal_state.rollout.paths
-import goal_state.rollout.reader
-from goal_state.rollout import (
+import goal_state.codex.rollout.lines
+import goal_state.codex.rollout.paths
+import goal_state.codex.rollout.reader
+from goal_state.codex.rollout import (
     MAX_LINES,
     MAX_READ_BYTES,
     MAX_SEARCHED_BYTES,
@@ -45,7 +45,7 @@ _HUGE_BYTES = 10**13
 _MEMBER = gzip.compress(b"")
 _READ_ALL = """
 import sys
-from goal_state.rollout import NotARolloutError, RolloutReader
+from goal_state.codex.rollout import NotARolloutError, RolloutReader
 from tests.processes import peak_memory_mib
 reader = RolloutReader(sys.argv[1])
 for read in (reader.restored, reader.turns, lambda: list(reader.usages()), lambda: reader.meta):
@@ -103,7 +103,7 @@ def test_ten_terabytes_of_one_line_behind_a_sound_head_are_passed_over(tmp_path:
 def test_a_search_backwards_ends_at_its_bound(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.lines, "MAX_SEARCHED_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_SEARCHED_BYTES", 2**20)
     near = rollout(*SOUND, FILLER * 100)
     assert near.restored().info == info(5)
     assert near.skipped.count == 0
@@ -120,7 +120,7 @@ def test_a_search_backwards_ends_at_its_bound(
 def test_lines_of_nothing_are_counted_as_well(
     filler: bytes, rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.lines, "MAX_LINES", 1000)
+    monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_LINES", 1000)
     reader = rollout(*SOUND, filler * 990)
     assert reader.restored().info == info(5)
     assert len(reader.turns()) == 1
@@ -135,7 +135,7 @@ def test_lines_of_nothing_are_counted_as_well(
 def test_more_turns_than_are_kept_leave_the_latest(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.reader, "_MAX_TURNS", 3)
+    monkeypatch.setattr(goal_state.codex.rollout.reader, "_MAX_TURNS", 3)
     reader = rollout(meta(), *(began(name) for name in "abcde"))
     assert [turn.turn_id for turn in reader.turns()] == ["c", "d", "e"]
     assert [one.reason for one in reader.skipped.noted] == ["more than 3 turns"] * 2
@@ -156,7 +156,7 @@ def test_turns_that_are_dropped_again_and_again_cost_no_more(rollout: Write) -> 
 
 
 def test_a_gzip_bomb_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(goal_state.rollout.lines, "MAX_READ_BYTES", 2**24)
+    monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_READ_BYTES", 2**24)
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(text_of(SOUND)) + gzip.compress(bytes(2**26)) * 3)
     reader = RolloutReader(path)
@@ -194,7 +194,7 @@ def test_compressed_data_that_stands_for_nothing_has_an_end(
     skippable = struct.pack("<II", 0x184D2A50, 2**32 - 1)
     path = sparse(tmp_path / "skipped.jsonl.zst", head + skippable)
     assert read_all(path)[0] == "True 1 too much compressed data: nothing after it is read"
-    monkeypatch.setattr(goal_state.rollout.lines, "MAX_READ_BYTES", 2**24)
+    monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_READ_BYTES", 2**24)
     bomb = tmp_path / "bomb.jsonl.zst"
     bomb.write_bytes(head + zstandard.ZstdCompressor().compress(bytes(2**28)))
     reader = RolloutReader(bomb)
@@ -206,13 +206,13 @@ def test_compressed_data_that_stands_for_nothing_has_an_end(
 def test_stored_blocks_of_gzip_end_at_the_bound_of_what_is_compressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.lines, "MAX_COMPRESSED_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_COMPRESSED_BYTES", 2**20)
     path = tmp_path / "plain.jsonl.gz"
     path.write_bytes(gzip.compress(text_of(SOUND) + os.urandom(2**21), compresslevel=0))
     reader = RolloutReader(path)
     assert reader.restored().info == info(5)
-    with goal_state.rollout.lines.open_rollout(path) as opened:
-        ledger = goal_state.rollout.lines.SkipLedger()
+    with goal_state.codex.rollout.lines.open_rollout(path) as opened:
+        ledger = goal_state.codex.rollout.lines.SkipLedger()
         assert sum(len(line.content or b"") for line in opened.forwards(ledger)) < 2**20
     assert [one.reason for one in ledger.noted] == [
         "too much compressed data: nothing after it is read"
@@ -234,9 +234,9 @@ def test_a_folder_with_too_many_entries_is_refused(
     place(tmp_path).write_bytes(text_of(SOUND))
     for number in range(10):
         place(tmp_path, f"junk-{number}").touch()
-    monkeypatch.setattr(goal_state.rollout.paths, "MAX_DIRECTORY_ENTRIES", 11)
+    monkeypatch.setattr(goal_state.codex.rollout.paths, "MAX_DIRECTORY_ENTRIES", 11)
     assert find_rollout(tmp_path, "a") == place(tmp_path)
-    monkeypatch.setattr(goal_state.rollout.paths, "MAX_DIRECTORY_ENTRIES", 10)
+    monkeypatch.setattr(goal_state.codex.rollout.paths, "MAX_DIRECTORY_ENTRIES", 10)
     with pytest.raises(OSError, match="too many entries") as caught:
         list(find_rollouts(tmp_path))
     assert caught.value.filename == str(place(tmp_path).parent)
@@ -246,7 +246,7 @@ def test_entries_are_counted_over_all_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(tmp_path).write_bytes(text_of(SOUND))
-    monkeypatch.setattr(goal_state.rollout.paths, "_MAX_ENTRIES", 4)
+    monkeypatch.setattr(goal_state.codex.rollout.paths, "_MAX_ENTRIES", 4)
     assert len(list(find_rollouts(tmp_path))) == 1
     place(tmp_path).parent.with_name("19").mkdir()
     with pytest.raises(OSError, match="too many entries"):
@@ -286,7 +286,7 @@ def test_what_is_no_file_is_neither_found_nor_opened(tmp_path: Path, kind: str) 
 def test_a_chain_of_forks_ends_at_its_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.reader, "_MAX_ANCESTORS", 5)
+    monkeypatch.setattr(goal_state.codex.rollout.reader, "_MAX_ANCESTORS", 5)
 
     def write(number: int) -> Path:
         base = {"thread_id": f"t{number + 1}", "end_ordinal_exclusive": 10}

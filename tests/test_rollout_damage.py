@@ -17,8 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from goal_state.errors import RequestError
-from goal_state.rollout import (
+from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
     MissingZstandardError,
@@ -32,7 +31,8 @@ from goal_state.rollout import (
     Turn,
     TurnStatus,
 )
-from goal_state.usage import TokenUsage
+from goal_state.domain.usage import TokenUsage
+from goal_state.errors import RequestError
 from tests.rollout_lines import (
     COMPLETED,
     PARENT,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from goal_state.rollout import (
+from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     RolloutReader,
     RolloutTail,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from goal_state.errors import InvalidValueError
-from goal_state.rollout import (
+from goal_state.codex.rollout import (
     find_rollout,
     find_rollouts,
     paths,
     rollout_path,
 )
+from goal_state.errors import InvalidValueError
 from tests.processes import python
 from tests.rollout_lines import (
     DAY,
@@ -79,7 +79,7 @@ def test_what_is_found_and_in_which_order(
 _WATCHED = """
 import sys
 from pathlib import Path
-from goal_state.rollout import find_rollouts
+from goal_state.codex.rollout import find_rollouts
 
 home = sys.argv[1]
 

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import pytest
 
-import goal_state.rollout.lines
-import goal_state.rollout.reader
-from goal_state.rollout import (
+import goal_state.codex.rollout.lines
+import goal_state.codex.rollout.reader
+from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
     MissingZstandardError,
@@ -71,7 +71,7 @@ def test_a_terabyte_of_history_costs_what_its_tail_costs(
 def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.reader, "_TURN_SEARCH_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.reader, "_TURN_SEARCH_BYTES", 2**20)
     ended = [began("a"), completed("a"), began("b"), context("b")]
     near = rollout(meta(), *ended, FILLER * 300, context("b"), token_count(5))
     assert near.restored() == RolloutTail(info(5), "b", "b", "a")
@@ -134,7 +134,7 @@ def test_lines_across_the_borders_of_blocks(
     whole = RolloutReader(recorded("01a1fa7e-8f29-7dd2-8bd7-26bb609ee313"))
     expected = whole.restored(), whole.turns(), list(whole.usages())
     for size in (1, 2, 7, 860, 4096):
-        monkeypatch.setattr(goal_state.rollout.lines, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(goal_state.codex.rollout.lines, "_BLOCK_BYTES", size)
         reader = rollout(text)
         assert (reader.restored(), reader.turns(), list(reader.usages())) == expected
         assert reader.skipped.count == 0
@@ -146,8 +146,8 @@ def test_a_file_that_shrinks_while_it_is_read_is_read_as_far_as_it_goes(
 ) -> None:
     left = text_of(SOUND)[: len(text_of(SOUND)) - cut]
     reader = rollout(*SOUND, FILLER * 100, token_count(6), FILLER * 100)
-    with goal_state.rollout.lines.open_rollout(reader.path) as opened:
-        lines = opened.backwards(goal_state.rollout.lines.SkipLedger())
+    with goal_state.codex.rollout.lines.open_rollout(reader.path) as opened:
+        lines = opened.backwards(goal_state.codex.rollout.lines.SkipLedger())
         next(lines)
         os.truncate(reader.path, len(left))
         rest = [one for one in lines if one.content and b"response_item" not in one.content]
@@ -198,7 +198,7 @@ def test_a_compressed_rollout_is_read_in_little_memory(rollout: Write) -> None:
 def test_a_compressed_rollout_remembers_the_latest_turns(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.rollout.reader, "_MAX_TURN_LINES", 4)
+    monkeypatch.setattr(goal_state.codex.rollout.reader, "_MAX_TURN_LINES", 4)
     lines = [began("a"), completed("a"), token_count(5), *(began(f"b{n}") for n in range(3))]
     assert rollout(gzip.compress(text_of([meta(), *lines]))).restored() == RolloutTail(
         info(5), "a", "b2", "a"

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from goal_state.errors import InvalidValueError
-from goal_state.rollout import (
+from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
     NotARolloutError,
@@ -29,6 +28,7 @@ from goal_state.rollout import (
     find_rollouts,
     rollout_path,
 )
+from goal_state.errors import InvalidValueError
 from tests.rollout_lines import (
     COMPLETED,
     FILLER,

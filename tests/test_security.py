@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from goal_state import DatabaseBusyError, GoalStore, InvalidValueError, RequestError
 from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
-from goal_state.rollout import RolloutWriter, find_rollout
+from goal_state.codex.rollout import RolloutWriter, find_rollout
 from tests.cli.program import SMALL, run
 from tests.databases import contents, fingerprints
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, all_at_once
@@ -291,7 +291,7 @@ def test_no_sql_is_made_of_what_a_caller_gave() -> None:
     }
     # What is put in are constants, and names of columns that were found in a list of ours.
     assert marked.keys() == {
-        "codex_import.py",
+        "importer.py",
         "database.py",
         "host_transaction.py",
         "restoring.py",

@@ -12,22 +12,22 @@ import pytest
 from sqlalchemy.dialects.sqlite import pysqlite
 
 import goal_state
-from goal_state.executor import Statement
+from goal_state.storage.sqlite.executor import Statement
 
 # These read, or count, a whole table: that is what they are for.
 WHOLE_TABLE = {
-    "goal_state.event_log._CURSORS",
-    "goal_state.repository._COUNT",
-    "goal_state.repository._COUNT_OF_STATUS",
+    "goal_state.storage.ledger._CURSORS",
+    "goal_state.storage.repository._COUNT",
+    "goal_state.storage.repository._COUNT_OF_STATUS",
     # Once at the end of an import, over all that it brought.
-    "goal_state.transfer._BALANCE_OF_NO_GOAL",
-    "goal_state.transfer._IN_BALANCE_ALREADY",
-    "goal_state.transfer._REPLACED_AND_THERE",
-    "goal_state.transfer._SAME_EVENT_ID",
-    "goal_state.verification._LEDGERS",
+    "goal_state.storage.transfer._BALANCE_OF_NO_GOAL",
+    "goal_state.storage.transfer._IN_BALANCE_ALREADY",
+    "goal_state.storage.transfer._REPLACED_AND_THERE",
+    "goal_state.storage.transfer._SAME_EVENT_ID",
+    "goal_state.storage.verification._LEDGERS",
 }
 # Pruning works its way through the log from its beginning, and sorts what it has in hand.
-PRUNING = "goal_state.retention."
+PRUNING = "goal_state.storage.retention."
 
 
 def _statements() -> dict[str, Statement]:
@@ -89,7 +89,7 @@ def test_a_statement_that_reads_a_whole_table_is_named_here_for_a_reason(
 def test_parameters_in_another_order_than_declared_are_an_error() -> None:
     from sqlalchemy import bindparam, select
 
-    from goal_state.tables import goals
+    from goal_state.storage.schema import goals
 
     statement = Statement(
         lambda: select(goals).where(

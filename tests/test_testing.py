@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from goal_state import InvalidValueError
-from goal_state.rollout import RolloutReader, Turn, TurnStatus, find_rollout, find_rollouts
-from goal_state.testing import (
+from goal_state.codex.builders import (
     TURN_ID,
     USAGE,
     rollout,
@@ -21,6 +20,7 @@ from goal_state.testing import (
     rollout_with_text_elements,
     rollout_with_token_usage,
 )
+from goal_state.codex.rollout import RolloutReader, Turn, TurnStatus, find_rollout, find_rollouts
 from tests.replay.clients import info
 
 STARTED_AT = datetime(2026, 3, 9, 7, 5, 2, 345_000, tzinfo=UTC)

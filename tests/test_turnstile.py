@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from goal_state import DatabaseBusyError, turnstile
-from goal_state.turnstile import Turnstile
+from goal_state import DatabaseBusyError
+from goal_state.storage.sqlite import turnstile
+from goal_state.storage.sqlite.turnstile import Turnstile
 from tests.processes import PATIENCE_SECONDS, finish, python, running
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_SECONDS)
@@ -264,7 +265,7 @@ _CHILD = """
 import os, signal, sys
 from contextlib import closing
 from pathlib import Path
-from goal_state import turnstile
+from goal_state.storage.sqlite import turnstile
 from tests.test_turnstile import two_that_met
 
 path, how, where = Path(sys.argv[1]), getattr(signal, sys.argv[2]), sys.argv[3]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from goal_state.analytics.runtime import library_version, machine_arch, os_name, os_version
+from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import InvalidValueError
-from goal_state.validation import check_name, check_optional_name
 
 __all__ = ["AnalyticsContext"]
 

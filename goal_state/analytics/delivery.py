@@ -8,9 +8,9 @@ from typing import Final, TypeAlias
 
 from goal_state.analytics.context import AnalyticsContext
 from goal_state.analytics.payload import AnalyticsEvent
-from goal_state.consumers import Consumer
+from goal_state.delivery.consumers import Consumer
+from goal_state.domain.events import GoalEvent
 from goal_state.errors import InvalidValueError
-from goal_state.events import GoalEvent
 from goal_state.store import GoalStore
 
 __all__ = ["AnalyticsSink", "ContextSource", "send_events"]

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from goal_state.bells import Bell
+from goal_state.delivery.bells import Bell
 from goal_state.errors import DeliveryError
 
 __all__ = ["Answer", "Exchanges"]

@@ -20,8 +20,8 @@ except ImportError as _error:
 from goal_state.analytics.exchange import Exchanges
 from goal_state.analytics.line_file import LineFile
 from goal_state.analytics.payload import AnalyticsEvent
+from goal_state.domain.values import check_milliseconds
 from goal_state.errors import DeliveryError, InvalidValueError
-from goal_state.validation import check_milliseconds
 
 __all__ = ["EVENT_IDS_HEADER", "HttpSink"]
 

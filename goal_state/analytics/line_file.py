@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from goal_state.domain.values import check_amount, check_path
 from goal_state.errors import InvalidValueError
-from goal_state.validation import check_amount, check_path
 
 __all__ = ["MAX_FILE_BYTES", "LineFile"]
 

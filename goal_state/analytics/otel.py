@@ -15,7 +15,7 @@ except ImportError as _error:
 
 from goal_state.analytics.payload import AnalyticsEvent
 from goal_state.analytics.runtime import library_version
-from goal_state.events import EventKind
+from goal_state.domain.events import EventKind
 
 __all__ = ["OpenTelemetrySink"]
 
@@ -29,7 +29,7 @@ class OpenTelemetrySink:
     |---|---|---|
     | log record | event name `goal_state.goal.created`, `….usage_accounted` … | one per event, at its time |
     | counter | `goal_state.token.usage`, `{token}` | tokens charged, by the goal's status after the charge |
-    | counter | `goal_state.goals`, `{goal}` | goals that took on a status, by status |
+    | counter | `goal_state.domain.goals`, `{goal}` | goals that took on a status, by status |
 
     Both counters have the attribute `goal_state.goal.status`. A log record has it too, with the conventions'
     `gen_ai.conversation.id` (the thread) and `session.id`, and what else the payload says under
@@ -57,7 +57,7 @@ class OpenTelemetrySink:
             "goal_state.token.usage", unit="{token}", description="Tokens charged to goals."
         )
         self._goals = meter.create_counter(
-            "goal_state.goals", unit="{goal}", description="Goals that took on a status."
+            "goal_state.domain.goals", unit="{goal}", description="Goals that took on a status."
         )
 
     def __call__(self, events: Sequence[AnalyticsEvent]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from goal_state.analytics.context import AnalyticsContext
-from goal_state.events import GoalEvent
+from goal_state.domain.events import GoalEvent
 
 __all__ = ["AnalyticsEvent"]
 

@@ -27,10 +27,10 @@ from goal_state.cli.output import (
     usage_json,
     write_json,
 )
+from goal_state.domain.events import GoalEvent
+from goal_state.domain.goals import KEEP, Goal, GoalStatus
+from goal_state.domain.requests import Change, Resumption
 from goal_state.errors import GoalNotFoundError
-from goal_state.events import GoalEvent
-from goal_state.goals import KEEP, Goal, GoalStatus
-from goal_state.requests import Change, Resumption
 from goal_state.store import GoalStore
 
 __all__ = ["clear", "list_goals", "set_goal", "show", "verify"]

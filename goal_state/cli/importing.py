@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, printable, write_json
-from goal_state.codex_import import CodexHome, ImportReport, import_codex
+from goal_state.codex.importer import CodexHome, ImportReport, import_codex
 from goal_state.store import GoalStore
 
 __all__ = ["import_command"]

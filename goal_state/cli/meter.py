@@ -23,13 +23,13 @@ from goal_state.cli.output import (
     usage_json,
     write_json,
 )
-from goal_state.events import GoalEvent
-from goal_state.goals import Goal
-from goal_state.repository import GoalRepository
-from goal_state.rollout import NotARolloutError, RolloutReader
+from goal_state.codex.rollout import NotARolloutError, RolloutReader
+from goal_state.domain.events import GoalEvent
+from goal_state.domain.goals import Goal
+from goal_state.domain.usage import TokenUsage
+from goal_state.domain.values import check_token_budget
+from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
-from goal_state.usage import TokenUsage
-from goal_state.validation import check_token_budget
 
 __all__ = ["meter"]
 

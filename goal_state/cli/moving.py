@@ -12,14 +12,15 @@ from typing import TextIO
 import click
 from rich.progress import BarColumn, Progress, TextColumn
 
+from goal_state import migrate
 from goal_state.cli.confirming import confirm
 from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, write_json
 from goal_state.errors import DatabaseLocationError
-from goal_state.restoring import check_backup
+from goal_state.storage.sqlite.restoring import check_backup
+from goal_state.storage.transfer import MAX_LINE_CHARACTERS
 from goal_state.store import GoalStore
-from goal_state.transfer import MAX_LINE_CHARACTERS
 
 __all__ = ["backup", "export", "import_export", "restore"]
 
@@ -49,7 +50,7 @@ def restore(source: Path, yes: bool, database: str, as_json: bool) -> None:
 
     Everything becomes as it was when the backup was made. Never move or copy a backup over a database.
     """
-    check_backup(source)  # before a new database is made for it
+    migrate.refuse_newer(check_backup(source))  # before a new database is made for it
     location = locate(database)
     if location.path.exists() and not yes:
         confirm(f"What was written to {location.path} since the backup will be lost. Go on?")

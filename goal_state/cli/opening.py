@@ -8,8 +8,8 @@ from typing import NamedTuple
 import click
 from sqlalchemy import Engine
 
-from goal_state.database import create_engine, database_path, inspect_file
 from goal_state.errors import DatabaseLocationError
+from goal_state.storage.sqlite.database import create_engine, database_path, inspect_file
 from goal_state.store import GoalStore
 
 __all__ = ["Location", "locate", "locate_existing", "open_existing"]

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from goal_state.events import EventKind, GoalEvent
-from goal_state.goals import Goal, GoalStatus
-from goal_state.usage import ThreadUsage
+from goal_state.domain.events import EventKind, GoalEvent
+from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.domain.usage import ThreadUsage
 
 __all__ = [
     "budget_bar",

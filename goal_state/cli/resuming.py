@@ -12,9 +12,9 @@ import click
 from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import write_json
-from goal_state.replay import Message, ThreadHub
-from goal_state.repository import GoalRepository
-from goal_state.rollout import NotARolloutError, RolloutReader
+from goal_state.codex import Message, ThreadHub
+from goal_state.codex.rollout import NotARolloutError, RolloutReader
+from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 
 __all__ = ["resume"]

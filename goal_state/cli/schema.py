@@ -13,9 +13,9 @@ from goal_state.cli.confirming import confirm
 from goal_state.cli.opening import Location, locate, locate_existing, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import printable, write_json
-from goal_state.database import create_file, vacuum
+from goal_state.storage.schema import HEAD_REVISION
+from goal_state.storage.sqlite.database import create_file, vacuum
 from goal_state.store import GoalStore
-from goal_state.tables import HEAD_REVISION
 
 __all__ = ["db"]
 

@@ -53,8 +53,8 @@ def logged(store: GoalStore) -> list[str]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again at once."""
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.001)
-    monkeypatch.setattr("goal_state.consumers._LONGEST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_RETRY_SECONDS", 0.01)
 
 
 def test_every_event_comes_once_in_order_and_at_most_a_hundred_at_a_time(store: GoalStore) -> None:
@@ -83,7 +83,7 @@ def test_what_a_sink_did_not_take_comes_again(store: GoalStore) -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_a_sink_may_fail_for_days(store: GoalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.0)
     store.create("thread-1", "Ship it")
     sink = Collector(*[OSError("down")] * 1_100)
     with send_events(store, sink, context=CONTEXT) as consumer:

@@ -32,8 +32,8 @@ CONTEXT = AnalyticsContext(client_name="agent", client_version="1")
 @pytest.fixture(autouse=True)
 def _eager_and_direct(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again soon, and no proxy of the machine is in between."""
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.005)
-    monkeypatch.setattr("goal_state.consumers._LONGEST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_RETRY_SECONDS", 0.05)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

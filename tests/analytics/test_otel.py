@@ -88,7 +88,7 @@ def test_tokens_and_goals_are_counted_by_status(store: GoalStore, telemetry: Tel
         assert consumer.drain(PATIENCE_SECONDS)
     assert telemetry.counters == {
         "goal_state.token.usage": ("{token}", {"active": 45, "budget_limited": 70}),
-        "goal_state.goals": ("{goal}", {"active": 3, "budget_limited": 1, "complete": 1}),
+        "goal_state.domain.goals": ("{goal}", {"active": 3, "budget_limited": 1, "complete": 1}),
     }
 
 
@@ -168,4 +168,4 @@ def test_without_providers_the_global_ones_are_used(
     store.create("thread-1", "Ship it")
     OpenTelemetrySink()([AnalyticsEvent(event, CONTEXT) for event in store.events()])
     assert len(telemetry.records) == 1
-    assert telemetry.counters["goal_state.goals"] == ("{goal}", {"active": 1})
+    assert telemetry.counters["goal_state.domain.goals"] == ("{goal}", {"active": 1})

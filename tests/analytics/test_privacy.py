@@ -40,7 +40,7 @@ def test_no_objective_leaves_by_any_sink_or_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("goal_state.consumers._FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.001)
     caplog.set_level(logging.DEBUG)
     context = AnalyticsContext(client_name="client-marker", client_version="1")
     seen: list[str] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore
-from goal_state.tables import HEAD_REVISION, VERSION_TABLE
+from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
 from tests.cli.program import ENVIRONMENT, PATIENCE_SECONDS, SMALL, finish, refused, start
 from tests.databases import execute, fingerprints
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore
-from goal_state.testing import rollout
+from goal_state.codex.builders import rollout
 from tests.cli.program import (
     COMMAND,
     ENVIRONMENT,

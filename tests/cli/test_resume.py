@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore, TokenUsage
-from goal_state.replay import goal_updated, token_usage_updated
-from goal_state.rollout import find_rollout
-from goal_state.testing import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex import goal_updated, token_usage_updated
+from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex.rollout import find_rollout
 from tests.cli.program import refused, run, run_json_lines
 from tests.databases import contents, fingerprints
 

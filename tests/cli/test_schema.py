@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore, migrate
-from goal_state.tables import HEAD_REVISION
+from goal_state.storage.schema import HEAD_REVISION
 from tests.cli.program import refused, run, run_json, run_json_lines
 from tests.databases import contents, fingerprints
 from tests.next_schema import NEXT_REVISION

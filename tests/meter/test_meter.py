@@ -24,9 +24,9 @@ from goal_state import (
     TokenUsageInfo,
     UsageOverflowError,
 )
+from goal_state.domain.values import MAX_INTEGER
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter
-from goal_state.validation import MAX_INTEGER
 from tests.meter.clock import Clock
 
 THREAD = "thread-1"

@@ -24,7 +24,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from goal_state import GoalStore, consumers
+from goal_state import GoalStore
+from goal_state.delivery import consumers
 from tests.proof import workload
 from tests.proof.points import Points
 from tests.proof.workload import CONSUMER, Acks, Due, read_state

@@ -13,16 +13,10 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from goal_state import (
-    consumers,
-    event_log,
-    executor,
-    listeners,
-    migrate,
-    repository,
-    store,
-    usage_log,
-)
+from goal_state import migrate, store
+from goal_state.delivery import consumers, listeners
+from goal_state.storage import baselines, ledger, repository
+from goal_state.storage.sqlite import executor
 
 __all__ = ["Points"]
 
@@ -102,8 +96,8 @@ class Points:
 
 def _names_of_statements() -> dict[int, str]:
     return {
-        id(value): f"{module.__name__.removeprefix('goal_state.')}.{name}"
-        for module in (repository, event_log, usage_log)
+        id(value): f"{module.__name__.removeprefix('goal_state.storage.')}.{name}"
+        for module in (repository, ledger, baselines)
         for name, value in vars(module).items()
         if isinstance(value, executor.Statement)
     }

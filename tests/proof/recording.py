@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-from goal_state import database
+from goal_state.storage.sqlite import database
 from tests.proof import workload
 
 LANES: Final = (0, 1)

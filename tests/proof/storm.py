@@ -372,7 +372,7 @@ print(made)
 def main() -> None:
     where, seed, strikes, seconds = sys.argv[1:]
     # A strike while a module is imported fails the import in whichever other thread waits for it, too.
-    importlib.import_module("goal_state.transfer")
+    importlib.import_module("goal_state.storage.transfer")
     path = None if where == ":memory:" else Path(where) / "goals.db"
     faulthandler.dump_traceback_later(float(seconds) + 4 * PATIENCE_SECONDS, exit=True)
     storm = Storm(path, int(seed), int(strikes), float(seconds))

@@ -29,7 +29,7 @@ NAMED = {
     "after repository._INSERT",
     "after repository._UPDATE",
     "after repository._CHARGE",
-    "after event_log._APPEND",
+    "after ledger._APPEND",
     "before COMMIT",
     "after COMMIT",
     "before the listeners",

@@ -15,15 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from goal_state import (
-    DatabaseCorruptError,
-    DatabaseReplacedError,
-    GoalRepository,
-    GoalStore,
-    files,
-)
-from goal_state.files import network_file_system
-from goal_state.requests import Charge
+from goal_state import DatabaseCorruptError, DatabaseReplacedError, GoalRepository, GoalStore
+from goal_state.domain.requests import Charge
+from goal_state.storage.sqlite import file_guard as files
+from goal_state.storage.sqlite.file_guard import network_file_system
 from tests.processes import PATIENCE_SECONDS, python
 from tests.proof.workload import CONSUMER, Due, call, perform, read_state
 
@@ -305,7 +300,9 @@ def test_a_network_file_system_is_warned_of_once(
     monkeypatch.setattr(files, "network_file_system", lambda path: "nfs4")
     for _ in range(2):
         GoalStore.open(database).close()
-    (warning,) = [record for record in caplog.records if record.name == "goal_state.files"]
+    (warning,) = [
+        record for record in caplog.records if record.name == "goal_state.storage.sqlite.file_guard"
+    ]
     assert warning.levelname == "WARNING"
     assert "network file system (nfs4)" in warning.getMessage()
     assert database.name in warning.getMessage()

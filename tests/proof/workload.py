@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, cast
 
 from goal_state import GoalEvent, GoalStore, RequestError, TokenUsage, TokenUsageInfo
-from goal_state.consumers import Consumer
-from goal_state.database import create_engine
-from goal_state.operations import GoalOperations
-from goal_state.requests import Charge
+from goal_state.delivery.consumers import Consumer
+from goal_state.domain.operations import GoalOperations
+from goal_state.domain.requests import Charge
+from goal_state.storage.sqlite.database import create_engine
 from tests.processes import PATIENCE_SECONDS
 
 __all__ = [

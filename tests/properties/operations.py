@@ -18,8 +18,8 @@ from goal_state import (
     TokenUsage,
     TokenUsageInfo,
 )
-from goal_state.operations import GoalOperations
-from goal_state.requests import Charge
+from goal_state.domain.operations import GoalOperations
+from goal_state.domain.requests import Charge
 from tests.properties.model import KEPT, STATUSES, Baseline, Counts, Recorded, Row, Settlement
 
 __all__ = ["Observation", "Operation", "Outcome", "Perform", "observe", "perform", "plain"]

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from goal_state import Goal, TokenUsage, TokenUsageInfo
-from goal_state.replay import Message, goal_updated, token_usage_updated
+from goal_state.codex import Message, goal_updated, token_usage_updated
 
 PATIENCE_SECONDS = 30.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore
-from goal_state.replay import ThreadHub
+from goal_state.codex import ThreadHub
 from tests.replay.clients import Client
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from goal_state import GoalStore
-from goal_state.replay import Message, ThreadHub
-from goal_state.replay.outbox import Outbox
+from goal_state.codex import Message, ThreadHub
+from goal_state.codex.outbox import Outbox
 from tests.interrupts import interrupts
 from tests.replay.clients import (
     PATIENCE_SECONDS,

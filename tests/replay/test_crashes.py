@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from goal_state import EventKind, Goal, GoalStatus, GoalStore, TokenUsageInfo
+from goal_state.codex import RestoredUsage, ThreadHub
+from goal_state.codex.rollout import RolloutWriter, find_rollout
 from goal_state.meter import GoalMeter
-from goal_state.replay import RestoredUsage, ThreadHub
-from goal_state.rollout import RolloutWriter, find_rollout
 from tests.databases import fingerprints
 from tests.replay.clients import PATIENCE_SECONDS, Client, goal_message, info, usage
 from tests.rollout_lines import began, completed, event

@@ -14,9 +14,9 @@ from goal_state import (
     StoreClosedError,
     TokenUsage,
 )
-from goal_state.replay import RestoredUsage, ThreadHub, ThreadNotFoundError, restored_turn_id
-from goal_state.rollout import NotARolloutError, Turn, TurnStatus, find_rollout
-from goal_state.testing import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex import RestoredUsage, ThreadHub, ThreadNotFoundError, restored_turn_id
+from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex.rollout import NotARolloutError, Turn, TurnStatus, find_rollout
 from tests.databases import fingerprints
 from tests.replay.clients import (
     PATIENCE_SECONDS,

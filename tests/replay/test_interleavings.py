@@ -22,9 +22,9 @@ from hypothesis.stateful import (
 )
 
 from goal_state import GoalStore, TokenUsageInfo
-from goal_state.replay import Message, ThreadHub
-from goal_state.rollout import TurnStatus
-from goal_state.testing import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex import Message, ThreadHub
+from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex.rollout import TurnStatus
 from tests.databases import fingerprints
 from tests.replay.clients import (
     PATIENCE_SECONDS,

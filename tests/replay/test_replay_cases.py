@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from goal_state import GoalStore, TokenUsageInfo
-from goal_state.replay import Message, ThreadHub
-from goal_state.rollout import RolloutReader, RolloutWriter, find_rollout
+from goal_state.codex import Message, ThreadHub
+from goal_state.codex.rollout import RolloutReader, RolloutWriter, find_rollout
 from tests.databases import fingerprints
 from tests.replay.clients import PATIENCE_SECONDS, Client, kinds
 

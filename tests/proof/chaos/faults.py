@@ -12,24 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from goal_state import (
-    consumers,
+from goal_state import meter, migrate, store
+from goal_state.cli import opening
+from goal_state.delivery import consumers, listeners
+from goal_state.storage import baselines as usage_log
+from goal_state.storage import forks, transfer
+from goal_state.storage.sqlite import (
     database,
     executor,
-    forks,
     host_transaction,
-    listeners,
-    meter,
-    migrate,
     readers,
     restoring,
-    store,
-    transfer,
     turnstile,
-    usage_log,
-    writer,
 )
-from goal_state.cli import opening
+from goal_state.storage.sqlite import group_commit as writer
 
 __all__ = ["FAULTS", "Fault"]
 

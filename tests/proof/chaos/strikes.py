@@ -41,7 +41,11 @@ _LIBRARY: Final = (
     str(Path(__file__).with_name("faults.py")),  # what is put back is as it was in the library
 )
 
-_NEVER_LOGGED_BY: Final = ("goal_state.store", "goal_state.writer", "goal_state.readers")
+_NEVER_LOGGED_BY: Final = (
+    "goal_state.store",
+    "goal_state.storage.sqlite.group_commit",
+    "goal_state.storage.sqlite.readers",
+)
 
 _NO_POINT: Final = (len, isinstance, iter, next, type)
 """After these CPython does not look for signals."""
@@ -158,7 +162,7 @@ class _SeenInLogs(logging.Handler):
         error = record.exc_info and record.exc_info[1]
         if isinstance(error, Strike) and record.name not in _NEVER_LOGGED_BY:
             _unraisable.add(threading.get_ident())
-            if record.name == "goal_state.listeners" and isinstance(record.args, tuple):
+            if record.name == "goal_state.delivery.listeners" and isinstance(record.args, tuple):
                 failed.append(record.args[0])
 
 

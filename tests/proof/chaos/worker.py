@@ -15,7 +15,10 @@ import signal
 import sys
 from pathlib import Path
 
-from goal_state import consumers, retention, transfer, verification  # noqa: F401  what is imported late must not be struck half-way in
+from goal_state.delivery import consumers
+from goal_state.storage import (
+    verification,  # noqa: F401  what is imported late must not be struck half-way in
+)
 from tests.proof.chaos import faults, strikes
 from tests.proof.chaos.acts.base import trace
 from tests.proof.chaos.acts.charging import Charging

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from goal_state import GoalRepository, GoalStore, StoreClosedError, errors
-from goal_state.consumers import Consumer
+from goal_state.delivery.consumers import Consumer
 from tests.proof.chaos import strikes
 from tests.proof.chaos.channel import Channel
 from tests.proof.chaos.charges import charge_of, make, make_in

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from goal_state import DatabaseBusyError, GoalEvent, StoreClosedError
-from goal_state.consumers import Consumer
+from goal_state.delivery.consumers import Consumer
 from tests.proof.chaos.acts.base import JOIN_SECONDS, REFUSALS, Acts, Surprise
 from tests.proof.chaos.charges import number_of
 

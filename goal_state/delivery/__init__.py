@@ -1,0 +1,1 @@
+"""Events to whoever listens: live, or by a cursor that lasts."""

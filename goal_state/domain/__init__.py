@@ -1,0 +1,1 @@
+"""The rules of goals, pure: no I/O, no clock, no SQL."""

@@ -1,0 +1,291 @@
+"""What callers ask for, checked: a request that exists is one whose every value is within its bounds.
+
+So a malformed call is refused before a transaction begins, and what is carried out needs no more checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic, Literal, TypeVar
+
+from goal_state.domain.goals import (
+    KEEP,
+    Accounting,
+    AccountingMode,
+    Goal,
+    GoalStatus,
+    Keep,
+    check_mode,
+    check_status,
+)
+from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.values import (
+    check_amount,
+    check_milliseconds,
+    check_name,
+    check_objective,
+    check_optional_name,
+    check_time_ms,
+    check_token_budget,
+)
+from goal_state.errors import InvalidValueError
+
+__all__ = [
+    "Baseline",
+    "Change",
+    "Charge",
+    "Charges",
+    "Clearing",
+    "Creation",
+    "CumulativeUsage",
+    "Reconciliation",
+    "Request",
+    "Resumption",
+    "ThreadRequest",
+    "check_total",
+]
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Request(Generic[Result_co]):
+    """Something to be done in one transaction; `Result_co` is what comes back."""
+
+    __slots__ = ()
+
+
+class ThreadRequest(Request[Result_co]):
+    """Something to be done with one thread's goal or usage."""
+
+    __slots__ = ("thread_id", "turn_id")
+
+    def __init__(self, thread_id: object, turn_id: object) -> None:
+        self.thread_id: str = check_name("thread_id", thread_id)
+        self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
+
+
+class Creation(ThreadRequest[Goal]):
+    """A new goal; `in_any_case` also where there is one that is not complete."""
+
+    __slots__ = ("in_any_case", "objective", "status", "token_budget")
+
+    def __init__(
+        self,
+        thread_id: object,
+        objective: object,
+        token_budget: object,
+        status: object,
+        turn_id: object,
+        *,
+        in_any_case: bool,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.objective: str = check_objective(objective)
+        self.token_budget: int | None = check_token_budget(token_budget)
+        self.status: GoalStatus = check_status(status)
+        self.in_any_case: bool = in_any_case
+
+
+class Change(ThreadRequest[Goal]):
+    """New values for a goal, which is made if it is missing and an objective is given."""
+
+    __slots__ = (
+        "blocked_reason",
+        "expected_goal_id",
+        "objective",
+        "resume_at_ms",
+        "status",
+        "token_budget",
+    )
+
+    def __init__(
+        self,
+        thread_id: object,
+        objective: object,
+        status: object,
+        token_budget: object,
+        resume_at: object,
+        blocked_reason: object,
+        expected_goal_id: object,
+        turn_id: object,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.objective: str | Literal[Keep.KEEP] = (
+            KEEP if isinstance(objective, Keep) else check_objective(objective)
+        )
+        self.status: GoalStatus | Literal[Keep.KEEP] = (
+            KEEP if isinstance(status, Keep) else check_status(status)
+        )
+        self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.resume_at_ms: int | None = (
+            None if resume_at is None else check_time_ms("resume_at", resume_at)
+        )
+        self.blocked_reason: str | None = (
+            None if blocked_reason is None else check_objective(blocked_reason, "blocked_reason")
+        )
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
+        if self.resume_at_ms is not None and self.status is not GoalStatus.USAGE_LIMITED:
+            raise InvalidValueError("resume_at", "goes with status usage_limited only")
+        if self.blocked_reason is not None and self.status is not GoalStatus.BLOCKED:
+            raise InvalidValueError("blocked_reason", "goes with status blocked only")
+
+
+class Resumption(ThreadRequest[Goal]):
+    """A goal shall be active again, with another budget if one is given."""
+
+    __slots__ = ("expected_goal_id", "token_budget")
+
+    def __init__(
+        self, thread_id: object, token_budget: object, expected_goal_id: object, turn_id: object
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
+
+
+class Clearing(ThreadRequest["Goal | None"]):
+    """A goal shall be removed."""
+
+    __slots__ = ("expected_goal_id",)
+
+    def __init__(self, thread_id: object, expected_goal_id: object, turn_id: object) -> None:
+        super().__init__(thread_id, turn_id)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
+
+
+class Charge(ThreadRequest[Accounting]):
+    """Usage to be added to a goal; see `GoalOperations.account` for what the arguments mean.
+
+    Raises:
+        InvalidValueError: a value is out of its bounds.
+    """
+
+    __slots__ = ("expected_goal_id", "idempotency_key", "mode", "time_ms", "tokens")
+
+    def __init__(
+        self,
+        thread_id: str,
+        *,
+        tokens: int = 0,
+        seconds: float = 0,
+        mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
+        expected_goal_id: str | None = None,
+        turn_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        self.thread_id: str = check_name("thread_id", thread_id)
+        self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
+        self.tokens: int = check_amount("tokens", tokens)
+        self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.mode: AccountingMode = check_mode(mode)
+        self.expected_goal_id: str | None = (
+            None if expected_goal_id is None else check_name("expected_goal_id", expected_goal_id)
+        )
+        self.idempotency_key: str | None = (
+            None if idempotency_key is None else check_name("idempotency_key", idempotency_key)
+        )
+
+
+class Charges(Request[list[Accounting]]):
+    """Many charges, of all of which each or none is to be made."""
+
+    __slots__ = ("charges",)
+
+    def __init__(self, charges: Iterable[Charge]) -> None:
+        if not isinstance(charges, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("charges", f"must be many, not {type(charges).__name__}")
+        self.charges: list[Charge] = list(charges)
+        for number, charge in enumerate(self.charges):
+            if not isinstance(charge, Charge):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidValueError(
+                    "charges", f"must be of Charge, number {number} is {type(charge).__name__}"
+                )
+
+
+class CumulativeUsage(ThreadRequest[Accounting]):
+    """What a count of a thread has come to, of which the new part is to be charged.
+
+    Attributes:
+        least_time_alone_ms: None where the time is that of the report: a repeated or late one brings none.
+            Else it is what the caller's own clock says: it rides on the tokens that are charged, and is
+            charged alone once it is so much.
+    """
+
+    __slots__ = ("count_id", "expected_goal_id", "least_time_alone_ms", "mode", "time_ms", "total")
+
+    def __init__(
+        self,
+        thread_id: object,
+        total: object,
+        seconds: object,
+        mode: object,
+        expected_goal_id: object,
+        turn_id: object,
+        count_id: object,
+        *,
+        least_time_alone_ms: int | None = None,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.count_id: str | None = check_optional_name("count_id", count_id)
+        self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.least_time_alone_ms: int | None = least_time_alone_ms
+        self.mode: AccountingMode = check_mode(mode)
+        self.expected_goal_id: str | None = check_optional_name(
+            "expected_goal_id", expected_goal_id
+        )
+
+
+class Baseline(ThreadRequest[None]):
+    """What a count of a thread has come to, of which nothing is to be charged.
+
+    Attributes:
+        is_stated: whether that is the host's word, which holds also where it is lower than what is stored;
+            else it is a report like others, which may be late.
+    """
+
+    __slots__ = ("count_id", "is_stated", "total")
+
+    def __init__(
+        self,
+        thread_id: object,
+        total: object,
+        turn_id: object,
+        count_id: object,
+        *,
+        is_stated: bool = True,
+    ) -> None:
+        super().__init__(thread_id, turn_id)
+        self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.count_id: str | None = check_optional_name("count_id", count_id)
+        self.is_stated: bool = is_stated
+
+
+class Reconciliation(ThreadRequest[Accounting]):
+    """What a count of a thread has come to, as another source knows it."""
+
+    __slots__ = ("count_id", "total")
+
+    def __init__(self, thread_id: object, total: object, turn_id: object, count_id: object) -> None:
+        super().__init__(thread_id, turn_id)
+        self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.count_id: str | None = check_optional_name("count_id", count_id)
+
+
+def _check_new_budget(value: object) -> int | Literal[Keep.KEEP] | None:
+    return KEEP if isinstance(value, Keep) else check_token_budget(value)
+
+
+def check_total(value: object) -> TokenUsage | TokenUsageInfo:
+    """A cumulative usage, or `InvalidValueError`."""
+    if not isinstance(value, TokenUsage | TokenUsageInfo):
+        raise InvalidValueError(
+            "total", f"must be a TokenUsage or a TokenUsageInfo, not {type(value).__name__}"
+        )
+    return value

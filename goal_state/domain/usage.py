@@ -1,0 +1,274 @@
+"""Token counts as providers report them, and what of them a goal pays for. Pure: no I/O, no SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, NamedTuple, Self, cast
+
+from goal_state.domain.values import check_amount
+from goal_state.errors import InvalidValueError
+
+__all__ = ["ThreadUsage", "TokenUsage", "TokenUsageInfo", "UsageBaseline"]
+
+
+class _Derived(int):
+    """The type of the default of `total_tokens`, told apart from any number by identity."""
+
+
+_DERIVED: Final = _Derived(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of one model response, or of many added up. Every count is an int from 0 to 2^63-1.
+
+    Attributes:
+        input_tokens: all input, the cached part included.
+        cached_input_tokens: input that was read from the provider's cache.
+        cache_write_input_tokens: input that was written to the provider's cache.
+        output_tokens: all output, reasoning included.
+        reasoning_output_tokens: output that was reasoning.
+        total_tokens: the provider's own total; input plus output where it is left out.
+
+    Raises:
+        InvalidValueError: a count is no int, negative or 2^63 and more.
+    """
+
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_output_tokens: int = 0
+    total_tokens: int = _DERIVED
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not _DERIVED:
+                object.__setattr__(self, name, check_amount(name, value))
+        if self.total_tokens is _DERIVED:
+            total = self.input_tokens + self.output_tokens
+            object.__setattr__(self, "total_tokens", check_amount("total_tokens", total))
+
+    @property
+    def goal_tokens(self) -> int:
+        """What a goal pays for: input that was not cached, and output."""
+        return max(self.input_tokens - self.cached_input_tokens, 0) + max(self.output_tokens, 0)
+
+    def is_below(self, other: TokenUsage) -> bool:
+        """Whether fewer tokens went in and out than in another total."""
+        return self.input_tokens + self.output_tokens < other.input_tokens + other.output_tokens
+
+    @classmethod
+    def of_valid(
+        cls,
+        input_tokens: int,
+        cached_input_tokens: int,
+        cache_write_input_tokens: int,
+        output_tokens: int,
+        reasoning_output_tokens: int,
+        total_tokens: int,
+    ) -> Self:
+        """A usage from counts that are known to be within their bounds: those of rows, and differences."""
+        usage = cls.__new__(cls)
+        put = object.__setattr__
+        put(usage, "input_tokens", input_tokens)
+        put(usage, "cached_input_tokens", cached_input_tokens)
+        put(usage, "cache_write_input_tokens", cache_write_input_tokens)
+        put(usage, "output_tokens", output_tokens)
+        put(usage, "reasoning_output_tokens", reasoning_output_tokens)
+        put(usage, "total_tokens", total_tokens)
+        return usage
+
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The counts in the order of the fields."""
+        return (
+            self.input_tokens,
+            self.cached_input_tokens,
+            self.cache_write_input_tokens,
+            self.output_tokens,
+            self.reasoning_output_tokens,
+            self.total_tokens,
+        )
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(*map(int.__add__, self.counts(), other.counts()))
+
+    def __sub__(self, other: TokenUsage) -> TokenUsage:
+        """The difference, field by field, never below 0."""
+        a, b, c, d, e, f = map(int.__sub__, self.counts(), other.counts())
+        return TokenUsage.of_valid(
+            max(0, a),
+            max(0, b),
+            max(0, c),
+            max(0, d),
+            max(0, e),
+            max(0, f),
+        )
+
+    @classmethod
+    def from_openai(cls, usage: object) -> Self:
+        """From the `usage` of an OpenAI response, object or mapping, of the Responses or the Chat API.
+
+        Raises:
+            InvalidValueError: it has neither `input_tokens` nor `prompt_tokens`, or a count is malformed.
+        """
+        if _part(usage, "input_tokens") is not None:
+            side_in, side_out = "input_tokens", "output_tokens"
+        elif _part(usage, "prompt_tokens") is not None:
+            side_in, side_out = "prompt_tokens", "completion_tokens"
+        else:
+            raise InvalidValueError(
+                "usage", "must have input_tokens (Responses API) or prompt_tokens (Chat API)"
+            )
+        read = _part(usage, f"{side_in}_details")
+        written = _part(usage, f"{side_out}_details")
+        return cls(
+            input_tokens=_count(usage, side_in),
+            cached_input_tokens=_count(read, "cached_tokens"),
+            cache_write_input_tokens=_count(read, "cache_write_tokens"),
+            output_tokens=_count(usage, side_out),
+            reasoning_output_tokens=_count(written, "reasoning_tokens"),
+            total_tokens=_count(usage, "total_tokens", _DERIVED),
+        )
+
+    @classmethod
+    def from_anthropic(cls, usage: object) -> Self:
+        """From the `usage` of an Anthropic message, object or mapping.
+
+        Anthropic counts input apart from what was read from and written to its cache; here all three are
+        input, of which the part that was read is cached.
+
+        Raises:
+            InvalidValueError: it has no `input_tokens`, or a count is malformed.
+        """
+        if _part(usage, "input_tokens") is None:
+            raise InvalidValueError("usage", "must have input_tokens (Messages API)")
+        read = _count(usage, "cache_read_input_tokens")
+        written = _count(usage, "cache_creation_input_tokens")
+        return cls(
+            input_tokens=_count(usage, "input_tokens") + read + written,
+            cached_input_tokens=read,
+            cache_write_input_tokens=written,
+            output_tokens=_count(usage, "output_tokens"),
+        )
+
+    @classmethod
+    def from_mapping(cls, usage: Mapping[str, Any]) -> Self:
+        """From a mapping with the names of this class, in snake_case or camelCase; unknown names are left.
+
+        Raises:
+            InvalidValueError: it is no mapping, has none of the names, or a count is malformed.
+        """
+        if not isinstance(usage, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("usage", f"must be a mapping, not {type(usage).__name__}")
+        known = {
+            name: usage[key] for name in _COUNTS for key in (_camel(name), name) if key in usage
+        }
+        if not known:
+            raise InvalidValueError("usage", f"must have at least one of {', '.join(_COUNTS)}")
+        return cls(**known)
+
+    def to_mapping(self) -> dict[str, int]:
+        """The counts by their names in camelCase, as they are sent to clients."""
+        return {
+            "totalTokens": self.total_tokens,
+            "inputTokens": self.input_tokens,
+            "cachedInputTokens": self.cached_input_tokens,
+            "cacheWriteInputTokens": self.cache_write_input_tokens,
+            "outputTokens": self.output_tokens,
+            "reasoningOutputTokens": self.reasoning_output_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsageInfo:
+    """What a thread has used.
+
+    Attributes:
+        total: since the thread began, as its provider counts it.
+        last: by the last model response alone.
+        model_context_window: the size of the model's context in tokens, or None if not known.
+    """
+
+    total: TokenUsage
+    last: TokenUsage
+    model_context_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("total", "last"):
+            if not isinstance(getattr(self, name), TokenUsage):
+                raise InvalidValueError(name, "must be a TokenUsage")
+        if self.model_context_window is not None:
+            window = check_amount("model_context_window", self.model_context_window)
+            object.__setattr__(self, "model_context_window", window)
+
+    @classmethod
+    def from_mapping(cls, info: Mapping[str, Any]) -> Self:
+        """From `{total, last, modelContextWindow}` (sent to clients) or from
+        `{total_token_usage, last_token_usage, model_context_window}` (as rollouts keep it).
+
+        Raises:
+            InvalidValueError: it is no mapping, has no total, or a count is malformed.
+        """
+        if not isinstance(info, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("info", f"must be a mapping, not {type(info).__name__}")
+        total, last = (
+            info.get(f"{name}_token_usage", info.get(f"{name}TokenUsage", info.get(name)))
+            for name in ("total", "last")
+        )
+        if total is None:
+            raise InvalidValueError("info", "must have total_token_usage or total")
+        window = info.get("model_context_window", info.get("modelContextWindow"))
+        return cls(
+            TokenUsage.from_mapping(total),
+            TokenUsage() if last is None else TokenUsage.from_mapping(last),
+            window,
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """`{total, last, modelContextWindow}`, as it is sent to clients."""
+        return {
+            "total": self.total.to_mapping(),
+            "last": self.last.to_mapping(),
+            "modelContextWindow": self.model_context_window,
+        }
+
+
+class ThreadUsage(NamedTuple):
+    """What a thread has used and the turn that used it last (None where no turn was named)."""
+
+    info: TokenUsageInfo
+    turn_id: str | None
+
+
+class UsageBaseline(NamedTuple):
+    """What a count of a thread had come to when it was last reported: what of it a charge needs to know."""
+
+    total: TokenUsage
+    model_context_window: int | None
+    turn_id: str | None
+    goal_id: str | None
+    """The goal that the thread had then, which owes what was used since, if it still takes charges."""
+    count_number: int
+    """How often the count has begun anew: each time that a lower total took its place."""
+
+
+_COUNTS: Final = tuple(field.name for field in fields(TokenUsage))
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _part(holder: object, name: str) -> object:
+    """A member of an object or a mapping; None if it has none."""
+    if isinstance(holder, Mapping):
+        return cast("Mapping[str, object]", holder).get(name)
+    return getattr(holder, name, None)
+
+
+def _count(holder: object, name: str, default: int = 0) -> int:
+    value = _part(holder, name)
+    return default if value is None else check_amount(name, value)

@@ -1,0 +1,1 @@
+"""Every SQL statement, and what a database must offer to run it."""

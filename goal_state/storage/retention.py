@@ -1,0 +1,141 @@
+"""Pruning the log: old events go, what they add up to stays.
+
+What is left of a goal is its `created` event, a balance carried forward, and its newer events; of a goal
+that is gone and whose last event is pruned, nothing. The caller's idempotency keys go with their events.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.sql import Executable
+
+from goal_state.storage.ledger import ConsumerCursors
+from goal_state.storage.repository import GoalRepository
+from goal_state.storage.schema import balances, events, goals
+from goal_state.storage.sqlite.executor import Executor, Statement
+
+__all__ = ["last_prunable_position", "prune_chunk", "prune_ended"]
+
+_E = events.c
+_B = balances.c
+_OLD: Final = and_(
+    _E.position > bindparam("after"),
+    _E.position <= bindparam("through"),
+    _E.kind != literal_column("'created'"),
+)
+
+
+def _carry_forward() -> Executable:
+    old = (
+        select(
+            _E.goal_id,
+            func.max(_E.position).label("through_position"),
+            func.sum(_E.tokens_delta).label("tokens"),
+            func.sum(_E.time_delta_ms).label("time_ms"),
+        )
+        .where(_OLD)
+        .group_by(_E.goal_id)
+        .subquery()
+    )
+    last = events.alias("last")
+    # A join by WHERE: after one by ON, SQLite would take ON CONFLICT for a part of it.
+    cleared: ColumnElement[str] = literal_column("'cleared'")
+    status = case((last.c.kind == cleared, cleared), else_=last.c.goal_status)
+    sums = select(*old.columns, status).where(last.c.position == old.c.through_position)
+    statement = insert(balances).from_select([c.name for c in balances.columns], sums)
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["goal_id"],
+        set_={
+            "through_position": new.through_position,
+            "tokens": _B.tokens + new.tokens,
+            "time_ms": _B.time_ms + new.time_ms,
+            "status": new.status,
+        },
+    )
+
+
+_CARRY_FORWARD = Statement(_carry_forward, "after through")
+_DELETE_OLD = Statement(lambda: delete(events).where(_OLD), "after through")
+_FIRST_YOUNG = Statement(
+    lambda: select(func.min(_E.position)).where(_E.occurred_at_ms >= bindparam("before_ms")),
+    "before_ms",
+)
+_FIRST_PRUNABLE = Statement(
+    lambda: select(func.min(_E.position)).where(_E.kind != literal_column("'created'"))
+)
+
+
+def _ended() -> Executable:
+    other = events.alias("other")
+    return (
+        select(_E.goal_id)
+        .where(
+            _E.kind == literal_column("'created'"),
+            _E.position <= bindparam("through"),
+            ~exists().where(goals.c.goal_id == _E.goal_id),
+            ~exists().where(other.c.goal_id == _E.goal_id, other.c.position > _E.position),
+        )
+        .order_by(_E.position)  # a goal before the one that took its place
+        .limit(literal_column("1000"))
+        .offset(literal_column("0"))
+    )
+
+
+_ENDED = Statement(_ended, "through")
+_FORGET_EVENTS = Statement(
+    lambda: delete(events).where(_E.goal_id == bindparam("goal_id")), "goal_id"
+)
+_FORGET_BALANCE = Statement(
+    lambda: delete(balances).where(_B.goal_id == bindparam("goal_id")), "goal_id"
+)
+
+
+def last_prunable_position(repository: GoalRepository, before_ms: int) -> int:
+    """The last position that is older than a time (Unix ms) and that every consumer has passed."""
+    executor = repository.executor
+    with executor.snapshot():
+        first_young = executor.run(_FIRST_YOUNG, (before_ms,)).fetchone()[0]
+        last = repository.log.last_position() if first_young is None else first_young - 1
+        return min([last, *(cursor.position for cursor in ConsumerCursors(executor).all())])
+
+
+def prune_chunk(repository: GoalRepository, through: int, size: int) -> int | None:
+    """Prunes some of the events up to a position; returns how many, None when none are left.
+
+    Args:
+        repository: in a transaction.
+        through: the last position to be pruned.
+        size: positions at the most.
+    """
+    executor = repository.executor
+    first = executor.run(_FIRST_PRUNABLE).fetchone()[0]
+    if first is None or first > through:
+        return None
+    bounds = (first - 1, min(first - 1 + size, through))
+    executor.run(_CARRY_FORWARD, bounds)
+    return executor.run(_DELETE_OLD, bounds).rowcount
+
+
+def prune_ended(repository: GoalRepository, through: int) -> int:
+    """Forgets some of the goals that are gone and of which only the `created` event is left, up to a
+    position; returns how many.
+    """
+    executor: Executor = repository.executor
+    ended = executor.run(_ENDED, (through,)).fetchall()
+    executor.run_many(_FORGET_EVENTS, ended)
+    executor.run_many(_FORGET_BALANCE, ended)
+    return len(ended)

@@ -1,0 +1,1 @@
+"""Goals in one SQLite file, for any number of threads and processes."""

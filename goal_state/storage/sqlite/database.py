@@ -1,0 +1,494 @@
+"""Reaching the database: where it is, whether it is ours, engines and their pragmas."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
+
+from sqlalchemy import Connection, Engine, NullPool, SingletonThreadPool, StaticPool, event, exc
+from sqlalchemy import create_engine as sqlalchemy_create_engine
+from sqlalchemy.engine import URL, make_url
+
+from goal_state.errors import (
+    DatabaseLocationError,
+    DatabaseReadOnlyError,
+    DatabaseReplacedError,
+    ForeignDatabaseError,
+    InvalidValueError,
+    NotADatabaseError,
+    TransactionError,
+    UnsupportedDatabaseError,
+)
+from goal_state.storage.forks import check_not_barred
+from goal_state.storage.identifiers import new_id
+from goal_state.storage.schema import VERSION_TABLE, check_tables, database, metadata
+from goal_state.storage.sqlite.executor import (
+    HOSTS_TRANSACTION,
+    driver_connection,
+    primary_code,
+    require_sqlite3,
+    translating,
+)
+from goal_state.storage.sqlite.file_guard import OpenedFile, has_log, log_owner
+
+__all__ = [
+    "Durability",
+    "change_identity",
+    "check_busy_timeout",
+    "check_durability",
+    "check_writable",
+    "create_engine",
+    "create_file",
+    "database_path",
+    "detached_connection",
+    "enable_wal",
+    "inspect_file",
+    "is_memory",
+    "opened_file",
+    "read_schema",
+    "reading_uri",
+    "set_pragmas",
+    "vacuum",
+]
+
+Durability: TypeAlias = Literal["full", "normal"]
+"""`full`: what was acknowledged survives a power cut. `normal`: it survives a crash of the process, but
+the last commits may be missing after a power cut; the database is consistent all the same."""
+
+_MINIMUM_SQLITE: Final = (3, 37, 0)  # STRICT tables
+
+_SMALLEST_FILE_BYTES: Final = 512
+
+
+def create_engine(
+    target: str | os.PathLike[str] | URL,
+    *,
+    durability: Durability = "full",
+    busy_timeout_seconds: float = 10.0,
+) -> Engine:
+    """An engine set up for keeping goals: foreign keys, busy timeout, `synchronous`, and transactions
+    that begin with BEGIN IMMEDIATE, so that none fails half-way for a lock.
+
+    Args:
+        target: a path, `":memory:"`, or a SQLAlchemy URL without parameters.
+        durability: see `Durability`.
+        busy_timeout_seconds: how long to wait for the write lock before `DatabaseBusyError`.
+
+    Raises:
+        DatabaseLocationError: the URL has parameters.
+        UnsupportedDatabaseError: the URL is not SQLite's, or SQLite is older than 3.37.
+        InvalidValueError: the durability or the time-out is not one.
+    """
+    check_durability(durability)
+    timeout_ms = check_busy_timeout(busy_timeout_seconds)
+    url = _url(target)
+    memory = _is_memory_name(url.database)
+    engine = sqlalchemy_create_engine(
+        url,
+        # The store keeps its own connections; an in-memory database lives in exactly one.
+        poolclass=StaticPool if memory else NullPool,
+        pool_reset_on_return=None,
+        connect_args={"check_same_thread": False, "timeout": timeout_ms / 1000},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: sqlite3.Connection, _record: object) -> None:
+        dbapi_connection.isolation_level = None
+        set_pragmas(dbapi_connection, durability, timeout_ms)
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # The driver's own BEGIN is off: it comes late, is deferred, and leaves DDL
+        # out. This one takes the write lock at the start and makes migrations transactional.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def check_durability(value: object) -> Durability:
+    """The durability of that name, or `InvalidValueError` with the names there are."""
+    if value not in get_args(Durability):
+        shown = ascii(value) if isinstance(value, str) else type(value).__name__
+        raise InvalidValueError(
+            "durability",
+            f"must be one of {', '.join(get_args(Durability))}, is {shown[:80]}",
+        )
+    return cast(Durability, value)
+
+
+def check_busy_timeout(value: object) -> int:
+    """A time-out in seconds as whole milliseconds; from 0 to a day."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
+        raise InvalidValueError("busy_timeout_seconds", "must be a number from 0 to 86400")
+    return round(value * 1000)
+
+
+def set_pragmas(
+    dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int
+) -> None:
+    """What holds for one connection only, and leaves the file as it is."""
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {timeout_ms:d}")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA synchronous = {durability.upper()}")
+    # Four times the default: a checkpoint syncs the database file, and a tenth of the charges' time
+    # went into that.
+    cursor.execute("PRAGMA wal_autocheckpoint = 4000")
+    cursor.close()
+
+
+def _url(target: str | os.PathLike[str] | URL) -> URL:
+    if isinstance(target, URL):
+        url = target
+    elif isinstance(target, str) and "://" in target:
+        try:
+            url = make_url(target)
+        except (exc.ArgumentError, ValueError):  # a port that is no number is a bare ValueError
+            raise DatabaseLocationError(
+                f"{target!r} is no database URL; write sqlite:///path/to/goals.db"
+            ) from None
+    else:
+        if not isinstance(target, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError(
+                "target", f"must be a path, a URL or an Engine, not {type(target).__name__}"
+            )
+        path = os.fspath(target)
+        if not isinstance(path, str) or not path or "\0" in path:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError(
+                "target", "must be a path of at least one character, without NUL"
+            )
+        url = URL.create("sqlite", database=str.__str__(path))  # a subclass may have one of its own
+    if url.get_backend_name() != "sqlite":
+        raise UnsupportedDatabaseError(
+            f"goals are kept in SQLite; {url.get_backend_name()!r} is not supported yet"
+        )
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise UnsupportedDatabaseError(
+            f"goals are kept through Python's own sqlite3, not {url.drivername!r}; write sqlite:///…"
+        )
+    if url.host or url.port or url.username or url.password:
+        raise DatabaseLocationError(
+            "a SQLite URL names no host and no user; write sqlite:///path/to/goals.db"
+        )
+    if url.query:
+        raise DatabaseLocationError(
+            f"the URL has parameters ({', '.join(sorted(url.query))}); pass an Engine to set them"
+        )
+    try:
+        name = os.fsencode(url.database or "")
+    except UnicodeEncodeError:
+        raise DatabaseLocationError(
+            "the path has a lone surrogate; no file has such a name"
+        ) from None
+    if b"\0" in name:
+        raise DatabaseLocationError("the path has a NUL character; no file has such a name")
+    if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:
+        raise UnsupportedDatabaseError(
+            f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}"
+        )
+    return url
+
+
+def _is_memory_name(database: str | None) -> bool:
+    return not database or database == ":memory:"
+
+
+def is_memory(engine: Engine) -> bool:
+    """Whether the database lives in memory, in one connection."""
+    return _is_memory_name(engine.url.database)
+
+
+def database_path(engine: Engine) -> Path | None:
+    """The database file of an engine; None in memory."""
+    return None if is_memory(engine) else Path(cast(str, engine.url.database))
+
+
+def inspect_file(path: Path, *, to_read: bool = False) -> str | None:
+    """The revision of the schema in a file (None: none yet), found without changing a byte of it; refuses
+    a path that cannot hold our database.
+
+    A file that is missing or empty is fine: it will be made. One that holds tables, none of them ours, is
+    another application's; a host that wants goals in its own database says so with an Engine or with
+    `goal_state.migrate.upgrade`.
+
+    Args:
+        path: the file.
+        to_read: whether it need not be writable.
+
+    Raises:
+        DatabaseLocationError: the folder is missing or cannot be entered, or the path is a directory.
+        NotADatabaseError: the file is no SQLite database.
+        ForeignDatabaseError: it is another application's.
+        SchemaIncompleteError: some tables of ours are there and others are not.
+        DatabaseReadOnlyError: the file or its folder cannot be written to, though it should.
+        DatabaseReplacedError: it took the place of another file, whose log is still there.
+    """
+    try:
+        return _inspect_file(path, to_read=to_read)
+    except OSError as error:
+        raise DatabaseLocationError(
+            f"{str(path)!r} cannot be reached: {error.strerror}; see the rights of its folders"
+        ) from error
+
+
+def _inspect_file(path: Path, *, to_read: bool) -> str | None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise DatabaseLocationError(f"the folder {str(folder)!r} does not exist; make it first")
+    if path.is_dir():
+        raise DatabaseLocationError(f"{str(path)!r} is a directory; name a file in it")
+    if path.exists() and not path.is_file():
+        raise DatabaseLocationError(f"{str(path)!r} is no regular file")
+    if not to_read and not os.access(folder, os.W_OK | os.X_OK):
+        raise DatabaseReadOnlyError(
+            f"the folder {str(folder)!r} is read-only; SQLite keeps its log beside the database"
+        )
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    _refuse_exchanged(path)
+    if not to_read and not os.access(path, os.W_OK):
+        raise DatabaseReadOnlyError(
+            f"{str(path)!r} is read-only for this user; allow writing to it"
+        )
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if path.stat().st_size < _SMALLEST_FILE_BYTES:  # SQLite takes one of a single byte for empty
+        raise _no_database(path)
+    with translating():
+        connection = _connected(reading_uri(path))
+        try:
+            tables, revision = read_schema(connection)
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) != sqlite3.SQLITE_NOTADB:
+                raise
+            raise _no_database(path) from error
+        finally:
+            connection.close()
+    if tables and not tables & {VERSION_TABLE, *metadata.tables}:
+        raise ForeignDatabaseError(
+            f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
+            " goals of ours); name another file, or open it with an Engine to keep goals in it"
+        )
+    check_tables(tables, revision)
+    return revision
+
+
+def read_schema(driver: sqlite3.Connection) -> tuple[set[str], str | None]:
+    """The tables of a database, whoever's they are, and the revision that ours are at."""
+    driver.execute("BEGIN")  # one snapshot, so that no migration comes between the two
+    try:
+        rows = driver.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
+        if VERSION_TABLE not in tables:
+            return tables, None
+        row = driver.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608
+        return tables, None if row is None else row[0]
+    finally:
+        driver.rollback()
+
+
+def _no_database(path: Path) -> NotADatabaseError:
+    return NotADatabaseError(
+        f"{str(path)!r} is not a SQLite database; name another file, or restore a backup if it was one"
+    )
+
+
+def reading_uri(path: Path) -> str:
+    """A URI by which SQLite reads a file without changing it, nor anything beside it.
+
+    Nothing but SQLite may open the file: closing any other descriptor of it would drop all locks that this
+    process has on it, and the next process would delete the log under a store that is open.
+    """
+    file = Path(os.path.realpath(path))
+    # Where there is a log, closing must not write it back; where there is none, SQLite must not make one.
+    log = file.with_name(f"{file.name}-wal")
+    mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+    return f"{file.as_uri()}?{mode}"
+
+
+def _refuse_exchanged(path: Path) -> None:
+    """Refuses a file that was put in the place of another one whose log is still there: SQLite would replay
+    that onto it.
+
+    Raises:
+        DatabaseReplacedError: it is another file than the one whose log lies beside it.
+    """
+    file = Path(os.path.realpath(path))
+    if not has_log(file) or (owner := log_owner(file)) is None:
+        return
+    found: str | None = None
+    # The file itself, without the log; while others write to it, it may be torn.
+    with (
+        suppress(sqlite3.Error),
+        closing(_connected(f"{file.as_uri()}?mode=ro&immutable=1")) as main,
+    ):
+        row = main.execute(f"SELECT identity FROM {database.name}").fetchone()  # noqa: S608
+        found = None if row is None else row[0]
+    if found is not None and found != owner:
+        raise DatabaseReplacedError(
+            f"{str(path)!r} was put in the place of another database, whose log ({file.name}-wal) is still"
+            " there and would be replayed onto it. Nothing was changed. Move the file to another name, then"
+            f" run: goal-state restore THAT-FILE --db {shlex.quote(str(path))}"
+        )
+
+
+def change_identity(path: Path, identity: str | None = None) -> None:
+    """Makes a copy tell itself apart from the database that it is one of.
+
+    Args:
+        path: the copy, which nobody has open.
+        identity: whose place it will take; None: nobody's.
+    """
+    # Absolute: SQLite may take a name that begins with "file:" for a URI.
+    with (
+        translating(),
+        closing(sqlite3.connect(path.absolute(), isolation_level=None)) as connection,
+    ):
+        connection.execute(
+            f"UPDATE {database.name} SET identity = ?",  # noqa: S608
+            (identity or new_id(),),
+        )
+
+
+def _connected(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True)
+
+
+def create_file(path: Path) -> None:
+    """Makes the file for its owner only, whatever the umask; SQLite gives its log the same rights."""
+    file = Path(os.path.realpath(path))
+    # Under another name first: once it is in its place another thread may open it, and then closing this
+    # descriptor would drop that thread's locks.
+    new = file.with_name(f".{new_id()}.new")
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        os.link(new, file)
+    except FileExistsError:
+        return
+    except OSError:  # no hard links on this file system
+        _create_in_place(file)
+    finally:
+        new.unlink()
+
+
+def _create_in_place(file: Path) -> None:
+    """Lets SQLite make the file, whose rights are then narrowed."""
+    with translating():
+        connection = sqlite3.connect(file)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if file.stat().st_size == 0:
+                file.chmod(0o600)
+        finally:
+            connection.close()
+
+
+def detached_connection(engine: Engine) -> Connection:
+    """A connection for its holder alone, that takes no place in the engine's pool and on which the
+    driver begins no transactions by itself. In memory it is the one connection that there is.
+
+    Raises:
+        UnsupportedDatabaseError: the engine has no connections to give away.
+        TransactionError: a host's transaction is open on the one connection.
+    """
+    require_sqlite3(engine.dialect)
+    if (path := database_path(engine)) is not None:
+        check_not_barred(str(path))
+    with translating():
+        if is_memory(engine):
+            return _shared_connection(engine)
+        if isinstance(engine.pool, StaticPool | SingletonThreadPool):
+            raise UnsupportedDatabaseError(
+                f"the engine has a {type(engine.pool).__name__}, which would hand out a connection that"
+                " others use; leave poolclass to SQLAlchemy, or pass the path"
+            )
+        connection = engine.connect()
+        connection.detach()
+        driver = driver_connection(connection)
+        if hasattr(
+            driver, "autocommit"
+        ):  # from Python 3.12 on; where it is set, the level has no say
+            cast(Any, driver).autocommit = cast(Any, sqlite3).LEGACY_TRANSACTION_CONTROL
+            driver.rollback()
+        driver.isolation_level = None
+        return connection
+
+
+def _shared_connection(engine: Engine) -> Connection:
+    """The one connection of a database in memory. Closing it leaves to its host what is open on it."""
+    pool = engine.pool
+    if not isinstance(pool, StaticPool):
+        connection = engine.connect()
+        if driver_connection(connection).in_transaction:
+            connection.close()  # which ends nothing: the host holds it too
+            raise TransactionError(HOSTS_TRANSACTION)
+        return connection
+    driver = cast(sqlite3.Connection, pool.connection.dbapi_connection)
+    if driver.in_transaction:
+        raise TransactionError(HOSTS_TRANSACTION)
+    # A pool rolls back what is open when a connection is given back to it.
+    return sqlalchemy_create_engine(
+        "sqlite://", creator=lambda: driver, poolclass=StaticPool, pool_reset_on_return=None
+    ).connect()
+
+
+def check_writable(connection: Connection) -> None:
+    """Makes sure that the database can be written to. Where SQLite may not write to a file, it opens it for
+    reading without a word; BEGIN IMMEDIATE says nothing of it either.
+
+    Raises:
+        DatabaseReadOnlyError: it cannot.
+    """
+    driver = driver_connection(connection)
+    with translating():
+        try:
+            driver.execute(f"DELETE FROM {VERSION_TABLE} WHERE 0")  # noqa: S608
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY:  # another one can write
+                raise
+        finally:
+            if driver.in_transaction:  # a host's engine, whose driver begins by itself
+                driver.execute("ROLLBACK")
+
+
+def opened_file(connection: Connection) -> OpenedFile:
+    """The file that a connection has open."""
+    with translating():
+        # As bytes: the name of a file need not be UTF-8.
+        query = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
+        row = driver_connection(connection).execute(query).fetchone()
+    return OpenedFile(os.fsdecode(row[0] or b""))
+
+
+def enable_wal(connection: Connection, *, busy_timeout_seconds: float = 10.0) -> None:
+    """Turns on write-ahead logging, which lasts with the file. SQLite does not wait for a lock here."""
+    deadline = time.monotonic() + busy_timeout_seconds
+    cursor = driver_connection(connection).cursor()
+    with translating():
+        while cursor.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+            try:
+                cursor.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+    cursor.close()
+
+
+def vacuum(engine: Engine) -> None:
+    """Gives the room of deleted rows back to the file system. Nobody can write meanwhile.
+
+    Raises:
+        DatabaseBusyError: others went on writing for the busy timeout.
+        DatabaseFullError: there is no room for the copy that this needs.
+    """
+    with translating(), detached_connection(engine) as connection:
+        driver = driver_connection(connection)
+        driver.execute("VACUUM")
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,235 @@
+"""Connections for reading: as many as there are readers at once, kept from one read to the next.
+
+Reads never take the write lock and never wait for it. A database in memory has a single connection, which
+its readers share with the writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, TypeVar
+
+from goal_state.errors import NestedCallError, StoreClosedError
+from goal_state.storage.forks import until_held
+from goal_state.storage.locks import ReentrantLock, is_mine
+from goal_state.storage.repository import GoalRepository
+
+__all__ = ["PooledReaders", "Readers", "SharedReader"]
+
+Result = TypeVar("Result")
+
+
+class Readers(Protocol):
+    """Where a store finds a repository to read with."""
+
+    def read(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """Runs work with a repository that is the caller's alone meanwhile."""
+        ...
+
+    def stream(
+        self, work: Callable[[GoalRepository], Iterator[Result]]
+    ) -> contextlib.AbstractContextManager[Iterator[Result]]:
+        """What work yields, as long as the block lasts."""
+        ...
+
+    def let_go(self, deadline: float) -> bool:
+        """Before a fork: closes all connections, and lets no read begin until `go_on`; False if one is
+        still in use at the deadline, or belongs to this thread or to an open stream.
+        """
+        ...
+
+    def go_on(self) -> None:
+        """The fork is over."""
+        ...
+
+    def close(self) -> None:
+        """Closes what is not in use; the rest closes when its read is over."""
+        ...
+
+
+class _Reader:
+    """One connection for reading."""
+
+    def __init__(self, repository: GoalRepository) -> None:
+        self.repository = repository
+        # Reentrant, so that a fork in the midst of a read can tell that the read is its own thread's.
+        self.in_use = threading.RLock()
+
+    def close(self) -> None:
+        self.repository.executor.close()
+
+    def __del__(self) -> None:
+        # An exception that struck between two instructions can lose a reader on its way.
+        with contextlib.suppress(AttributeError, sqlite3.Error):
+            self.close()
+
+
+class PooledReaders:
+    """Connections of their own, made when all others are in use."""
+
+    def __init__(self, connect: Callable[[], GoalRepository]) -> None:
+        self._connect = connect
+        self._idle: deque[_Reader] = deque()
+        self._all: dict[int, weakref.ref[_Reader]] = {}
+        self._streaming: dict[int, weakref.ref[_Reader]] = {}
+        self._gate = threading.RLock()
+        """Held during a fork, and while a connection is being made."""
+        self._held: list[_Reader] = []
+        self._is_held_for_fork = False
+        self._closed = False
+
+    def read(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """With the connection used last, or a new one."""
+        while True:
+            try:
+                reader = self._idle.pop()
+            except IndexError:
+                reader = self._new()
+            repository = reader.repository
+            executor = repository.executor
+            with reader.in_use:
+                if not executor.usable:  # a fork came in between
+                    continue
+                complete = False
+                try:
+                    result = work(repository)
+                    complete = executor.usable
+                    return result
+                except sqlite3.Error as error:  # from fetching rows of a statement that began well
+                    raise executor.failed(error) from error
+                finally:
+                    # Kept for the next read, unless the database has failed on it. A read that was struck
+                    # half-way would keep its snapshot for as long as nobody takes this connection.
+                    if complete:
+                        self._idle.append(reader)
+                    else:
+                        reader.close()
+                    if self._closed:
+                        self.close()
+
+    @contextlib.contextmanager
+    def stream(
+        self, work: Callable[[GoalRepository], Iterator[Result]]
+    ) -> Generator[Iterator[Result]]:
+        """With a connection of its own, which no fork can let go of."""
+        reader = self._new()
+        self._streaming[id(reader)] = _forgotten_with(reader, self._streaming)
+        try:
+            yield work(reader.repository)
+        except sqlite3.Error as error:
+            raise reader.repository.executor.failed(error) from error
+        finally:
+            self._streaming.pop(id(reader), None)
+            reader.close()
+
+    def _new(self) -> _Reader:
+        def connect() -> _Reader:
+            reader = _Reader(self._connect())
+            self._all[id(reader)] = _forgotten_with(reader, self._all)
+            return reader
+
+        with self._gate:
+            return until_held(connect)
+
+    def let_go(self, deadline: float) -> bool:
+        """See `Readers`."""
+        if is_mine(self._gate):  # in the midst of connecting
+            return False
+        self._is_held_for_fork = True
+        if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            return False
+        self._idle.clear()
+        if self._streaming:
+            return False
+        for reference in list(self._all.values()):
+            reader = reference()
+            if reader is None:
+                continue
+            if is_mine(reader.in_use):
+                return False
+            self._held.append(reader)
+            if not reader.in_use.acquire(timeout=max(deadline - time.monotonic(), 0)):
+                return False
+            reader.close()
+        return True
+
+    def go_on(self) -> None:
+        """See `Readers`."""
+        while self._held:
+            reader = self._held[-1]
+            while is_mine(reader.in_use):
+                reader.in_use.release()
+            self._held.pop()
+        if self._is_held_for_fork:
+            while is_mine(self._gate):
+                self._gate.release()
+            self._is_held_for_fork = False
+
+    def close(self) -> None:
+        """Closes the idle connections, and from now on each one that is given back."""
+        self._closed = True
+        while self._idle:
+            try:
+                reader = self._idle.pop()
+            except IndexError:  # another thread took the last one
+                return
+            reader.close()
+
+
+class SharedReader:
+    """The writer's own connection, while no transaction is open on it."""
+
+    def __init__(self, repository: GoalRepository, lock: ReentrantLock) -> None:
+        self._repository = repository
+        self._lock = lock
+        self._closed = False
+
+    def read(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """With the connection, once no transaction is open on it."""
+        if is_mine(self._lock):
+            raise NestedCallError(
+                "this thread is in the midst of a transaction or read of the same store; read with the"
+                " repository that the transaction was given"
+            )
+        with self._lock:
+            if self._closed:  # while this reader waited
+                raise StoreClosedError("the store is closed; open it again")
+            try:
+                return work(self._repository)
+            except sqlite3.Error as error:
+                raise self._repository.executor.failed(error) from error
+
+    @contextlib.contextmanager
+    def stream(
+        self, work: Callable[[GoalRepository], Iterator[Result]]
+    ) -> Generator[Iterator[Result]]:
+        """All of it at once: there is no second connection that could wait for whoever takes it."""
+        yield iter(self.read(lambda repository: list(work(repository))))
+
+    def let_go(self, deadline: float) -> bool:  # noqa: ARG002
+        """The database would be gone with its connection."""
+        return False
+
+    def go_on(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Refuses those who come after, or wait; the connection is the writer's to close."""
+        self._closed = True
+
+
+def _forgotten_with(
+    reader: _Reader, readers: dict[int, weakref.ref[_Reader]]
+) -> weakref.ref[_Reader]:
+    key = id(reader)
+
+    def forget(_: object) -> None:
+        readers.pop(key, None)
+
+    return weakref.ref(reader, forget)

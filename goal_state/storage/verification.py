@@ -1,0 +1,222 @@
+"""Recomputing every goal from the log, and naming each difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import bindparam, literal_column, select, union
+
+from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.repository import GoalRepository
+from goal_state.storage.schema import balances, events, goals
+from goal_state.storage.sqlite.executor import Executor, Statement
+
+__all__ = ["Difference", "verify"]
+
+_E = events.c
+_B = balances.c
+_CREATED = events.alias("created")
+_COLUMNS = (
+    _E.goal_id,
+    _E.kind,
+    _E.thread_id,
+    _E.goal_status,
+    _E.token_budget,
+    _E.tokens_delta,
+    _E.time_delta_ms,
+    _E.cumulative_tokens,
+    _E.cumulative_time_ms,
+    _E.position,
+    _B.tokens,
+    _B.time_ms,
+    _B.status,
+)
+_FROM = events.outerjoin(balances, _B.goal_id == _E.goal_id)
+_LEDGERS = Statement(lambda: select(*_COLUMNS).select_from(_FROM).order_by(_E.goal_id, _E.position))
+_LEDGERS_OF_THREAD = Statement(
+    lambda: (
+        select(*_COLUMNS)
+        .select_from(_FROM)
+        .where(
+            _E.goal_id.in_(
+                union(
+                    select(_CREATED.c.goal_id).where(
+                        _CREATED.c.thread_id == bindparam("thread_id"),
+                        _CREATED.c.kind == literal_column("'created'"),
+                    ),
+                    select(goals.c.goal_id).where(goals.c.thread_id == bindparam("same_thread_id")),
+                )
+            )
+        )
+        .order_by(_E.goal_id, _E.position)
+    ),
+    "thread_id same_thread_id",
+)
+
+_REPLACED = Statement(
+    lambda: (
+        select(_E.position)
+        .where(
+            _E.thread_id == bindparam("thread_id"),
+            _E.kind == literal_column("'created'"),
+            _E.replaced_goal_id == bindparam("goal_id"),
+        )
+        .limit(literal_column("1"))
+        .offset(literal_column("0"))
+    ),
+    "thread_id goal_id",
+)
+
+_PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place where a goal is not what its log says.
+
+    Attributes:
+        thread_id, goal_id: whose.
+        column: the column of the goal, or of its log, that is wrong.
+        stored: what stands there.
+        recomputed: what the log says.
+    """
+
+    thread_id: str
+    goal_id: str
+    column: str
+    stored: object
+    recomputed: object
+
+    def __str__(self) -> str:
+        return (
+            f"goal {self.goal_id} of thread {self.thread_id!r}: {self.column} is {self.stored},"
+            f" the log says {self.recomputed}"
+        )
+
+
+class _Ledger:
+    """What the events of one goal add up to, and what is wrong with them by themselves."""
+
+    def __init__(self, goal_id: str, thread_id: str) -> None:
+        self.goal_id = goal_id
+        self.thread_id = thread_id
+        self.tokens = 0
+        self.time_ms = 0
+        self.status = ""
+        self.cleared = False
+        self.created = False
+        self.differences: list[Difference] = []
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        _, kind, thread_id, status, _, tokens, time_ms = row[:7]
+        cumulative_tokens, cumulative_time_ms, position = row[7:10]
+        if thread_id != self.thread_id:
+            self._differs(f"event {position} thread_id", thread_id, self.thread_id)
+        if self.cleared:
+            self._differs(f"event {position}", kind, "nothing after cleared")
+        if (kind == "created") == self.created:
+            self._differs(f"event {position}", kind, "one created, first")
+        self.created = True
+        self.cleared |= kind == "cleared"
+        self.tokens += tokens
+        self.time_ms += time_ms
+        self.status = status
+        if kind == "created" and row[10] is not None:
+            # What was pruned came behind it; the balance says what that added up to.
+            self.tokens, self.time_ms, self.status = row[10:13]
+            self.cleared = self.status == "cleared"
+        if kind == "usage_accounted":
+            if cumulative_tokens != self.tokens:
+                self._differs(f"event {position} cumulative_tokens", cumulative_tokens, self.tokens)
+            if cumulative_time_ms != self.time_ms:
+                self._differs(
+                    f"event {position} cumulative_time_ms", cumulative_time_ms, self.time_ms
+                )
+
+    def compare(self, goal: Goal) -> None:
+        for column, stored, recomputed in (
+            ("thread_id", goal.thread_id, self.thread_id),
+            ("tokens_used", goal.tokens_used, self.tokens),
+            ("time_used_ms", goal.time_used_ms, self.time_ms),
+            ("status", goal.status.value, self.status),
+        ):
+            if stored != recomputed:
+                self._differs(column, stored, recomputed)
+        if self.cleared:
+            self._differs("goal_id", goal.goal_id, "cleared")
+
+    def _differs(self, column: str, stored: object, recomputed: object) -> None:
+        self.differences.append(
+            Difference(self.thread_id, self.goal_id, column, stored, recomputed)
+        )
+
+
+def verify(repository: GoalRepository, thread_id: str | None) -> Iterator[Difference]:
+    """Yields the differences between goals and log, as of one snapshot, in bounded memory."""
+    executor = repository.executor
+    with executor.snapshot():
+        stored = _stored(repository, thread_id)
+        goal = next(stored, None)
+        for ledger in _ledgers(executor, thread_id):
+            while goal is not None and goal.goal_id < ledger.goal_id:
+                yield _without_log(goal)
+                goal = next(stored, None)
+            if goal is not None and goal.goal_id == ledger.goal_id:
+                ledger.compare(goal)
+                yield from _budget(goal)
+                goal = next(stored, None)
+            elif not ledger.cleared and not _was_replaced(executor, ledger):
+                yield Difference(ledger.thread_id, ledger.goal_id, "goal_id", None, ledger.goal_id)
+            yield from ledger.differences
+        while goal is not None:
+            yield _without_log(goal)
+            goal = next(stored, None)
+
+
+def _stored(repository: GoalRepository, thread_id: str | None) -> Iterator[Goal]:
+    if thread_id is not None:
+        goal = repository.get(thread_id)
+        if goal is not None:
+            yield goal
+        return
+    page = repository.goals_page(limit=_PAGE)
+    while page:
+        yield from page
+        page = repository.goals_page(after=page[-1].goal_id, limit=_PAGE)
+
+
+def _ledgers(executor: Executor, thread_id: str | None) -> Iterator[_Ledger]:
+    if thread_id is None:
+        rows = executor.stream(_LEDGERS)
+    else:
+        rows = executor.stream(_LEDGERS_OF_THREAD, (thread_id, thread_id))
+    ledger: _Ledger | None = None
+    for row in rows:
+        if ledger is None or ledger.goal_id != row[0]:
+            if ledger is not None:
+                yield ledger
+            ledger = _Ledger(row[0], row[2])
+        ledger.add(row)
+    if ledger is not None:
+        yield ledger
+
+
+def _was_replaced(executor: Executor, ledger: _Ledger) -> bool:
+    return executor.run(_REPLACED, (ledger.thread_id, ledger.goal_id)).fetchone() is not None
+
+
+def _without_log(goal: Goal) -> Difference:
+    return Difference(goal.thread_id, goal.goal_id, "goal_id", goal.goal_id, "no such goal")
+
+
+def _budget(goal: Goal) -> Iterator[Difference]:
+    if goal.status is GoalStatus.ACTIVE and goal.remaining_tokens == 0:
+        yield Difference(
+            goal.thread_id,
+            goal.goal_id,
+            "status",
+            goal.status.value,
+            f"{GoalStatus.BUDGET_LIMITED.value}: {goal.tokens_used} of {goal.token_budget} tokens used",
+        )
