@@ -102,7 +102,7 @@ class Limit:
     def get(self, thread_id: str) -> tuple[object, ...] | None:
         return self.cursor.execute(_WHOLE_GOAL, (thread_id,)).fetchone()
 
-    def charge(
+    def write_charge(
         self,
         thread_id: str,
         tokens: int,
@@ -166,32 +166,30 @@ class Limit:
             )
         return goal_id
 
-    def account(
-        self, thread_id: str, tokens: int, time_ms: int, turn_id: str | None = None
-    ) -> None:
+    def charge(self, thread_id: str, tokens: int, time_ms: int, turn_id: str | None = None) -> None:
         """One charge, one transaction."""
         execute = self.cursor.execute
         execute("BEGIN IMMEDIATE")
         try:
-            self.charge(thread_id, tokens, time_ms, turn_id)
+            self.write_charge(thread_id, tokens, time_ms, turn_id)
             execute("COMMIT")
         except BaseException:
             self.undo()
             raise
 
-    def account_all(self, threads: Sequence[str], tokens: int, time_ms: int, turn_id: str) -> None:
+    def charge_all(self, threads: Sequence[str], tokens: int, time_ms: int, turn_id: str) -> None:
         """A plain loop of charges in one transaction."""
         execute = self.cursor.execute
         execute("BEGIN IMMEDIATE")
         try:
             for thread_id in threads:
-                self.charge(thread_id, tokens, time_ms, turn_id)
+                self.write_charge(thread_id, tokens, time_ms, turn_id)
             execute("COMMIT")
         except BaseException:
             self.undo()
             raise
 
-    def account_once(
+    def charge_once(
         self, thread_id: str, tokens: int, time_ms: int, turn_id: str, key: str
     ) -> None:
         """One charge, one transaction, unless the key was used before."""
@@ -199,13 +197,13 @@ class Limit:
         execute("BEGIN IMMEDIATE")
         try:
             if execute(_KEY, (thread_id, key)).fetchone() is None:
-                self.charge(thread_id, tokens, time_ms, turn_id, key)
+                self.write_charge(thread_id, tokens, time_ms, turn_id, key)
             execute("COMMIT")
         except BaseException:
             self.undo()
             raise
 
-    def record_usage(
+    def record_total(
         self, thread_id: str, total: tuple[int, int, int, int, int, int], turn_id: str
     ) -> None:
         """Charges what is new in a cumulative total and moves the baseline, in one transaction."""
@@ -219,7 +217,7 @@ class Limit:
             tokens = max(last[0] - last[1], 0) + last[3]
             if total[0] + total[3] < row[1] + row[4]:
                 tokens = 0
-            goal_id = self.charge(thread_id, tokens, 0, turn_id)
+            goal_id = self.write_charge(thread_id, tokens, 0, turn_id)
             now_ms = time.time_ns() // 1_000_000
             execute(_MOVE, (turn_id, *total, *last, row[7], now_ms, goal_id, thread_id))
             execute("COMMIT")

@@ -278,7 +278,7 @@ OPERATIONS: dict[str, Arguments] = {
         "expected_goal_id": optional_names,
     },
     "resume": _WHOSE | {"token_budget": budgets, "expected_goal_id": optional_names},
-    "account": _WHOSE
+    "charge": _WHOSE
     | {
         "tokens": counts,
         "seconds": st.floats(0, 10),
@@ -286,8 +286,8 @@ OPERATIONS: dict[str, Arguments] = {
         "expected_goal_id": optional_names,
         "idempotency_key": optional_names,
     },
-    "account_many": {"charges": st.lists(charges, max_size=3)},
-    "record_usage": _WHOSE
+    "charge_many": {"charges": st.lists(charges, max_size=3)},
+    "record_total": _WHOSE
     | {
         "total": totals,
         "seconds": st.floats(0, 10),
@@ -447,7 +447,7 @@ CALLS: dict[str, Call] = {
             "blocked_reason": st.none() | st.sampled_from(SQL),
         },
     ),
-    "Charge": Call(lambda _, **given: Charge(**given), OPERATIONS["account"]),
+    "Charge": Call(lambda _, **given: Charge(**given), OPERATIONS["charge"]),
     "TokenUsage": Call(lambda _, **given: TokenUsage(**given), _COUNTS),
     "TokenUsageInfo": Call(
         lambda _, **given: TokenUsageInfo(**given),
@@ -472,7 +472,7 @@ CALLS: dict[str, Call] = {
         _start_turn,
         {"turn_id": names, "total": st.none() | totals, "charge_tokens": st.booleans()},
     ),
-    "meter.observe": _of_meter("observe", total=totals, turn_id=optional_names),
+    "meter.record_total": _of_meter("record_total", total=totals, turn_id=optional_names),
     "meter.create_goal": _of_meter("create_goal", objective=names, token_budget=budgets),
     "meter.block_goal": _of_meter("block_goal", reason=optional_names),
     "meter.usage_limited": _of_meter("usage_limited", resume_at=st.none() | st.just(NOW)),
@@ -785,7 +785,7 @@ def test_a_command_refuses_what_it_is_not_made_for(
     with GoalStore.open(template) as store:
         for status in ("active", "paused"):
             store.create(status, "Ship", token_budget=100, status=status)
-        store.account("active", tokens=7, idempotency_key="k")
+        store.charge("active", tokens=7, idempotency_key="k")
     (tmp_path / "folder").mkdir()
     (tmp_path / "home" / "sessions").mkdir(parents=True)
     shutil.copy(CHECKOUT / "examples/rollouts/small.jsonl", tmp_path)

@@ -64,7 +64,7 @@ def read_in_threads(path: Path) -> None:
 def use(target: str | Path) -> None:
     with GoalStore.open(target) as store:
         store.create("t", "Ship")
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         assert store.verify() == []
         with store.consume("c", lambda _: None) as consumer:
             consumer.drain(PATIENCE_SECONDS)

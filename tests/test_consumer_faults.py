@@ -36,7 +36,7 @@ def write(store: GoalStore, events: int) -> None:
         store.create("t", "Ship")
         events -= 1
     for _ in range(events):
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -534,7 +534,7 @@ with GoalStore.open(sys.argv[1]) as store:
         os._exit(7)
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     assert consumer.drain(30)
 print(len(taken))
 """
@@ -566,7 +566,7 @@ with GoalStore.open(sys.argv[1]) as store:
     store.create("t", "Ship")
     consumer = store.consume("audit", sink, batch_size=1)
     for _ in range(4):
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     assert consumer.drain(30)
     for child in children:
         os.waitpid(child, 0)

@@ -116,8 +116,8 @@ def work_on(store, me):
             waits.append(time.perf_counter() - began)
 
     def charge_once(thread, tokens, key):
-        made = timed(store.account, thread, tokens=tokens, idempotency_key=key, turn_id=me)
-        again = timed(store.account, thread, tokens=tokens, idempotency_key=key, turn_id=me)
+        made = timed(store.charge, thread, tokens=tokens, idempotency_key=key, turn_id=me)
+        again = timed(store.charge, thread, tokens=tokens, idempotency_key=key, turn_id=me)
         assert made.applied and again.duplicate, (made, again)
         return int(not made.duplicate)
 
@@ -125,20 +125,20 @@ def work_on(store, me):
     for step in range(steps):
         pot = f"pot {step % 3}"
         first_uses += charge_once("unbounded", 1 + step % 7, f"key {step}")
-        unkeyed += timed(store.account, "unbounded", tokens=1, seconds=0.001, turn_id=me).applied
+        unkeyed += timed(store.charge, "unbounded", tokens=1, seconds=0.001, turn_id=me).applied
         assert charge_once(me, 5, f"key {step}")
-        timed(store.record_usage, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
-        timed(store.record_usage, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
-        timed(store.account_many, [Charge("unbounded", tokens=2), Charge(me, tokens=2), Charge("?")])
+        timed(store.record_total, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
+        timed(store.record_total, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
+        timed(store.charge_many, [Charge("unbounded", tokens=2), Charge(me, tokens=2), Charge("?")])
         refusals += timed(refused, GoalExistsError, store.create, me, "Another")
         refusals += timed(
-            refused, IdempotencyConflictError, store.account, me, tokens=6, idempotency_key="key 0"
+            refused, IdempotencyConflictError, store.charge, me, tokens=6, idempotency_key="key 0"
         )
         timed(store.set, me, status="paused", turn_id=me)
-        assert not timed(store.account, me, tokens=1000).applied
+        assert not timed(store.charge, me, tokens=1000).applied
         timed(store.resume, me, turn_id=me)
         timed(store.replace, pot, "Ship")
-        timed(store.account, pot, tokens=1, turn_id=me)
+        timed(store.charge, pot, tokens=1, turn_id=me)
         if (goal := timed(store.clear, pot)) is not None:
             cleared.append(goal.goal_id)
         assert timed(store.get, me).tokens_used == (5 + 11 + 2) * (step + 1)

@@ -138,7 +138,7 @@ def ours(path: Path) -> list[tuple[Any, ...]]:
 def with_goals(path: Path) -> None:
     with GoalStore.open(create_engine(path)) as store:
         store.create("t", "Ship")
-        store.account("t", tokens=5)
+        store.charge("t", tokens=5)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_hosts_generated_migrations_leave_our_tables(
     assert ours(project.path) == before
 
     with GoalStore.open(create_engine(project.path), migrate=False) as store:
-        assert store.account("t", tokens=5).applied
+        assert store.charge("t", tokens=5).applied
         assert store.verify() == []
         assert len(list(store.events())) == 3
     migrate.check(create_engine(project.path))
@@ -338,7 +338,7 @@ def test_a_hosts_own_tables_of_common_names_live_beside_ours(path: Path) -> None
     engine = create_engine(path)
     with GoalStore.open(engine) as store:
         goal = store.create("t", "Ship")
-        assert store.account("t", tokens=5).applied
+        assert store.charge("t", tokens=5).applied
         assert store.verify() == []
     migrate.check(engine)
     with GoalStore.open(

@@ -52,9 +52,9 @@ def fill(store: GoalStore) -> None:
     """Something in every table and every column."""
     for status in ("active", "paused", "blocked", "usage_limited", "budget_limited", "complete"):
         store.create(status, f"Ship, {status}", token_budget=1000, turn_id="turn-1")
-        store.record_usage(status, TokenUsage(5), turn_id="turn-1")
-        store.record_usage(status, TokenUsage(75, 5, 1, 20, 10), seconds=1.5, turn_id="turn-2")
-        store.account(status, tokens=1, idempotency_key="k")
+        store.record_total(status, TokenUsage(5), turn_id="turn-1")
+        store.record_total(status, TokenUsage(75, 5, 1, 20, 10), seconds=1.5, turn_id="turn-2")
+        store.charge(status, tokens=1, idempotency_key="k")
         store.set(status, status=status)
     store.replace("complete", "Ship more")
     store.create("gone", "Ship")
@@ -127,8 +127,8 @@ def test_down_and_up_again_loses_nothing_that_the_older_schema_can_hold(
     with GoalStore.open(path, migrate=False) as store:
         assert store.verify() == []
         assert store.count() == 6
-        assert store.account("active", tokens=1).applied
-        assert store.account("active", tokens=1, idempotency_key="k").duplicate
+        assert store.charge("active", tokens=1).applied
+        assert store.charge("active", tokens=1, idempotency_key="k").duplicate
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

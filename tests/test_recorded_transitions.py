@@ -58,7 +58,7 @@ def _is_impossible(seed: dict[str, Any] | None) -> bool:
 
 def _plant(store: GoalStore, seed: dict[str, Any]) -> Goal:
     store.create("thread1", "seeded")
-    store.account("thread1", tokens=seed["tokens_used"], seconds=seed["time_used_seconds"])
+    store.charge("thread1", tokens=seed["tokens_used"], seconds=seed["time_used_seconds"])
     return store.set("thread1", token_budget=seed["token_budget"], status=seed["status"])
 
 

@@ -29,7 +29,7 @@ def fill(store: GoalStore) -> None:
         thread = f"thread-{number}"
         store.create(thread, "work", token_budget=1000)
         for _ in range(10):
-            store.account(thread, tokens=99 + number, seconds=0.5)
+            store.charge(thread, tokens=99 + number, seconds=0.5)
     store.set("thread-1", status="paused")
     store.clear("thread-3")
     store.replace("thread-4", "other work")
@@ -50,9 +50,9 @@ def test_sums_and_statuses_survive(store: GoalStore) -> None:
 def test_charging_goes_on_and_is_pruned_again(store: GoalStore) -> None:
     fill(store)
     store.prune_events(before=FUTURE)
-    store.account("thread-0", tokens=7, seconds=0.25)
+    store.charge("thread-0", tokens=7, seconds=0.25)
     store.resume("thread-1", token_budget=None)
-    store.account("thread-1", tokens=5)
+    store.charge("thread-1", tokens=5)
     assert store.verify() == []
     store.prune_events(before=FUTURE)
     assert store.verify() == []
@@ -88,7 +88,7 @@ def test_no_consumer_is_passed(store: GoalStore) -> None:
     with store.consume("slow", lambda events: taken.extend(e.position for e in events)) as consumer:
         assert consumer.drain(10)
     position = max(taken)
-    fill_more = store.account("thread-0", tokens=1)
+    fill_more = store.charge("thread-0", tokens=1)
     assert fill_more.applied
     store.prune_events(before=FUTURE)
     left = [e.position for e in store.events() if e.kind is not EventKind.CREATED]
@@ -101,7 +101,7 @@ def test_no_consumer_is_passed(store: GoalStore) -> None:
 def test_events_of_a_thread_are_found_after_pruning(store: GoalStore) -> None:
     fill(store)
     store.prune_events(before=FUTURE)
-    charge = store.account("thread-4", tokens=3)
+    charge = store.charge("thread-4", tokens=3)
     assert charge.applied
     events = list(store.events(thread_id="thread-4"))
     assert [e.kind for e in events] == [EventKind.CREATED, EventKind.USAGE_ACCOUNTED]
@@ -119,7 +119,7 @@ def test_a_pruned_store_survives_the_way_down_and_up(tmp_path: Path) -> None:
         fill(store)
         store.clear("thread-2")
         store.prune_events(before=FUTURE)
-        store.account("thread-0", tokens=1)
+        store.charge("thread-0", tokens=1)
         before = list(store.goals())
     engine = create_engine(path)
     migrate.downgrade(engine, HEAD_REVISION)

@@ -114,12 +114,12 @@ def test_copies_rollouts_analytics_and_dead_letters(tmp_path: Path) -> None:
         GoalStore.open(tmp_path / "goals.db") as store,
     ):
         store.create("t", "Ship")
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         lines = JsonLinesSink(tmp_path / "events.jsonl", max_file_bytes=1)
         for name, sink in (("lines", lines), ("http", http)):
             with send_events(store, sink, context=CONTEXT, name=name) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
-                store.account("t", tokens=1)
+                store.charge("t", tokens=1)
                 assert consumer.drain(PATIENCE_SECONDS)
         with RolloutWriter.create(
             tmp_path / "home", "t", started_at=datetime(2026, 1, 1, tzinfo=UTC)
@@ -249,7 +249,7 @@ def test_sql_in_a_text_is_text(database: Path, text: str) -> None:
         store.create("bystander", "Ship")
         before = contents(database)
         goal = store.create(text, text, turn_id=text)
-        store.account(text, tokens=1, turn_id=text, idempotency_key=text)
+        store.charge(text, tokens=1, turn_id=text, idempotency_key=text)
         assert store.get(text).objective == text  # type: ignore[union-attr]
         assert [event.goal_id for event in store.events(thread_id=text)] == [goal.goal_id] * 2
         assert list(store.events(goal_id=text)) == []

@@ -58,7 +58,7 @@ def fill(store: GoalStore) -> None:
     for number in range(6):
         thread = f"thread-{number}"
         store.create(thread, f"work {number}", token_budget=500, turn_id="turn-1")
-        store.account(thread, tokens=100 * number, seconds=0.25, idempotency_key="k", turn_id="t")
+        store.charge(thread, tokens=100 * number, seconds=0.25, idempotency_key="k", turn_id="t")
         store.set_baseline(thread, TokenUsageInfo(usage, usage, 258_400), turn_id="turn-1")
     store.set("thread-1", status="blocked", blocked_reason="asks for a key")
     store.set("thread-2", status="usage_limited", resume_at=datetime(2030, 1, 1, tzinfo=UTC))
@@ -67,15 +67,15 @@ def fill(store: GoalStore) -> None:
         assert consumer.drain(10)
     store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
     store.replace("thread-0", "instead", token_budget=50)
-    store.account("thread-0", tokens=49, seconds=1, idempotency_key="one", turn_id="turn-3")
-    store.account("thread-0", tokens=1, turn_id="turn-3")
-    store.account("thread-4", tokens=1, idempotency_key="two")
+    store.charge("thread-0", tokens=49, seconds=1, idempotency_key="one", turn_id="turn-3")
+    store.charge("thread-0", tokens=1, turn_id="turn-3")
+    store.charge("thread-4", tokens=1, idempotency_key="two")
     store.create("thread-6", "soon gone")
-    store.account("thread-6", tokens=5)
+    store.charge("thread-6", tokens=5)
     store.clear("thread-6")
     store.set("thread-4", status="paused")
     store.create("thread-7", "goes on")
-    store.account("thread-7", tokens=5, seconds=2)
+    store.charge("thread-7", tokens=5, seconds=2)
 
 
 def encoded(value: Any) -> str:
@@ -181,18 +181,18 @@ def check_all_works(store: GoalStore, again: GoalStore) -> None:
         assert goal.resume_at is None or goal.resume_at.year > 0
         assert list(store.events(goal_id=goal.goal_id))
         store.resume(goal.thread_id, token_budget=None)
-        store.account(goal.thread_id, tokens=3, seconds=1, idempotency_key="new", turn_id="new")
+        store.charge(goal.thread_id, tokens=3, seconds=1, idempotency_key="new", turn_id="new")
         store.set(goal.thread_id, status="paused", token_budget=10_000)
         store.resume(goal.thread_id)
     for thread in sorted(threads):
         store.usage(thread)
         store.baseline(thread)
-        store.record_usage(thread, total, turn_id="new")
-        store.record_usage(thread, total + total, turn_id="new")
+        store.record_total(thread, total, turn_id="new")
+        store.record_total(thread, total + total, turn_id="new")
     store.clear("thread-4")
     for thread in sorted(threads):
         store.replace(thread, "anew")
-        store.account(thread, tokens=1)
+        store.charge(thread, tokens=1)
     positions = [event.position for event in store.events(after=before)]
     assert positions == list(range(positions[0], positions[0] + len(positions)))
     assert positions[0] > before

@@ -41,7 +41,7 @@ def fill(store: GoalStore) -> None:
     for number in range(30):
         thread = f"thread-{number}"
         store.create(thread, f"work \u2028 目標 {number} \x1b", token_budget=500)
-        store.account(thread, tokens=100 * number, seconds=0.25, idempotency_key="k")
+        store.charge(thread, tokens=100 * number, seconds=0.25, idempotency_key="k")
         usage = TokenUsage(1000 + number, 3, 2, 70, 5)
         store.set_baseline(thread, TokenUsageInfo(usage, usage, 258_400), turn_id="turn")
     store.set("thread-1", status="blocked", blocked_reason="asks for a key")
@@ -50,7 +50,7 @@ def fill(store: GoalStore) -> None:
     with store.consume("sink", lambda _: None) as consumer:
         assert consumer.drain(10)
     store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
-    store.account("thread-4", tokens=1)
+    store.charge("thread-4", tokens=1)
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
         lines = list(store.export_lines())
         other.import_lines(lines)
         last = store.last_position()
-        store.account("thread-4", tokens=1)
-        other.account("thread-4", tokens=1)
+        store.charge("thread-4", tokens=1)
+        other.charge("thread-4", tokens=1)
         assert other.last_position() == store.last_position() > last
 
 
@@ -152,7 +152,7 @@ def test_a_backup_is_whole_while_others_write(database: Path, tmp_path: Path) ->
 
         def write() -> None:
             while not stop.is_set():
-                store.transact(lambda r: [r.account(f"thread-{n}", tokens=1) for n in (5, 6)])
+                store.transact(lambda r: [r.charge(f"thread-{n}", tokens=1) for n in (5, 6)])
 
         writer = threading.Thread(target=write)
         writer.start()

@@ -16,11 +16,11 @@ def goals(store: GoalStore) -> dict[str, Goal]:
     """Goals with a past, by thread."""
     for thread in ("a", "b", "c"):
         store.create(thread, "Ship", token_budget=100)
-        store.account(thread, tokens=60, seconds=1.5)
-        store.account(thread, tokens=60, seconds=1)
+        store.charge(thread, tokens=60, seconds=1.5)
+        store.charge(thread, tokens=60, seconds=1)
         store.resume(thread, token_budget=500)
     store.replace("b", "Ship more")
-    store.account("b", tokens=7)
+    store.charge("b", tokens=7)
     store.clear("c")
     return {goal.thread_id: goal for goal in store.goals()}
 
@@ -38,9 +38,9 @@ def test_what_is_sound_has_no_differences(database: Path, target: str) -> None:
             store.transact(
                 lambda r, thread=thread, number=number, status=status: (
                     r.create(thread, "Ship", token_budget=10),
-                    r.account(thread, tokens=number),
+                    r.charge(thread, tokens=number),
                     r.set_baseline(thread, TokenUsage()),
-                    r.record_usage(thread, TokenUsage(5), seconds=1, mode="active_or_stopped"),
+                    r.record_total(thread, TokenUsage(5), seconds=1, mode="active_or_stopped"),
                     r.set(thread, status=status),
                 )
             )

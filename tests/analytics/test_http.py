@@ -43,7 +43,7 @@ def fill(store: GoalStore, events: int) -> None:
     def work(repository: Any) -> None:
         repository.replace("thread-1", "Ship it")
         for _ in range(events - 1):
-            repository.account("thread-1", tokens=1)
+            repository.charge("thread-1", tokens=1)
 
     store.transact(work)
 

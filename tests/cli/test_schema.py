@@ -96,7 +96,7 @@ def test_stamp_notes_a_revision_and_changes_nothing_else(path: Path) -> None:
 def test_downgrade_asks_and_names_what_is_lost(path: Path) -> None:
     with GoalStore.open(path) as store:
         store.create("a", "x")
-        store.account("a", tokens=1)
+        store.charge("a", tokens=1)
     before = contents(path)
     for answer in ("n\n", ""):
         result = run("db", "downgrade", "base", "--db", path, code=2, answer=answer)

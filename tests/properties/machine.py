@@ -123,20 +123,20 @@ class GoalMachine(RuleBasedStateMachine):
     def resume(self, draft: Draft) -> None:
         self.carry_out(draft)
 
-    @rule(draft=drafts("account"))
-    def account(self, draft: Draft) -> None:
+    @rule(draft=drafts("charge"))
+    def charge(self, draft: Draft) -> None:
         self.carry_out(draft)
 
-    @rule(draft=drafts("account_many"))
-    def account_many(self, draft: Draft) -> None:
+    @rule(draft=drafts("charge_many"))
+    def charge_many(self, draft: Draft) -> None:
         self.carry_out(draft)
 
     @rule(draft=drafts("reconcile"))
     def reconcile(self, draft: Draft) -> None:
         self.carry_out(draft)
 
-    @rule(draft=drafts("record_usage"))
-    def record_usage(self, draft: Draft) -> None:
+    @rule(draft=drafts("record_total"))
+    def record_total(self, draft: Draft) -> None:
         self.carry_out(draft)
 
     @rule(draft=drafts("set_baseline"))
@@ -151,7 +151,7 @@ class GoalMachine(RuleBasedStateMachine):
         handle, before = self.handle(draft.by_other), self.model.copy()
         refused = step(handle.perform, self.model, draft)
         self.unchanged = refused or (
-            draft.name not in ("record_usage", "set_baseline", "reconcile")
+            draft.name not in ("record_total", "set_baseline", "reconcile")
             and self.model.events == before.events
             and self.model.goals == before.goals
         )

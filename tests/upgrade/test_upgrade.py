@@ -225,11 +225,11 @@ def test_store_on_each_revision_goes_on_where_the_older_one_stopped(older: Path)
             assert usage.info.model_context_window == row["model_context_window"]
 
         # A key is known, a total is charged from its baseline on, and a name from its position on.
-        again = store.account("active", tokens=250, seconds=1.5, idempotency_key="key")
+        again = store.charge("active", tokens=250, seconds=1.5, idempotency_key="key")
         assert again.duplicate
         baseline = TokenUsage(1100, 1099, 1098, 1097, 1096, 1095)
         assert store.usage("active").info.total == baseline  # type: ignore[union-attr]
-        new = store.record_usage("active", TokenUsage(1107, 1099, 1098, 1100, 1096, 1105))
+        new = store.record_total("active", TokenUsage(1107, 1099, 1098, 1100, 1096, 1105))
         assert new.goal is not None
         assert new.goal.tokens_used == goals["active"]["tokens_used"] + 10
         [charged] = store.events(after=events[-1]["position"])
