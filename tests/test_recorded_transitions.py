@@ -152,5 +152,5 @@ def test_a_goal_that_is_active_over_its_budget_cannot_be(database: Path) -> None
     seed = CASES["transition_from_active_over_budget"]["seed"]
     with GoalStore.open(database) as store:
         assert _plant(store, seed).status is GoalStatus.BUDGET_LIMITED
-    with pytest.raises(sqlite3.IntegrityError, match="ck_goals_active_within_budget"):
+    with pytest.raises(sqlite3.IntegrityError, match="ck_goal_state_goals_active_within_budget"):
         execute(database, "UPDATE goal_state_goals SET status = 'active'")

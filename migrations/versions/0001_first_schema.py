@@ -82,7 +82,7 @@ def upgrade() -> None:
 
     op.create_table(
         "goal_state_events",
-        sa.Column("position", _INT64, sa.Identity(), nullable=False),
+        sa.Column("position", _INT64, autoincrement=True, nullable=False),
         sa.Column("event_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("thread_id", sa.Text(), nullable=False),
