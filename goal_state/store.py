@@ -504,21 +504,18 @@ class GoalStore(GoalOperations):
 
     @property
     def files(self) -> list[FileIdentity]:
-        """See `forks.Holder`."""
-        return self._backend.files
+        """See `forks.Holder`: the backend's own to tell."""
+        return []
 
     def let_go(self) -> bool:
         """See `forks.Holder`."""
-        return self._is_closed or self._backend.let_go()
+        return True
 
-    def after_fork(self, *, in_child: bool, let_go: bool) -> None:
+    def after_fork(self, *, in_child: bool, let_go: bool) -> None:  # noqa: ARG002
         """See `forks.Holder`."""
         if in_child:
             self._listeners.leave_to_parent()
             self._consumers.clear()
-        if not self._is_closed:
-            self._backend.after_fork(in_child=in_child, let_go=let_go)
-            self._is_closed = in_child and not let_go
 
     # -- shared steps ------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Engine
 
-from goal_state.storage.forks import FileIdentity
 from goal_state.storage.options import Progress
 from goal_state.storage.repository import GoalRepository
 
@@ -52,11 +51,6 @@ class Backend(Protocol):
     @property
     def is_mine(self) -> bool:
         """Whether the calling thread is in the midst of a transaction of the store, or about to be."""
-        ...
-
-    @property
-    def files(self) -> list[FileIdentity]:
-        """The files that it has open."""
         ...
 
     @property
@@ -111,14 +105,6 @@ class Backend(Protocol):
 
     def restore(self, path: Path, progress: Progress | None) -> None:
         """Writes a backup over the database; see `GoalStore.restore`."""
-        ...
-
-    def let_go(self) -> bool:
-        """Before a fork: closes all files and lets nobody begin; False where that cannot be."""
-        ...
-
-    def after_fork(self, *, in_child: bool, let_go: bool) -> None:
-        """Takes the files up again, at the next call; a child whose parent could not let go is refused."""
         ...
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 
 from goal_state.errors import ForkedStoreError, RequestError, StoreClosedError, fresh
 from goal_state.storage.backend import Migrations
-from goal_state.storage.forks import FileIdentity, until_held, while_connecting
+from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
 from goal_state.storage.options import Durability, Progress, check_busy_timeout, check_durability
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.sqlite.connections import (
@@ -61,6 +61,7 @@ class SqliteBackend:
         self._busy_timeout_seconds = busy_timeout_seconds
         self._migrations = migrations
         self._refusal: RequestError | None = None
+        self._is_closed = False
         self._identity: str | None = None  # of a database whose log's owner is noted
         connected = source.connect()
         self._file = opened_file(connected.driver)
@@ -87,6 +88,8 @@ class SqliteBackend:
             if source.path is None
             else PooledReaders(self._connect_reader)
         )
+        # By itself and not by its store, which may be gone while this one waits to be collected.
+        register(self)
 
     @classmethod
     def open(
@@ -247,6 +250,8 @@ class SqliteBackend:
 
     def close(self) -> None:
         """See `Backend`."""
+        if self._is_closed:
+            return
         with self._writer.lock:
             self._refusal = StoreClosedError("the store is closed; open it again")
             self._writer.refusal = self._refusal
@@ -256,16 +261,19 @@ class SqliteBackend:
             self._source.close()
             if not self._source.is_hosts and self._source.path is not None:
                 forget_log_owner(_real(self._source.path))
+            self._is_closed = True
 
     # -- forks -------------------------------------------------------------------------------------
 
     @property
     def files(self) -> list[FileIdentity]:
-        """See `Backend`."""
+        """See `forks.Holder`."""
         return [] if self._file.identity is None else [self._file.identity]
 
     def let_go(self) -> bool:
-        """See `Backend`."""
+        """See `forks.Holder`."""
+        if self._is_closed:
+            return True
         deadline = time.monotonic() + self._busy_timeout_seconds
         if not (
             self._writer.hold(deadline) and self._readers.let_go(deadline) and self._source.let_go()
@@ -276,13 +284,13 @@ class SqliteBackend:
         return True
 
     def after_fork(self, *, in_child: bool, let_go: bool) -> None:
-        """See `Backend`."""
+        """See `forks.Holder`."""
         self._readers.go_on()
         self._writer.go_on()
         if not in_child:
             return
         self._writer.forget_callers()
-        if not let_go:
+        if not let_go and not self._is_closed:
             # The connections are the parent's, not even to be closed here.
             _inherited.append((self._source, self._executor, self._readers))
             self._gate.forget()
@@ -290,6 +298,7 @@ class SqliteBackend:
                 "this process was forked while the store could not let go of its database (in memory, or"
                 " with a transaction, an export or a backup open); open it in a process started anew"
             )
+            self._is_closed = True
 
 
 def _source(
