@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 
 from goal_state import migrate as migrations
 from goal_state.delivery.listeners import Listeners, Subscription
+from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus, check_status
 from goal_state.domain.operations import GoalOperations
@@ -94,6 +95,7 @@ class GoalStore(GoalOperations):
         engine: Engine,
         connect: Callable[[], Connection],
         busy_timeout_seconds: float,
+        counted_tokens: CountedTokens,
         *,
         owns_engine: bool,
     ) -> None:
@@ -109,11 +111,12 @@ class GoalStore(GoalOperations):
         self._listeners = Listeners()
         connection = connect()
         self._file = opened_file(connection)
-        self._repository = GoalRepository(Executor(connection))
+        self._repository = GoalRepository(Executor(connection), counted_tokens=counted_tokens)
         self._gate = gate(database_path(engine), busy_timeout_seconds)
         self._leave_waiting_to_gate()
         try:
             check_writable(connection)
+            self._repository.settings.check()
         except BaseException:
             self._repository.executor.close()
             raise
@@ -141,6 +144,7 @@ class GoalStore(GoalOperations):
         durability: Durability = "full",
         busy_timeout_seconds: float = 10.0,
         migrate: bool = True,
+        counted_tokens: Counting = "uncached",
     ) -> GoalStore:
         """Opens a store, creating or upgrading its schema.
 
@@ -151,8 +155,12 @@ class GoalStore(GoalOperations):
                 last changes may be missing after one.
             busy_timeout_seconds: how long a call waits for another process that writes.
             migrate: False only checks the schema.
+            counted_tokens: which tokens of a usage a goal pays for: `"uncached"` (input without cached, plus
+                output), `"all"` (with cached), or a named function of a `TokenUsage`. The first store on a
+                database chooses; its name is kept there, so that no goal adds up different counts.
 
         Raises:
+            SettingsConflictError: the database's goals are charged with other `counted_tokens`.
             DatabaseLocationError: there is no such folder, or the path is a directory.
             NotADatabaseError: the file is no SQLite database.
             ForeignDatabaseError: the file is another application's database.
@@ -167,6 +175,7 @@ class GoalStore(GoalOperations):
         """
         check_durability(durability)
         timeout_ms = check_busy_timeout(busy_timeout_seconds)
+        counted = CountedTokens.of(counted_tokens)
         if isinstance(target, Engine):
             engine, own = target, False
             if engine.dialect.name != "sqlite":
@@ -202,9 +211,11 @@ class GoalStore(GoalOperations):
                 if path is not None and revision is None and migrate:
                     create_file(path)
             migrations.ensure_current(engine, revision, migrate=migrate)
-            store = cls(engine, connect, busy_timeout_seconds, owns_engine=own)
-            if own and migrate and path is not None:
-                store._note_log_owner(path)
+            store = cls(engine, connect, busy_timeout_seconds, counted, owns_engine=own)
+            if own and migrate:
+                store._agree_on_settings()
+                if path is not None:
+                    store._note_log_owner(path)
             return store
 
         try:
@@ -213,6 +224,11 @@ class GoalStore(GoalOperations):
             if own:  # one in memory has kept its connection
                 engine.dispose()
             raise
+
+    @property
+    def counted_tokens(self) -> CountedTokens:
+        """Which tokens of a usage the goals pay for; called with a usage, it says how many."""
+        return self._repository.counted_tokens
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -486,21 +502,23 @@ class GoalStore(GoalOperations):
             DatabaseLocationError: there is no such file, it holds no goals of ours, or it is the database.
             SchemaTooNewError: the backup was made by a newer version.
             DatabaseCorruptError: the backup is damaged; the database was left as it was.
+            SettingsConflictError: the backup's goals are charged with other `counted_tokens`.
             DatabaseBusyError: others kept the write lock; the database was left as it was.
             InvalidValueError: it is no path.
             OSError: there is no room for a copy beside the database.
         """
-        from goal_state.storage.sqlite.restoring import prepared, write_over
+        from goal_state.storage.sqlite.restoring import check_copy, prepared, write_over
 
         self._check_open()
         self._refuse_nested()
         place = check_path("path", path)
         file = database_path(self._engine)
-        identity = self._read(lambda reader: reader.executor.identity())
+        identity = self._read(lambda reader: reader.settings.identity())
         page_size = self._read(lambda reader: reader.executor.page_size())
 
         def put_in_place() -> None:
             with prepared(place, file, identity, page_size, progress, migrations.upgrade) as copy:
+                check_copy(copy, self.counted_tokens)
                 self._writer.exclusively(
                     lambda: write_over(
                         copy, self._repository.executor.driver, self._busy_timeout_seconds
@@ -631,7 +649,7 @@ class GoalStore(GoalOperations):
 
     def _connect_reader(self) -> GoalRepository:
         self._file.check()  # else SQLite would make an empty file where there is none
-        return GoalRepository(Executor(self._connect()))
+        return GoalRepository(Executor(self._connect()), counted_tokens=self.counted_tokens)
 
     def _reconnect_writer(self) -> None:
         self._file.check()
@@ -641,12 +659,16 @@ class GoalStore(GoalOperations):
             # While it had no connection, the log may have gone, and the note with it.
             note_log_owner(Path(os.path.realpath(path)), self._identity)
 
+    def _agree_on_settings(self) -> None:
+        """Keeps in a new database what all who open it have to agree on."""
+        if self._read(lambda reader: reader.settings.identity()) is None:
+            self._carry_out(lambda repository: repository.settings.agree())
+
     def _note_log_owner(self, path: Path) -> None:
         """Makes it possible to notice, at the next open, that another file took this one's place."""
-        identity = self._read(lambda reader: reader.executor.identity())
-        if identity is None:
-            identity = self._carry_out(lambda repository: repository.executor.give_identity())
-        note_log_owner(Path(os.path.realpath(path)), identity)
+        identity = self._read(lambda reader: reader.settings.identity())
+        if identity is not None:
+            note_log_owner(Path(os.path.realpath(path)), identity)
         self._identity = identity
 
     # -- forks -------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from goal_state import (
     TokenUsageInfo,
     errors,
 )
+from goal_state.domain.counting import CountedTokens
 from goal_state.domain.events import check_kind
 from goal_state.domain.goals import (
     charged_status,
@@ -232,7 +233,7 @@ def test_the_first_total_of_a_thread_is_its_baseline_and_costs_nothing() -> None
     total = TokenUsage(100, output_tokens=50)
     info = TokenUsageInfo(total, TokenUsage())
     for either in (total, info):
-        after, tokens = next_baseline(None, either, "turn-1")
+        after, tokens = next_baseline(None, either, "turn-1", CountedTokens.of("uncached"))
         assert after is not None
         assert (after.info, after.turn_id, tokens) == (info, "turn-1", 0)
 

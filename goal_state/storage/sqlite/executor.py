@@ -27,7 +27,6 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
     UsageOverflowError,
 )
-from goal_state.storage.identifiers import new_id
 
 __all__ = [
     "HOSTS_TRANSACTION",
@@ -115,11 +114,6 @@ def translating() -> Generator[None]:
 
 
 _COMMIT: Final = ("COMMIT",)
-_IDENTITY: Final = "SELECT identity FROM goal_state_database"
-_GIVE_IDENTITY: Final = (
-    "INSERT INTO goal_state_database (identity)"
-    " SELECT ? WHERE NOT EXISTS (SELECT 1 FROM goal_state_database)"
-)
 
 
 class Statement:
@@ -327,16 +321,6 @@ class Executor:
                     self.driver.backup(target, pages=1000, progress=report)
             finally:
                 target.close()
-
-    def identity(self) -> str | None:
-        """What tells the database from its copies; None where nothing was noted yet."""
-        row = self._cursor.execute(_IDENTITY).fetchone()
-        return None if row is None else row[0]
-
-    def give_identity(self) -> str:
-        """Notes one, unless another was quicker, inside a transaction that may write."""
-        self._cursor.execute(_GIVE_IDENTITY, (new_id(),))
-        return self._cursor.execute(_IDENTITY).fetchone()[0]
 
     def page_size(self) -> int:
         """The size of the database's pages in bytes."""
