@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from goal_state.delivery.listeners import Subscription
+from goal_state.domain.counting import CountedTokens
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
 from goal_state.domain.requests import Charge
@@ -39,6 +40,7 @@ from goal_state.errors import (
     SchemaIncompleteError,
     SchemaOutOfDateError,
     SchemaTooNewError,
+    SettingsConflictError,
     StaleGoalError,
     StoreClosedError,
     TransactionError,
@@ -61,6 +63,7 @@ __all__ = [
     "BudgetExhaustedError",
     "Charge",
     "Consumer",
+    "CountedTokens",
     "DatabaseBusyError",
     "DatabaseCorruptError",
     "DatabaseError",
@@ -94,6 +97,7 @@ __all__ = [
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
     "SchemaTooNewError",
+    "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
     "Subscription",
