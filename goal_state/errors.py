@@ -104,12 +104,15 @@ class BudgetExhaustedError(RequestError):
 
 
 class IdempotencyConflictError(RequestError):
-    """An idempotency key was used before in this thread, with other amounts."""
+    """A key (an `idempotency_key` or a `response_id`) was used before in this thread, with other tokens. That
+    charge stands; the one that was refused added nothing to it.
+    """
 
 
 class NestedCallError(RequestError):
     """A store was called by a thread that is in the midst of a transaction of the same store: from inside
-    `transact(work)`, or from a signal handler. Inside `work`, call the repository that it was given.
+    `transact(work)` or a `with store.transaction()` block, or from a signal handler. Inside, call the
+    repository that was handed over.
     """
 
 

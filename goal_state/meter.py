@@ -9,7 +9,9 @@ Rules that hold throughout, as recorded from a real program:
   is carried, from report to report and from turn to turn, for the goal that owes it.
 - What was observed is durable: the usage baseline moves in the transaction of the charge, so that a
   process which dies at any point and starts again charges each token once.
-- A call that an exception struck is repeated safely: what of it was committed is found in the log.
+- A call that an exception struck is repeated safely: what of it was committed is found in the log, and a
+  response by its id.
+- A response that was charged moves the baseline, too: a total that contains it pays for the rest alone.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from copy import copy as copy_of
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, TypeVar
 
 from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
-from goal_state.domain.requests import RecordTotal, SetBaseline, check_total
+from goal_state.domain.requests import Charge, RecordTotal, SetBaseline, check_total
 from goal_state.domain.totals import cumulative
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from goal_state.domain.values import check_name, check_optional_name
@@ -65,6 +68,8 @@ class _Turn:
     turn_id: str
     charge_tokens: bool
     count_id: str | None
+    reports_totals: bool = False
+    """Whether a total of it was recorded, which contains the responses before it."""
 
 
 @dataclass(slots=True)
@@ -110,8 +115,15 @@ class GoalMeter:
     Let one of them measure it, and give the others a clock that stands still (`clock_ns=lambda: 0`).
 
     A call that raises has charged nothing, unless an exception from outside (`KeyboardInterrupt`, one of a
-    signal handler) struck after its commit. It may be repeated in any case, and then charges nothing again;
-    until then its turn is the one from before it.
+    signal handler) struck after its commit. It may be repeated in any case, and then charges nothing again
+    (a `charge` needs its `response_id` for that); until then its turn is the one from before it.
+
+        meter = GoalMeter(store, "thread-1")
+        with meter.turn("turn-1"):
+            reading = meter.charge(response.usage, response_id=response.id)
+
+    Charge each response, or record totals, whichever the provider reports. Where both come in one turn,
+    charge a response before the total that contains it: the total then pays for the rest alone.
     """
 
     def __init__(
@@ -218,6 +230,59 @@ class GoalMeter:
 
         return self._report(check, work)
 
+    def charge(
+        self,
+        usage: object = None,
+        *,
+        tokens: int = 0,
+        response_id: str | None = None,
+        idempotency_key: str | None = None,
+        turn_id: str | None = None,
+    ) -> Reading:
+        """One model response used this: charges it, and the active time. As `GoalStore.charge`; to be called
+        after each response.
+
+        A repeat with its `response_id` charges nothing, and its time stays due. While no goal pays, it is
+        nobody's. A usage moves the baseline of the turn's count, so that a total of that count pays only for
+        what no response was charged for; `tokens` leave it as it is. In a turn that has recorded a total
+        there is no telling whether that contains the response, so that a usage is refused.
+
+        Args:
+            usage: what the response used: whatever `GoalStore.charge` takes.
+            tokens: instead of a usage, how many tokens, from 0.
+            response_id: the provider's id of the response, under which it is charged once.
+            idempotency_key: a key of your own for what is no response.
+            turn_id: the turn that the report is of; it must be the one that runs.
+
+        Raises:
+            TurnError: no turn runs, or another one, or it has recorded a total.
+            IdempotencyConflictError: the response was charged before, with other tokens. That stands.
+            InvalidValueError: a value is malformed; nothing was charged.
+            UsageOverflowError: the goal's usage would reach 2^63.
+        """
+        named = check_optional_name("turn_id", turn_id)
+        charge = Charge(
+            self.thread_id,
+            usage,
+            tokens=tokens,
+            response_id=response_id,
+            idempotency_key=idempotency_key,
+        )
+        used, charge = charge.usage, charge.counted(self._store.counted_tokens)
+
+        def check() -> None:
+            self._check_running(named)
+            if used is not None and self._turn is not None and self._turn.reports_totals:
+                raise TurnError(
+                    f"turn {self._turn.turn_id!r} reports totals, and they contain what each response used:"
+                    " leave charge() out, or charge the responses of a turn instead of its totals"
+                )
+
+        def work(repository: GoalRepository, state: _State) -> Accounting:
+            return self._settle_charge(repository, state, charge, used)
+
+        return self._report(check, work)
+
     def record_total(
         self,
         total: TokenUsage | TokenUsageInfo,
@@ -246,8 +311,9 @@ class GoalMeter:
         count = check_optional_name("count_id", count_id)
 
         def work(repository: GoalRepository, state: _State) -> Accounting:
-            if count is not None and state.turn is not None:
-                state.turn = replace(state.turn, count_id=count)
+            if state.turn is not None:
+                of_count = state.turn.count_id if count is None else count
+                state.turn = replace(state.turn, count_id=of_count, reports_totals=True)
             return self._settle(repository, state, total)
 
         return self._report(lambda: self._check_running(named), work)
@@ -557,6 +623,37 @@ class GoalMeter:
             )
         if _takes_charges(accounting.goal, state.paying_goal_id):
             state.rest_ns = below_ms_ns if accounting.applied else due_ns
+        return accounting
+
+    def _settle_charge(
+        self, repository: GoalRepository, state: _State, charge: Charge, used: TokenUsage | None
+    ) -> Accounting:
+        """Charges a response (its counted tokens), and the time with it, to the paying goal."""
+        thread_id, turn = self.thread_id, state.turn
+        turn_id, count_id = (None, None) if turn is None else (turn.turn_id, turn.count_id)
+        now_ns = self._clock_ns()
+        elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
+        if state.paying_goal_id is None:
+            accounting = Accounting(repository.get(thread_id), applied=False)
+            # A goal that somebody made or activated without this meter pays from the next report on.
+            self._bind(state, accounting.goal)
+        else:
+            due_ns = state.rest_ns + elapsed_ns
+            due_ms, below_ms_ns = divmod(due_ns, _NS_PER_MS)
+            rides = charge.tokens > 0 or due_ms >= _LEAST_TIME_ALONE_MS
+            charge = copy_of(charge)
+            charge.time_ms = due_ms if rides else 0
+            charge.expected_goal_id, charge.turn_id = state.paying_goal_id, turn_id
+            accounting = repository.apply(charge)
+            if accounting.duplicate:
+                accounting = replace(accounting, goal=repository.get(thread_id), applied=False)
+            if _takes_charges(accounting.goal, state.paying_goal_id):
+                state.rest_ns = below_ms_ns if accounting.applied and rides else due_ns
+        if used is not None and not accounting.duplicate:
+            stored = repository.baseline(thread_id, count_id)
+            if stored is not None or count_id is not None:
+                total = used if stored is None else stored.total + used
+                repository.apply(SetBaseline(thread_id, total, turn_id, count_id, is_stated=False))
         return accounting
 
     def _catch_up(

@@ -280,10 +280,12 @@ OPERATIONS: dict[str, Arguments] = {
     "resume": _WHOSE | {"token_budget": budgets, "expected_goal_id": optional_names},
     "charge": _WHOSE
     | {
+        "usage": st.none() | usages,
         "tokens": counts,
         "seconds": st.floats(0, 10),
         "mode": st.sampled_from(AccountingMode),
         "expected_goal_id": optional_names,
+        "response_id": optional_names,
         "idempotency_key": optional_names,
     },
     "charge_many": {"charges": st.lists(charges, max_size=3)},

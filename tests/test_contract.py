@@ -615,6 +615,86 @@ def test_a_repeated_key_charges_once(subject: Subject) -> None:
     assert [e.idempotency_key for e in subject.events()] == [None, "k", None, None]
 
 
+# -- charge by usage and response -------------------------------------------------------------------
+
+
+def test_charge_with_a_usage_adds_the_tokens_that_count(subject: Subject) -> None:
+    subject.create("t", "Ship", token_budget=1000)
+    subject.charge("t", TokenUsage(100, 30, 5, 20, 5), response_id="r1", seconds=1)
+    subject.charge("t", {"input_tokens": 50, "output_tokens": 5}, turn_id="turn-1")
+    goal = subject.get("t")
+    assert goal is not None
+    assert (goal.tokens_used, goal.time_used_ms) == (145, 1000)
+    keys = [(e.idempotency_key, e.turn_id, e.tokens_delta) for e in subject.events()]
+    assert keys[1:] == [("r1", None, 90), (None, "turn-1", 55)]
+    assert subject.usage("t") is None  # no total was ever reported
+
+
+def test_charge_with_a_repeated_response_id_charges_once(subject: Subject) -> None:
+    subject.create("t", "Ship")
+    first = subject.charge("t", TokenUsage(10), response_id="r1", seconds=1)
+    tables = subject.tables()
+    for again in (
+        subject.charge("t", TokenUsage(10), response_id="r1", seconds=7),
+        subject.charge("t", TokenUsage(10), idempotency_key="r1"),
+        subject.charge("t", tokens=10, response_id="r1", idempotency_key="r1"),
+    ):
+        assert again == Accounting(first.goal, applied=True, duplicate=True)
+    for other in ({"usage": TokenUsage(11)}, {"tokens": 9}):
+        with pytest.raises(IdempotencyConflictError) as caught:
+            subject.charge("t", **other, response_id="r1")  # type: ignore[arg-type]
+        assert str(caught.value).startswith("response_id 'r1' has charged 10 tokens in thread 't'")
+        assert "that stands" in str(caught.value)
+    assert subject.tables() == tables
+
+
+def test_charge_with_a_response_id_of_another_thread_is_another_charge(subject: Subject) -> None:
+    for thread in ("t", "u"):
+        subject.create(thread, "Ship")
+        assert not subject.charge(thread, TokenUsage(10), response_id="r1").duplicate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "problem"),
+    [
+        ({"usage": TokenUsage(5), "tokens": 5}, "tokens", "goes without usage"),
+        ({"response_id": "r1"}, "usage", "is missing"),
+        ({"response_id": "r1", "seconds": 1}, "usage", "is missing"),
+        (
+            {"tokens": 5, "response_id": "r1", "idempotency_key": "k"},
+            "idempotency_key",
+            "must be the response_id",
+        ),
+        ({"usage": {"input_tokens": 5, "cache_tokens": 7}}, "usage", "cache_tokens"),
+    ],
+)
+def test_charge_of_contradictory_arguments_is_refused_and_changes_nothing(
+    subject: Subject, arguments: dict[str, Any], field: str, problem: str
+) -> None:
+    subject.create("t", "Ship")
+    tables = subject.tables()
+    with pytest.raises(InvalidValueError) as caught:
+        subject.charge("t", **arguments)
+    assert caught.value.field == field
+    assert problem in caught.value.problem
+    assert subject.tables() == tables
+
+
+def test_charge_of_a_usage_that_was_empty_takes_its_response_id(subject: Subject) -> None:
+    subject.create("t", "Ship")
+    assert subject.charge("t", TokenUsage(), response_id="r1").applied
+    assert subject.charge("t", TokenUsage(), response_id="r1").duplicate
+
+
+def test_repr_of_a_charge_shows_what_was_given() -> None:
+    assert repr(Charge("t", tokens=5, seconds=1.5, response_id="r1")) == (
+        "Charge('t', tokens=5, seconds=1.5, response_id='r1')"
+    )
+    assert repr(Charge("t", TokenUsage(5), mode="active_or_stopped", turn_id="turn-1")) == (
+        f"Charge('t', {TokenUsage(5)!r}, mode='active_or_stopped', turn_id='turn-1')"
+    )
+
+
 # -- charge_many ------------------------------------------------------------------------------------
 
 
@@ -649,6 +729,9 @@ def _charges(group: str) -> list[Charge]:
         Charge(budget, tokens=60, seconds=1.5, idempotency_key="k"),
         Charge(paused, tokens=3, mode=mode),
         Charge(plain, seconds=2),
+        Charge(plain, TokenUsage(50, 20, 0, 7), response_id="response"),
+        Charge(plain, {"prompt_tokens": 30, "completion_tokens": 7}, response_id="response"),
+        Charge(waits, TokenUsage(9, 9), mode=mode, response_id="of nothing that counts"),
     ]
 
 
@@ -682,7 +765,7 @@ def test_account_many_does_as_account_one_after_the_other(
     goals = {goal.thread_id: goal for goal in subject.goals()}
     for thread in ("budget", "plain", "paused", "waits"):
         assert _without_ids(goals[f"many-{thread}"]) == _without_ids(goals[f"one-{thread}"])
-    assert (many[-1].goal, many[-2].goal) == (goals["many-plain"], goals["many-paused"])
+    assert (many[-1].goal, many[-5].goal) == (goals["many-waits"], goals["many-paused"])
 
 
 @pytest.mark.parametrize(
@@ -922,7 +1005,9 @@ BOUNDS: dict[str, dict[Any, str]] = {
     "thread_id": NAMES | {None: "text"},
     "turn_id": NAMES,
     "expected_goal_id": NAMES,
+    "response_id": NAMES,
     "idempotency_key": NAMES,
+    "usage": {5: "int", "input_tokens": "str"},
     "objective": OBJECTIVES,
     "status": STATUSES,
     "token_budget": BUDGETS,
@@ -941,7 +1026,10 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         "objective token_budget status resume_at blocked_reason expected_goal_id turn_id",
     ),
     "resume": ({}, "token_budget expected_goal_id turn_id"),
-    "charge": ({}, "tokens seconds mode expected_goal_id turn_id idempotency_key"),
+    "charge": (
+        {},
+        "usage tokens seconds mode expected_goal_id turn_id response_id idempotency_key",
+    ),
     "record_total": ({"total": TokenUsage()}, "total seconds mode expected_goal_id turn_id"),
     "set_baseline": ({"total": TokenUsage()}, "total turn_id"),
     "reconcile": ({"total": TokenUsage()}, "total turn_id"),

@@ -32,8 +32,8 @@ class GoalOperations(ABC):
     `GoalRepository` runs it in its host's.
 
     Common to all of them: a `RequestError` means that nothing was written; a `DatabaseError` means that
-    the transaction was rolled back. `thread_id`, `turn_id`, `expected_goal_id` and `idempotency_key`
-    are texts of 1 to 256 characters.
+    the transaction was rolled back. `thread_id`, `turn_id`, `expected_goal_id`, `response_id` and
+    `idempotency_key` are texts of 1 to 256 characters.
     """
 
     @abstractmethod
@@ -155,15 +155,20 @@ class GoalOperations(ABC):
     def charge(
         self,
         thread_id: str,
+        usage: object = None,
         *,
         tokens: int = 0,
         seconds: float = 0,
         mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
         expected_goal_id: str | None = None,
         turn_id: str | None = None,
+        response_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> Accounting:
         """Adds usage to the thread's goal; a charge that fills the budget makes it `budget_limited`.
+
+            store.charge("thread-1", response.usage, response_id=response.id)
+            store.charge("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
 
         A charge that no status accepts, that finds no goal or another one than expected, or that is of
         nothing (without a key), changes nothing; `applied` is False then. One of nothing with a key is
@@ -171,28 +176,36 @@ class GoalOperations(ABC):
 
         Args:
             thread_id: the conversation.
-            tokens: how many, from 0.
+            usage: what one model response used: a `TokenUsage`, or the usage of a provider or an SDK that
+                `TokenUsage.of` knows. How many of its tokens count is the store's `counted_tokens`.
+            tokens: instead of a usage, how many tokens, from 0.
             seconds: active time, a finite number from 0, kept to the millisecond.
             mode: which statuses take the charge; see `AccountingMode`.
             expected_goal_id: charge only this goal, so that an old turn never pays into a new goal.
             turn_id: the turn that used it.
-            idempotency_key: unique within the thread. A repeat with the same tokens charges nothing and
-                returns the first result, with `duplicate` set, whatever its seconds.
+            response_id: the provider's id of the response. It is a key, as an `idempotency_key` is, and a
+                usage or tokens must come with it.
+            idempotency_key: a key of your own for what is no response. A key is unique within its thread.
+                A repeat with the same usage or tokens charges nothing and returns the first result, with
+                `duplicate` set, whatever its seconds.
 
         Raises:
             IdempotencyConflictError: the key was used before with other tokens. That charge stands, and
                 nothing was added to it.
             UsageOverflowError: the goal's usage would reach 2^63.
-            InvalidValueError: a value is out of its bounds.
+            InvalidValueError: a value is out of its bounds; the usage is of no source that is known, or has a
+                field that would be overlooked; usage and tokens, or two different keys, were given at once.
         """
         return self.apply(
             Charge(
                 thread_id,
+                usage,
                 tokens=tokens,
                 seconds=seconds,
                 mode=mode,
                 expected_goal_id=expected_goal_id,
                 turn_id=turn_id,
+                response_id=response_id,
                 idempotency_key=idempotency_key,
             )
         )
@@ -235,7 +248,8 @@ class GoalOperations(ABC):
         its own, on which what falls is late; the first count of a thread begins with its first total, and
         every further one at zero, so that its first total is charged whole.
 
-        This is for totals. What one response used is charged with `charge`.
+        This is for totals alone. Most providers and SDKs report what *one response* used: charge that with
+        `charge(thread_id, usage, response_id=…)`, for taken as totals most of it would charge nothing.
 
         Args:
             thread_id: the conversation.

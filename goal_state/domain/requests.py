@@ -6,8 +6,10 @@ So a malformed call is refused before a transaction begins, and what is carried 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, Literal, TypeVar
+from copy import copy as copy_of
+from typing import Generic, Literal, Self, TypeVar
 
+from goal_state.domain.counting import CountingFunction
 from goal_state.domain.goals import (
     KEEP,
     Accounting,
@@ -166,30 +168,96 @@ class Charge(ThreadRequest[Accounting]):
         InvalidValueError: a value is out of its bounds.
     """
 
-    __slots__ = ("expected_goal_id", "idempotency_key", "mode", "time_ms", "tokens")
+    __slots__ = (
+        "expected_goal_id",
+        "idempotency_key",
+        "mode",
+        "response_id",
+        "time_ms",
+        "tokens",
+        "usage",
+    )
 
     def __init__(
         self,
         thread_id: str,
+        usage: object = None,
         *,
         tokens: int = 0,
         seconds: float = 0,
         mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
         expected_goal_id: str | None = None,
         turn_id: str | None = None,
+        response_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> None:
         self.thread_id: str = check_name("thread_id", thread_id)
         self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
+        self.usage: TokenUsage | None = None if usage is None else TokenUsage.of(usage)
         self.tokens: int = check_amount("tokens", tokens)
         self.time_ms: int = check_milliseconds("seconds", seconds)
         self.mode: AccountingMode = check_mode(mode)
         self.expected_goal_id: str | None = (
             None if expected_goal_id is None else check_name("expected_goal_id", expected_goal_id)
         )
+        self.response_id: str | None = (
+            None if response_id is None else check_name("response_id", response_id)
+        )
         self.idempotency_key: str | None = (
             None if idempotency_key is None else check_name("idempotency_key", idempotency_key)
         )
+        if self.usage is not None and self.tokens:
+            raise InvalidValueError(
+                "tokens",
+                "goes without usage: how many tokens of a usage count is the store's to say",
+            )
+        if self.response_id is not None:
+            self._check_response()
+
+    def _check_response(self) -> None:
+        if self.usage is None and not self.tokens:
+            raise InvalidValueError(
+                "usage",
+                f"is missing, so nothing is known of what response {self.response_id!r} used: have the"
+                " provider report it (many leave it out of a stream unless they are asked), or give tokens",
+            )
+        if self.idempotency_key not in (None, self.response_id):
+            raise InvalidValueError(
+                "idempotency_key",
+                "must be the response_id, or be left out: the response_id is the key of the charge",
+            )
+
+    @property
+    def key(self) -> str | None:
+        """What the charge is known by in its thread, however often it is repeated; None if by nothing."""
+        return self.idempotency_key if self.response_id is None else self.response_id
+
+    def counted(self, counted_tokens: CountingFunction) -> Self:
+        """The charge with the tokens of its usage counted. A host's own function may do that, so it is done
+        once, on the caller's thread, before the transaction.
+        """
+        if self.usage is None:
+            return self
+        charge = copy_of(self)
+        charge.usage, charge.tokens = None, counted_tokens(self.usage)
+        return charge
+
+    def __repr__(self) -> str:
+        shown: list[str] = [repr(self.thread_id)]
+        if self.usage is not None:
+            shown.append(repr(self.usage))
+        if self.tokens:
+            shown.append(f"tokens={self.tokens}")
+        if self.time_ms:
+            shown.append(f"seconds={self.time_ms / 1000:g}")
+        if self.mode is not AccountingMode.ACTIVE_ONLY:
+            shown.append(f"mode={self.mode.value!r}")
+        shown += [
+            f"{name}={value!r}"
+            for name in ("expected_goal_id", "turn_id", "response_id", "idempotency_key")
+            if (value := getattr(self, name)) is not None
+        ]
+        return f"Charge({', '.join(shown)})"
 
 
 class ChargeMany(Request[list[Accounting]]):
@@ -206,6 +274,14 @@ class ChargeMany(Request[list[Accounting]]):
                 raise InvalidValueError(
                     "charges", f"must be of Charge, number {number} is {type(charge).__name__}"
                 )
+
+    def counted(self, counted_tokens: CountingFunction) -> Self:
+        """See `Charge.counted`."""
+        if all(charge.usage is None for charge in self.charges):
+            return self
+        many = copy_of(self)
+        many.charges = [charge.counted(counted_tokens) for charge in self.charges]
+        return many
 
 
 class RecordTotal(ThreadRequest[Accounting]):

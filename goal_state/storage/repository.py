@@ -429,8 +429,9 @@ class GoalRepository(GoalOperations):
     # -- charging ----------------------------------------------------------------------------------
 
     def _charge(self, request: Charge) -> Accounting:
+        request = request.counted(self.counted_tokens)
         goal = self._select(request.thread_id)
-        key = request.idempotency_key
+        key = request.key
         if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
             return _repeated(request, first, goal)
         return self._write_charge(request, goal, request.tokens, request.time_ms, key)
@@ -443,8 +444,8 @@ class GoalRepository(GoalOperations):
         rows: list[EventRow] = []
         results: list[Accounting] = []
         now_ms = wall_clock_ms()
-        for charge in request.charges:
-            thread_id, key = charge.thread_id, charge.idempotency_key
+        for charge in request.counted(self.counted_tokens).charges:
+            thread_id, key = charge.thread_id, charge.key
             if thread_id not in after:
                 before[thread_id] = after[thread_id] = self._select(thread_id)
             goal = after[thread_id]
@@ -539,8 +540,10 @@ class GoalRepository(GoalOperations):
         if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
             _logger.warning(
                 "the totals of thread %r fall in turn after turn, so they are no totals, and most of"
-                " them charge nothing: charge what one response used with charge(), or give"
-                " record_total() and the meter a count_id for each time that counting begins at zero",
+                " them charge nothing: if they are what single responses used, charge each of them with"
+                " charge(thread, usage, response_id=…), of the store or the meter, instead of"
+                " record_total(); if counting begins at zero again and again, give record_total() and the"
+                " meter a count_id for each time",
                 thread_id,
             )
         return late
@@ -779,10 +782,14 @@ def _repeated(request: Charge, first: RecordedCharge, goal: Goal | None) -> Acco
     they tell nothing.
     """
     if first.tokens != request.tokens:
+        name, advice = "idempotency_key", "repeat a charge with the tokens of its first try"
+        if request.response_id is not None:
+            name = "response_id"
+            advice = "a response is charged once, when it is complete and its usage is final"
         raise IdempotencyConflictError(
-            f"idempotency_key {request.idempotency_key!r} has charged {first.tokens} tokens in thread"
+            f"{name} {request.key!r} has charged {first.tokens} tokens in thread"
             f" {request.thread_id!r}, and that stands; the {request.tokens} of this call were not charged:"
-            " repeat a charge with the tokens of its first try"
+            f" {advice}"
         )
     if goal is None or goal.goal_id != first.goal_id:
         return Accounting(None, applied=True, duplicate=True)

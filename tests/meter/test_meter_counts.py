@@ -247,7 +247,7 @@ def test_a_host_that_gives_what_each_response_used_is_told_once_for_each_thread(
     first, second = warnings(caplog)
     assert "thread 'one'" in first
     assert "thread 'two'" in second
-    assert "charge()" in first
+    assert "charge(thread, usage, response_id=…)" in first
     assert "count_id" in first
 
 

@@ -52,16 +52,21 @@ class Draft:
             thread_id = next(reversed(model.goals), THREADS[0])
         arguments: dict[str, Any] = {"thread_id": thread_id}
         for name, value in self.values.items():
-            value = value.of(model, thread_id) if isinstance(value, Lean) else value
-            if ", " in name:
-                arguments |= zip(name.split(", "), value, strict=True)
-            else:
-                arguments[name] = value
+            several = zip(name.split(", "), value, strict=True) if ", " in name else [(name, value)]
+            arguments |= {
+                one: its.of(model, thread_id) if isinstance(its, Lean) else its
+                for one, its in several
+            }
         if arguments.pop("as_before", False):
-            first = model.keys.get((thread_id, arguments["idempotency_key"]))
+            key = arguments["response_id"] or arguments["idempotency_key"]
+            first = model.keys.get((thread_id, key))
             if first is not None:
                 # Its seconds are measured anew, and are mostly others.
-                arguments["tokens"] = first.amounts[0]
+                tokens = first.amounts[0]
+                if arguments["usage"] is None and tokens:
+                    arguments["tokens"] = tokens
+                else:
+                    arguments["usage"], arguments["tokens"] = Counts(9, 9, 0, tokens, 0, tokens), 0
         return Operation(self.name, arguments)
 
 
@@ -225,12 +230,18 @@ _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "turn_id": TURN_IDS,
     },
     "charge": {
-        "tokens": AMOUNT,
+        "usage, tokens": st.one_of(
+            st.tuples(st.none(), AMOUNT),
+            st.tuples(STEP, st.just(0)),
+            st.tuples(st.none() | STEP, AMOUNT),
+        ),
         "seconds": SECONDS,
         "mode": MODE,
         "expected_goal_id": EXPECTED,
         "turn_id": TURN_IDS,
-        "idempotency_key": KEY,
+        "response_id, idempotency_key": st.one_of(
+            st.tuples(st.none(), KEY), st.tuples(KEY, st.none()), st.tuples(KEY, KEY)
+        ),
         "as_before": st.booleans(),
     },
     "record_total": {
@@ -286,7 +297,9 @@ _BAD: dict[str, list[Any]] = {
     "thread_id": [*_BAD_NAME, None],
     "turn_id": _BAD_NAME,
     "expected_goal_id": _BAD_NAME,
+    "response_id": _BAD_NAME,
     "idempotency_key": _BAD_NAME,
+    "usage": [5, "usage", {}, {"input_tokens": -1}, {"tokens": 5}, object()],
     "objective": [
         "",
         " \n\t ",
@@ -334,11 +347,13 @@ _GOOD: dict[str, dict[str, Any]] = {
     },
     "resume": {"token_budget": None, "expected_goal_id": None, "turn_id": None},
     "charge": {
+        "usage": None,
         "tokens": 3,
         "seconds": 3,
         "mode": "active_or_stopped",
         "expected_goal_id": None,
         "turn_id": None,
+        "response_id": "refused",
         "idempotency_key": "refused",
     },
     "record_total": {

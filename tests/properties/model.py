@@ -125,6 +125,18 @@ class Refused(Exception):  # noqa: N818
         self.field = field
 
 
+def _check_charge(
+    usage: Counts | None, tokens: int, response_id: str | None, idempotency_key: str | None
+) -> None:
+    """Usage and tokens exclude each other; a response used something, and has one key."""
+    if usage is not None and tokens:
+        raise Refused("InvalidValueError", "tokens")
+    if response_id is not None and usage is None and not tokens:
+        raise Refused("InvalidValueError", "usage")
+    if response_id is not None and idempotency_key not in (None, response_id):
+        raise Refused("InvalidValueError", "idempotency_key")
+
+
 class _Paid(NamedTuple):
     """A charge that was made under an idempotency key."""
 
@@ -287,17 +299,23 @@ class Model:
         self,
         *,
         thread_id: str,
+        usage: Counts | None,
         tokens: int,
         seconds: float,
         mode: str,
         expected_goal_id: str | None,
         turn_id: str | None,
+        response_id: str | None,
         idempotency_key: str | None,
     ) -> Settlement:
+        _check_charge(usage, tokens, response_id, idempotency_key)
+        if usage is not None:
+            tokens = usage.payable
+        key = idempotency_key if response_id is None else response_id
         amounts = (tokens, _milliseconds(seconds))
         goal = self.goals.get(thread_id)
-        if idempotency_key is not None and (thread_id, idempotency_key) in self.keys:
-            first = self.keys[thread_id, idempotency_key]
+        if key is not None and (thread_id, key) in self.keys:
+            first = self.keys[thread_id, key]
             if first.amounts[0] != tokens:
                 raise Refused("IdempotencyConflictError")
             if goal is None or goal.goal_id != first.row.goal_id:
@@ -309,13 +327,17 @@ class Model:
                 blocked_reason=goal.blocked_reason,
             )
             return Settlement(_waiting(was), applied=True, duplicate=True)
-        settled = self._charge(thread_id, amounts, mode, expected_goal_id, turn_id, idempotency_key)
-        if settled.applied and idempotency_key is not None:
+        settled = self._charge(thread_id, amounts, mode, expected_goal_id, turn_id, key)
+        if settled.applied and key is not None:
             assert settled.goal is not None
-            self.keys[thread_id, idempotency_key] = _Paid(amounts, settled.goal)
+            self.keys[thread_id, key] = _Paid(amounts, settled.goal)
         return settled
 
     def charge_many(self, *, charges: list[dict[str, Any]]) -> list[Settlement]:
+        for charge in charges:
+            _check_charge(
+                *(charge[name] for name in ("usage", "tokens", "response_id", "idempotency_key"))
+            )
         trial = self.copy()
         settled = [trial.charge(**charge) for charge in charges]
         vars(self).update(vars(trial))

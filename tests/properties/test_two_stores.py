@@ -157,7 +157,8 @@ class TwoProcessesMachine(TwoStoresMachine):
         if self.was_carried_out(operation):
             taken["call carried out, but not answered"] += 1
             self.wrote(other)
-        if operation.arguments.get("idempotency_key") or draft.name in ("record_total", "clear"):
+        has_key = any(operation.arguments.get(key) for key in ("response_id", "idempotency_key"))
+        if has_key or draft.name in ("record_total", "clear"):
             handle = self.handle(by_other)
             agree(self.model, operation, handle.perform(operation))
             self.wrote(handle)
