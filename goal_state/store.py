@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -16,7 +17,7 @@ from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus, check_status
 from goal_state.domain.operations import GoalOperations
-from goal_state.domain.requests import Request
+from goal_state.domain.requests import Charge, ChargeMany, Request
 from goal_state.domain.usage import ThreadUsage, UsageBaseline
 from goal_state.domain.values import (
     check_amount,
@@ -29,6 +30,7 @@ from goal_state.errors import (
     InvalidValueError,
 )
 from goal_state.storage.backend import Backend
+from goal_state.storage.blocks import Block
 from goal_state.storage.forks import FileIdentity, register
 from goal_state.storage.ledger import ConsumerCursor, ConsumerCursors
 from goal_state.storage.opening import open_backend
@@ -449,6 +451,8 @@ class GoalStore(GoalOperations):
 
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request in a transaction of its own and returns its result once it is durable."""
+        if isinstance(request, Charge | ChargeMany):
+            request = cast("Request[Result]", request.counted(self.counted_tokens))
         return self._carry_out(lambda repository: repository.apply(request))
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
@@ -468,6 +472,31 @@ class GoalStore(GoalOperations):
                 self.close()
         self._tell()
         return result
+
+    def transaction(self) -> AbstractContextManager[GoalRepository]:
+        """Runs several operations in one transaction, as `transact` does, for the block of a `with` statement.
+
+            with store.transaction() as tx:
+                tx.charge("thread-1", response.usage, response_id=response.id)
+                tx.set("thread-1", status="complete")
+
+        It is committed at the end of the block, on the thread that entered it, or undone where an exception
+        leaves the block. Inside it, call the repository that it hands over: a call of the store there raises
+        `NestedCallError`. Everybody else who writes waits meanwhile, so do no slow work there.
+
+        Raises:
+            NestedCallError: this thread is in the midst of a transaction of the store.
+            DatabaseError: the database could not do it; nothing was changed.
+        """
+        return Block(self._block())
+
+    def _block(self) -> Generator[GoalRepository, bool, None]:
+        try:
+            yield from self._backend.block()
+        finally:
+            if self._closes_after_call:
+                self.close()
+        self._tell()
 
     def _carry_out(self, work: Callable[[GoalRepository], Result]) -> Result:
         """As `transact`, for work of the library's own, which shares a commit with that of other callers."""

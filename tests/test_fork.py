@@ -589,6 +589,41 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 4
 
 
+@pytest.mark.parametrize("way", ["transaction", "transact"])
+def test_fork_inside_a_transaction_that_the_child_leaves_is_committed_by_the_parent_alone(
+    database: Path, way: str
+) -> None:
+    run(
+        """
+with GoalStore.open(path) as store:
+    store.create("t", "Ship")
+    parent = os.getpid()
+
+    def work(repository):
+        repository.charge("t", tokens=1)
+        return os.fork()
+
+    def begin():
+        if WAY == "transact":
+            return store.transact(work)
+        with store.transaction() as tx:
+            return work(tx)
+
+    try:
+        pid = begin()
+    except ForkedStoreError:
+        os._exit(0 if os.getpid() != parent else 1)
+    if os.getpid() != parent:
+        os._exit(1)  # it has committed
+    assert os.waitpid(pid, 0)[1] == 0
+    assert store.get("t").tokens_used == 1
+    charge(store)
+""".replace("WAY", repr(way)),
+        database,
+    )
+    assert tokens(database) == 2
+
+
 def test_a_refused_child_may_start_programs_that_use_the_file(database: Path) -> None:
     run(
         """

@@ -7,7 +7,7 @@ settled, how transactions of many callers share a commit, and what an error of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -93,6 +93,13 @@ class Backend(Protocol):
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Carries out a host's work: once, on this thread, in a transaction of its own."""
+        ...
+
+    def block(self) -> Generator[GoalRepository, bool, None]:
+        """As `transact`, for work that is done while the generator is suspended at its one `yield`: it hands
+        out the repository, and is told whether the work failed. Only `Block` runs it; closed where it
+        stands, it undoes the work.
+        """
         ...
 
     def between_transactions(self, work: Callable[[], Result]) -> Result:

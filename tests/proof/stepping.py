@@ -255,6 +255,28 @@ class Transacting(Scenario):
         assert self.ground.tokens("mine") == 2 * self.number
 
 
+class TransactingInABlock(Scenario):
+    """A host's work in a block: all of it or nothing, and the transaction ends with the block."""
+
+    def call(self) -> object:
+        with self.store.transaction() as tx:
+            tx.charge("mine", tokens=1, idempotency_key=f"a{self.number}")
+            tx.charge("mine", tokens=1, idempotency_key=f"b{self.number}")
+        return None
+
+    def check(self, strikes: Sequence[BaseException]) -> None:
+        assert self.ground.tokens("mine") in (2 * self.number - 2, 2 * self.number), "half of it"
+        assert strikes or self.ground.tokens("mine") == 2 * self.number
+        self.call()
+        assert self.ground.tokens("mine") == 2 * self.number
+
+
+class TransactingInABlockInMemory(TransactingInABlock):
+    """The same in memory, where readers and the writer share one connection."""
+
+    in_memory = True
+
+
 class Reading(Scenario):
     """Reads: the connections that they use come back fit for use."""
 
@@ -474,6 +496,7 @@ SCENARIOS: Final[dict[str, type[Scenario]]] = {
     kind.__name__: kind
     for kind in (
         *(Charging, ChargingInMemory, ChargingMany, ChargingBesideWriters, Transacting),
+        *(TransactingInABlock, TransactingInABlockInMemory),
         *(Reading, ReadingInMemory, Listening, ListeningInMemory, Subscribing),
         *(Closing, Opening, OpeningNew, BackingUp, Exporting, Restoring),
     )

@@ -27,6 +27,7 @@ HANDLED = [
     *(("ChargingBesideWriters", called) for called in CALLED if called != "close"),
     *(("ChargingInMemory", called) for called in CALLED if called != "close"),
     *(("Transacting", called) for called in CALLED),
+    *(("TransactingInABlock", called) for called in CALLED),
     *(("Reading", called) for called in CALLED),
     *(("Listening", called) for called in CALLED if called != "close"),
     *(("BackingUp", called) for called in CALLED),

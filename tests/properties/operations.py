@@ -67,7 +67,9 @@ def _argument(value: object) -> object:
     if isinstance(value, Baseline):
         return TokenUsageInfo(TokenUsage(*value.total), TokenUsage(*value.last), value.window)
     if isinstance(value, list):
-        return [Charge(**charge) for charge in value]
+        return [
+            Charge(**{name: _argument(its) for name, its in charge.items()}) for charge in value
+        ]
     return KEEP if value == KEPT else value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar, cast
@@ -203,6 +203,12 @@ class SqliteBackend:
             raise fresh(self._refusal)
         return self._writer.alone(work)
 
+    def block(self) -> Generator[GoalRepository, bool, None]:
+        """See `Backend`."""
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+        return self._writer.block()
+
     def between_transactions(self, work: Callable[[], Result]) -> Result:
         """See `Backend`."""
         self.check()
@@ -317,6 +323,7 @@ class SqliteBackend:
                 "this process was forked while the store could not let go of its database (in memory, or"
                 " with a transaction, an export or a backup open); open it in a process started anew"
             )
+            self._writer.refusal = self._refusal
             self._is_closed = True
 
 

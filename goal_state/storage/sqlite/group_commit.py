@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
 
 from goal_state.errors import (
@@ -142,6 +142,35 @@ class Writer:
         """Carries out a host's work: once, on this thread, in a transaction of its own."""
         return self._run(_Call(work, alone=True))
 
+    def block(self) -> Generator[GoalRepository, bool, None]:
+        """As `alone`, for a host's work that is done while this is suspended at its one `yield`, which then
+        says whether it failed. For a `Block`, which alone sees to it that it is never left suspended.
+        """
+        call: _Call[None] = _Call(_nothing, alone=True)
+        self._queue_up(call)
+        try:
+            with self.lock, self._at_work:
+                self._taker = object()
+                if self.refusal is not None:
+                    raise fresh(self.refusal)
+                try:
+                    self._prepare()
+                    with self._executor.driver:
+                        self._begin()
+                        self.runs_hosts_work = True
+                        if (yield self._repository):
+                            raise _BlockFailedError
+                        self.runs_hosts_work = False
+                        self._commit(call.commits)
+                except sqlite3.Error as error:
+                    raise self._executor.failed(error) from error
+                except _BlockFailedError:  # the host has the error already
+                    return
+                finally:
+                    self._gate.leave()
+        finally:
+            self._hand_on()
+
     def exclusively(self, work: Callable[[], Result]) -> Result:
         """Runs work while nobody uses the connection, outside of any transaction."""
         if self.is_mine:
@@ -179,6 +208,18 @@ class Writer:
         self._at_work = threading.Lock()
 
     def _run(self, call: _Call[Result]) -> Result:
+        self._queue_up(call)
+        if not call.done:
+            self._lead(call)
+        if call.error is not None:
+            # Without the frames of the thread that carried it out.
+            raise fresh(call.error) from call.error.__cause__
+        return cast(Result, call.result)
+
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def _queue_up(self, call: _Call[Any]) -> None:
+        """Returns when the call is done, or is to be led by its own thread."""
         if self.is_mine:
             raise nested_call()
         with self._queue:
@@ -188,14 +229,6 @@ class Writer:
             call.caller, call.turn = threading.Lock(), threading.Lock()
             with call.caller:
                 self._wait(call)
-        if not call.done:
-            self._lead(call)
-        if call.error is not None:
-            # Without the frames of the thread that carried it out.
-            raise fresh(call.error) from call.error.__cause__
-        return cast(Result, call.result)
-
-    # -- waiting -----------------------------------------------------------------------------------
 
     def _wait(self, call: _Call[Any]) -> None:
         """Returns when the call is done, or is to be led by its own thread."""
@@ -343,23 +376,42 @@ class Writer:
 
     def _transact(self, commits: list[object], work: Callable[[], None]) -> None:
         """Runs work in a transaction; `commits` has an element once it is committed."""
-        executor = self._executor
-        self.runs_hosts_work = False
-        if not executor.usable:
-            self._reconnect()
         try:
-            executor.clear()
-            with executor.driver:
-                self._gate.enter(executor.begin)
-                self._on_begin()
+            self._prepare()
+            with self._executor.driver:
+                self._begin()
                 work()
-                if executor.failure is not None:  # and the work made light of it
-                    raise fresh(executor.failure)
-                self._check_file()
-                self._on_end(commits)
-                executor.commit(commits)
+                self._commit(commits)
         finally:
             self._gate.leave()
+
+    def _prepare(self) -> None:
+        self.runs_hosts_work = False
+        if not self._executor.usable:
+            self._reconnect()
+        self._executor.clear()
+
+    def _begin(self) -> None:
+        self._gate.enter(self._executor.begin)
+        self._on_begin()
+
+    def _commit(self, commits: list[object]) -> None:
+        executor = self._executor
+        if executor.failure is not None:  # and the work made light of it
+            raise fresh(executor.failure)
+        if self.refusal is not None:  # in a child that was forked in the midst of it
+            raise fresh(self.refusal)
+        self._check_file()
+        self._on_end(commits)
+        executor.commit(commits)
+
+
+def _nothing(_repository: GoalRepository) -> None:
+    """The work of a block, which is done elsewhere."""
+
+
+class _BlockFailedError(Exception):
+    """Undoes the transaction of a block that failed."""
 
 
 class _RequestFailedError(Exception):
@@ -373,8 +425,8 @@ class _RequestFailedError(Exception):
 def nested_call() -> NestedCallError:
     """What a call is refused with that the transaction of its own thread would have to wait for."""
     return NestedCallError(
-        "this thread is in the midst of a transaction of the same store; inside transact() call the"
-        " repository that it hands over, and in a signal handler try again later"
+        "this thread is in the midst of a transaction of the same store; inside transact() or"
+        " transaction() call the repository that it hands over, and in a signal handler try again later"
     )
 
 
