@@ -2,8 +2,9 @@
 and everything that happened to it, in one SQLite file.
 
     with GoalStore.open("goals.db") as store:
-        goal = store.create("thread-1", "Ship the parser", token_budget=200_000)
-        store.charge("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
+        store.create("thread-1", "Ship the parser", token_budget=200_000)
+        store.charge("thread-1", response.usage, response_id=response.id)      # what one response used
+        store.charge("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")  # or figures of your own
 """
 
 from importlib import import_module
@@ -111,6 +112,8 @@ __all__ = [
     "UsageOverflowError",
 ]
 
+__version__: str
+
 _LATER = {
     "Consumer": "goal_state.delivery.consumers",
     "Difference": "goal_state.storage.verification",
@@ -121,6 +124,8 @@ _LATER = {
 
 def __getattr__(name: str) -> object:
     """Imports what opening a store does not need when it is first asked for."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("goal-state")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LATER[name]), name)

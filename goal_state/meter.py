@@ -18,18 +18,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from copy import copy as copy_of
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
+from goal_state.domain.plain import plain_fields
 from goal_state.domain.requests import Charge, RecordTotal, SetBaseline, check_total
 from goal_state.domain.totals import cumulative
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import TurnError
+from goal_state.storage.blocks import Block
 from goal_state.storage.repository import GoalRepository, wall_clock_ms
 from goal_state.store import GoalStore
 
@@ -61,6 +64,10 @@ class Reading:
     def over_budget(self) -> bool:
         """Whether the goal has used its budget up: True with every reading for as long as it has."""
         return self.goal is not None and self.goal.remaining_tokens == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: every field, and `over_budget`."""
+        return plain_fields(self) | {"over_budget": self.over_budget}
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +333,41 @@ class GoalMeter:
         """
         return self._report(self._check_running, self._settle)
 
+    def turn(
+        self,
+        turn_id: str,
+        *,
+        total: TokenUsage | TokenUsageInfo | None = None,
+        count_id: str | None = None,
+        charge_tokens: bool = True,
+    ) -> AbstractContextManager[Reading]:
+        """A turn, as long as the block of a `with` statement: `start_turn`, whose reading the block is
+        handed, and at its end `finish_turn`, or `abort_turn` where an exception leaves the block. A turn that
+        was ended inside the block stays ended.
+
+        Arguments and errors as for `start_turn`.
+        """
+        return Block(self._run_turn(turn_id, total, count_id, charge_tokens=charge_tokens))
+
+    def _run_turn(
+        self,
+        turn_id: str,
+        total: TokenUsage | TokenUsageInfo | None,
+        count_id: str | None,
+        *,
+        charge_tokens: bool,
+    ) -> Generator[Reading, bool, None]:
+        reading = self.start_turn(
+            turn_id, total=total, count_id=count_id, charge_tokens=charge_tokens
+        )
+        end = self.abort_turn
+        try:
+            if not (yield reading):
+                end = self.finish_turn
+        finally:
+            if self.turn_id == turn_id:
+                end()
+
     def finish_turn(self) -> Reading:
         """The turn is over; charges what is due. Less than a second is carried to the next turn.
 
@@ -423,6 +465,17 @@ class GoalMeter:
     def clear_goal(self, *, turn_id: str | None = None) -> Goal | None:
         """Somebody removes the goal. As `GoalStore.clear`; charges what is due first."""
         return self._change(lambda repository, _: repository.clear(self.thread_id, turn_id=turn_id))
+
+    def __repr__(self) -> str:
+        turn_id = self.turn_id
+        turn = "" if turn_id is None else f", in turn {turn_id!r}"
+        return f"<GoalMeter of thread {self.thread_id!r}{turn}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a GoalMeter cannot be pickled or copied, for it has a clock and a store of its process: make"
+            " one of the same thread id where it is needed"
+        )
 
     # -- calls -------------------------------------------------------------------------------------
 

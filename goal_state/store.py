@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -474,7 +474,7 @@ class GoalStore(GoalOperations):
         return result
 
     def transaction(self) -> AbstractContextManager[GoalRepository]:
-        """Runs several operations in one transaction, as `transact` does, for the block of a `with` statement.
+        """Runs several operations in one transaction, as `transact`: the block of a `with` statement.
 
             with store.transaction() as tx:
                 tx.charge("thread-1", response.usage, response_id=response.id)
@@ -535,6 +535,16 @@ class GoalStore(GoalOperations):
             Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
         self._backend.close()
         self._is_closed = True
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._is_closed else ""
+        return f"<GoalStore {self._backend.location!r}{closed}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a GoalStore cannot be pickled or copied, for it has connections of its process: hand on its"
+            " path, and call GoalStore.open there"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ import click
 
 from goal_state.cli.opening import open_existing
 from goal_state.cli.options import database_option, json_option
-from goal_state.cli.output import event_json, out, print_event, write_json
+from goal_state.cli.output import out, print_event, write_json
 
 __all__ = ["events"]
 
@@ -44,7 +44,7 @@ def events(
             while True:
                 for event in store.events(after=after, thread_id=thread, goal_id=goal, limit=left):
                     if as_json:
-                        write_json(event_json(event))
+                        write_json(event.to_dict())
                     else:
                         print_event(console, event, of_many=goal is None and thread is None)
                     after = event.position

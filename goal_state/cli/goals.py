@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict
 from itertools import islice
 from typing import Final
 
@@ -17,14 +16,11 @@ from goal_state.cli.options import (
     turn_option,
 )
 from goal_state.cli.output import (
-    event_json,
-    goal_json,
     goal_table,
     out,
     print_event,
     print_goal,
     printable,
-    usage_json,
     write_json,
 )
 from goal_state.domain.events import GoalEvent
@@ -54,7 +50,7 @@ def list_goals(status: str | None, database: str, as_json: bool) -> None:
         goals = store.goals(status)
         if as_json:
             for goal in goals:
-                write_json(goal_json(goal))
+                write_json(goal.to_dict())
             return
         console, number = out(), 0
         while rows := list(islice(goals, _ROWS_AT_ONCE)):
@@ -82,9 +78,9 @@ def show(thread: str, database: str, as_json: bool) -> None:
     if as_json:
         write_json(
             {
-                "goal": goal_json(goal),
-                "usage": usage_json(usage),
-                "last_events": [event_json(event) for event in last],
+                "goal": goal.to_dict(),
+                "usage": None if usage is None else usage.to_dict(),
+                "last_events": [event.to_dict() for event in last],
             }
         )
         return
@@ -207,7 +203,7 @@ def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool)
         write_json(
             {
                 "goals": number,
-                "differences": [asdict(difference) for difference in differences],
+                "differences": [difference.to_dict() for difference in differences],
             }
         )
     else:
@@ -224,7 +220,7 @@ def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool)
 
 def _show(goal: Goal, *, as_json: bool) -> None:
     if as_json:
-        write_json(goal_json(goal))
+        write_json(goal.to_dict())
     else:
         print_goal(out(), goal)
 

@@ -14,13 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from goal_state.cli.opening import locate, open_store
 from goal_state.cli.options import json_option
 from goal_state.cli.output import (
-    event_json,
-    goal_json,
     out,
     print_event,
     print_goal,
     printable,
-    usage_json,
     write_json,
 )
 from goal_state.codex.rollout import NotARolloutError, RolloutReader
@@ -91,13 +88,13 @@ def meter(
     if events_file is not None:
         events_file.touch(0o600)
         with events_file.open("w", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(event_json(event))}\n" for event in events)
+            file.writelines(f"{json.dumps(event.to_dict())}\n" for event in events)
     if as_json:
         write_json(
             {
                 "database": None if database_file is None else str(database_file),
-                "goal": goal_json(goal),
-                "usage": usage_json(usage),
+                "goal": goal.to_dict(),
+                "usage": None if usage is None else usage.to_dict(),
                 "token_counts": contents.token_counts,
                 "charges": charges,
                 "skipped_lines": {
@@ -106,7 +103,7 @@ def meter(
                         {"offset": line.offset, "reason": line.reason} for line in skipped.noted
                     ],
                 },
-                "events": [event_json(event) for event in events],
+                "events": [event.to_dict() for event in events],
             }
         )
         return

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import click
 from rich.console import Console
@@ -24,15 +23,11 @@ from goal_state.domain.usage import ThreadUsage
 
 __all__ = [
     "budget_bar",
-    "event_json",
-    "goal_json",
     "goal_table",
-    "iso",
     "out",
     "print_event",
     "print_goal",
     "printable",
-    "usage_json",
     "write_json",
 ]
 
@@ -83,32 +78,6 @@ def printable(text: str, *, keep: str = "") -> str:
 def write_json(document: object) -> None:
     """One JSON document on a line of its own, on stdout."""
     click.echo(json.dumps(document))
-
-
-def iso(moment: datetime) -> str:
-    """A UTC time as ISO 8601 with milliseconds: `2026-01-31T12:00:00.000Z`."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def goal_json(goal: Goal) -> dict[str, Any]:
-    """A goal with every field, raw (`time_used_ms`) and as people read it (`created_at`)."""
-    return asdict(goal) | {
-        "remaining_tokens": goal.remaining_tokens,
-        "time_used_seconds": goal.time_used_seconds,
-        "created_at": iso(goal.created_at),
-        "updated_at": iso(goal.updated_at),
-        "resume_at": None if goal.resume_at is None else iso(goal.resume_at),
-    }
-
-
-def event_json(event: GoalEvent) -> dict[str, Any]:
-    """An event with every field."""
-    return asdict(event) | {"occurred_at": iso(event.occurred_at)}
-
-
-def usage_json(usage: ThreadUsage | None) -> dict[str, Any] | None:
-    """What a thread has used so far, and by which turn last."""
-    return None if usage is None else asdict(usage.info) | {"turn_id": usage.turn_id}
 
 
 # -- for people --------------------------------------------------------------------------------------

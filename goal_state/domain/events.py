@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from goal_state.domain.goals import GoalStatus, utc_from_ms
+from goal_state.domain.plain import iso, plain_fields
 from goal_state.errors import InvalidValueError
 
 __all__ = ["EventKind", "GoalEvent", "check_kind", "make_event"]
@@ -89,6 +90,10 @@ class GoalEvent:
     def occurred_at(self) -> datetime:
         """When it happened, in UTC."""
         return utc_from_ms(self.occurred_at_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: every field, and its time in ISO 8601."""
+        return plain_fields(self) | {"occurred_at": iso(self.occurred_at)}
 
 
 class _OpenEvent:

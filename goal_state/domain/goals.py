@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from enum import Enum, StrEnum
 from typing import Any, Final, Literal
 
+from goal_state.domain.plain import iso, plain_fields
 from goal_state.domain.values import (
     check_amount,
     check_name,
@@ -130,6 +131,18 @@ class Goal:
         """What is left of the budget, never below 0; None without a budget."""
         return None if self.token_budget is None else max(self.token_budget - self.tokens_used, 0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: every field, and as people read them the times (ISO 8601), the whole seconds and
+        what is left of the budget.
+        """
+        return plain_fields(self) | {
+            "remaining_tokens": self.remaining_tokens,
+            "time_used_seconds": self.time_used_seconds,
+            "created_at": iso(self.created_at),
+            "updated_at": iso(self.updated_at),
+            "resume_at": None if self.resume_at is None else iso(self.resume_at),
+        }
+
 
 class _OpenGoal:
     """A goal whose fields are being filled in; the slots are the same, so that it can become one."""
@@ -183,18 +196,24 @@ class Accounting:
     applied: bool
     duplicate: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return plain_fields(self)
+
 
 class AccountingMode(StrEnum):
-    """Which statuses take a charge, and from which a full budget makes the goal `budget_limited`."""
+    """Which statuses take a charge, and from which a full budget makes the goal `budget_limited`.
+
+    active_status_only: taken while active; flips from active.
+    active_only: taken while active or budget limited, so that a turn pays to its end; flips from active.
+    active_or_complete: taken while active, budget limited or complete; flips from active.
+    active_or_stopped: taken in every status but complete; flips from any of them.
+    """
 
     ACTIVE_STATUS_ONLY = "active_status_only"
-    """Taken while active; flips from active."""
     ACTIVE_ONLY = "active_only"
-    """Taken while active or budget limited, so that a turn pays to its end; flips from active."""
     ACTIVE_OR_COMPLETE = "active_or_complete"
-    """Taken while active, budget limited or complete; flips from active."""
     ACTIVE_OR_STOPPED = "active_or_stopped"
-    """Taken in every status but complete; flips from any of them."""
 
 
 _ACCEPTING: Final[dict[AccountingMode, frozenset[GoalStatus]]] = {

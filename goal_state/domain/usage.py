@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple, Self
 
+from goal_state.domain.plain import plain_fields
 from goal_state.domain.usage_reading import read_codex_usage, read_usage
 from goal_state.domain.values import check_amount
 from goal_state.errors import InvalidValueError
@@ -139,6 +140,10 @@ class TokenUsage:
         """
         return TokenUsage.of_valid(*read_codex_usage(usage))
 
+    def to_dict(self) -> dict[str, int]:
+        """Ready for JSON: the counts by the names of the fields."""
+        return plain_fields(self)
+
     def to_mapping(self) -> dict[str, int]:
         """The counts by their names in camelCase, as they are sent to clients."""
         return {
@@ -196,6 +201,10 @@ class TokenUsageInfo:
             window,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return plain_fields(self)
+
     def to_mapping(self) -> dict[str, Any]:
         """`{total, last, modelContextWindow}`, as it is sent to clients."""
         return {
@@ -211,6 +220,10 @@ class ThreadUsage(NamedTuple):
     info: TokenUsageInfo
     turn_id: str | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: what `info` holds, and the turn."""
+        return self.info.to_dict() | {"turn_id": self.turn_id}
+
 
 class UsageBaseline(NamedTuple):
     """What a count of a thread had come to when it was last reported: what of it a charge needs to know."""
@@ -222,6 +235,10 @@ class UsageBaseline(NamedTuple):
     """The goal that the thread had then, which owes what was used since, if it still takes charges."""
     count_number: int
     """How often the count has begun anew: each time that a lower total took its place."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return self._asdict() | {"total": self.total.to_dict()}
 
 
 _COUNTS: Final = tuple(field.name for field in fields(TokenUsage))

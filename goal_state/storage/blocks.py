@@ -78,7 +78,7 @@ class _Exit:
     """`Block.__exit__`: a `with` statement asks for it before it enters, and is the only one to have it."""
 
     def __get__(self, block: Block[Any] | None, owner: type[Block[Any]]) -> Any:
-        return _exit if block is None else block._hand_over()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        return _exit if block is None else block._hand_over()  # pyright: ignore[reportPrivateUsage]
 
 
 def _exit(block: Block[Any], *error: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import bindparam, literal_column, select, union
 
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.domain.plain import plain_fields
 from goal_state.storage.executor import Executor
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import balances, events, goals
@@ -89,6 +90,10 @@ class Difference:
     column: str
     stored: object
     recomputed: object
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return plain_fields(self)
 
     def __str__(self) -> str:
         return (
