@@ -27,7 +27,7 @@ from goal_state import (
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 

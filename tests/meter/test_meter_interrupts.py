@@ -12,7 +12,7 @@ import pytest
 from goal_state import EventKind, GoalStore, TokenUsage
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter, Reading
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 

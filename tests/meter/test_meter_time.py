@@ -10,7 +10,7 @@ import pytest
 
 from goal_state import EventKind, GoalStatus, GoalStore, TokenUsage
 from goal_state.meter import GoalMeter
-from tests.meter.clock import NS_PER_MS, NS_PER_S, Clock
+from goal_state.testing.clock import NS_PER_MS, NS_PER_S, Clock
 
 THREAD = "thread-1"
 
