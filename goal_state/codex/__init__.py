@@ -1,6 +1,6 @@
 """Restored usage: what a thread has used is there the moment a client resumes, rejoins or forks it."""
 
-from goal_state.codex.hub import ThreadHub, ThreadNotFoundError
+from goal_state.codex.hub import ThreadHub
 from goal_state.codex.messages import (
     Message,
     RestoredUsage,
@@ -15,7 +15,6 @@ __all__ = [
     "Message",
     "RestoredUsage",
     "ThreadHub",
-    "ThreadNotFoundError",
     "goal_updated",
     "restored_turn_id",
     "token_usage_updated",

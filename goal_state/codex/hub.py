@@ -20,18 +20,14 @@ from goal_state.codex.outbox import Connection, Outbox
 from goal_state.codex.rollout import RolloutReader, Turn, TurnStatus, find_rollout
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from goal_state.domain.values import check_name
-from goal_state.errors import GoalExistsError, InvalidValueError, RequestError
+from goal_state.errors import GoalExistsError, InvalidValueError, ThreadNotFoundError
 from goal_state.store import GoalStore
 
-__all__ = ["ThreadHub", "ThreadNotFoundError"]
+__all__ = ["ThreadHub"]
 
 _logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-class ThreadNotFoundError(RequestError):
-    """No such thread is live, and there is neither a rollout nor a record of it."""
 
 
 @dataclass(slots=True)

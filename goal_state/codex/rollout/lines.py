@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from goal_state.domain.values import check_path
-from goal_state.errors import InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, MissingZstandardError, NotARolloutError
 
 __all__ = [
     "BYTE_ORDER_MARK",
@@ -28,8 +28,6 @@ __all__ = [
     "MAX_PARSED_BYTES",
     "MAX_READ_BYTES",
     "MAX_SEARCHED_BYTES",
-    "MissingZstandardError",
-    "NotARolloutError",
     "OpenRollout",
     "RawLine",
     "SkipLedger",
@@ -80,14 +78,6 @@ _MAGIC: Final[dict[bytes, _Compression]] = {
 }
 
 PathLike: TypeAlias = str | os.PathLike[str]
-
-
-class NotARolloutError(RequestError):
-    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
-
-
-class MissingZstandardError(RequestError):
-    """The rollout is compressed with Zstandard, and the package `zstandard` is not installed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,29 +18,24 @@ from goal_state.codex.rollout.lines import (
     BYTE_ORDER_MARK,
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
-    NotARolloutError,
     open_rollout,
     parse_object,
     rollout_place,
 )
 from goal_state.codex.rollout.paths import rollout_path
 from goal_state.domain.values import check_name
-from goal_state.errors import InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, NotARolloutError, RolloutClosedError
 
 try:
     import fcntl
 except ImportError:  # Windows: only one writer per file there
     fcntl = None
 
-__all__ = ["RolloutClosedError", "RolloutWriter"]
+__all__ = ["RolloutWriter"]
 
 _BLOCK_BYTES: Final = 64 * 2**10
 _OWNER_ONLY: Final = 0o600
 _OWNER_ONLY_DIRECTORY: Final = 0o700
-
-
-class RolloutClosedError(RequestError):
-    """The writer has been closed."""
 
 
 class RolloutWriter:

@@ -15,8 +15,8 @@ import pytest
 from goal_state import GoalStore, TokenUsageInfo
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.rollout import RolloutReader, RolloutWriter, find_rollout
+from tests.codex.clients import PATIENCE_SECONDS, Client, kinds
 from tests.databases import fingerprints
-from tests.replay.clients import PATIENCE_SECONDS, Client, kinds
 
 CASES = Path(__file__).parents[1] / "data" / "replay-cases"
 NAMES = sorted(path.stem for path in CASES.glob("*.json"))

@@ -25,8 +25,7 @@ from goal_state import GoalStore, TokenUsageInfo
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
 from goal_state.codex.rollout import TurnStatus
-from tests.databases import fingerprints
-from tests.replay.clients import (
+from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     goal_message,
@@ -34,6 +33,7 @@ from tests.replay.clients import (
     response,
     usage,
 )
+from tests.databases import fingerprints
 
 pytestmark = pytest.mark.timeout(60 + settings().max_examples)  # as many as the profile asks for
 

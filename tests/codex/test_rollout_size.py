@@ -13,17 +13,16 @@ from typing import Any, Self
 import pytest
 
 import goal_state.codex.rollout.lines
-import goal_state.codex.rollout.reader
+import goal_state.codex.rollout.tail
 from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
-    MissingZstandardError,
-    NotARolloutError,
     RolloutReader,
     RolloutTail,
     Turn,
 )
-from tests.rollout_lines import (
+from goal_state.errors import MissingZstandardError, NotARolloutError
+from tests.codex.rollout_lines import (
     COMPLETED,
     FILLER,
     SOUND,
@@ -71,7 +70,7 @@ def test_a_terabyte_of_history_costs_what_its_tail_costs(
 def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.codex.rollout.reader, "_TURN_SEARCH_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
     ended = [began("a"), completed("a"), began("b"), context("b")]
     near = rollout(meta(), *ended, FILLER * 300, context("b"), token_count(5))
     assert near.restored() == RolloutTail(info(5), "b", "b", "a")
@@ -198,7 +197,7 @@ def test_a_compressed_rollout_is_read_in_little_memory(rollout: Write) -> None:
 def test_a_compressed_rollout_remembers_the_latest_turns(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.codex.rollout.reader, "_MAX_TURN_LINES", 4)
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_LINES", 4)
     lines = [began("a"), completed("a"), token_count(5), *(began(f"b{n}") for n in range(3))]
     assert rollout(gzip.compress(text_of([meta(), *lines]))).restored() == RolloutTail(
         info(5), "a", "b2", "a"

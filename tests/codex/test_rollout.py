@@ -23,7 +23,7 @@ from goal_state.codex.rollout import (
     TurnStatus,
 )
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
-from tests.rollout_lines import (
+from tests.codex.rollout_lines import (
     COMPLETED,
     DAY,
     FAILED,

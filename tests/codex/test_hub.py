@@ -14,11 +14,11 @@ from goal_state import (
     StoreClosedError,
     TokenUsage,
 )
-from goal_state.codex import RestoredUsage, ThreadHub, ThreadNotFoundError, restored_turn_id
+from goal_state.codex import RestoredUsage, ThreadHub, restored_turn_id
 from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
-from goal_state.codex.rollout import NotARolloutError, Turn, TurnStatus, find_rollout
-from tests.databases import fingerprints
-from tests.replay.clients import (
+from goal_state.codex.rollout import Turn, TurnStatus, find_rollout
+from goal_state.errors import NotARolloutError, ThreadNotFoundError
+from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     goal_message,
@@ -27,6 +27,7 @@ from tests.replay.clients import (
     response,
     usage,
 )
+from tests.databases import fingerprints
 
 DONE, RUNNING = TurnStatus.COMPLETED, TurnStatus.IN_PROGRESS
 FAILED, INTERRUPTED = TurnStatus.FAILED, TurnStatus.INTERRUPTED

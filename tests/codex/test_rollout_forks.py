@@ -16,7 +16,7 @@ from goal_state.codex.rollout import (
     RolloutTail,
     SkippedLine,
 )
-from tests.rollout_lines import (
+from tests.codex.rollout_lines import (
     FILLER,
     Write,
     began,
