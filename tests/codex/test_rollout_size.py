@@ -85,6 +85,37 @@ def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
     assert reader.restored() == RolloutTail(info(5), "b", "b", None), "counted from the usage"
 
 
+def test_turns_are_listed_from_a_bounded_stretch_before_the_usage(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
+    turns = [(began(name), FILLER * 200, completed(name)) for name in "abcdef"]
+    reader = rollout(meta(), *(part for turn in turns for part in turn), token_count(5))
+    with bytes_read(monkeypatch) as sizes:
+        listed = reader.restored(list_turns=True).turns
+    # Of "d" only the end lies within it, and that is enough to know how it ended.
+    assert listed == (Turn("d", COMPLETED), Turn("e", COMPLETED), Turn("f", COMPLETED))
+    assert sum(sizes) < 2**20 + 3 * 2**16
+
+
+def test_no_more_turns_are_listed_than_there_is_memory_for(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_RECORDS", 6)
+    turns = [line for name in "abcdef" for line in (began(name), completed(name))]
+    listed = rollout(meta(), *turns, token_count(5)).restored(list_turns=True).turns
+    assert [turn.turn_id for turn in listed] == ["d", "e", "f"]
+
+
+def test_a_turn_that_is_named_before_each_response_is_kept_once(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_RECORDS", 5)
+    turns = [began("a"), completed("a"), began("b"), *(context("b") for _ in range(9))]
+    listed = rollout(meta(), *turns, token_count(5)).restored(list_turns=True).turns
+    assert [turn.turn_id for turn in listed] == ["a", "b"]
+
+
 def test_a_line_longer_than_memory_allows_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     sparse(path, 2**26, text_of(SOUND[1:]))
