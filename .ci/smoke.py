@@ -111,10 +111,10 @@ def library() -> None:
     with goal_state.GoalStore.open(path) as store:
         store.subscribe(lambda event: seen.append(event.kind.value))
         store.create("thread-1", "Ship it", token_budget=100)
-        charged = store.account("thread-1", tokens=5, seconds=1.5, turn_id="turn-1")
+        charged = store.charge("thread-1", tokens=5, seconds=1.5, turn_id="turn-1")
         expect(charged.applied, True, "the charge was taken")
         expect(charged.goal and charged.goal.tokens_used, 5, "tokens used")
-        over = store.account("thread-1", tokens=95).goal
+        over = store.charge("thread-1", tokens=95).goal
         expect(over and over.status.value, "budget_limited", "a full budget limits the goal")
     with goal_state.GoalStore.open(path) as store:
         goal = store.get("thread-1")

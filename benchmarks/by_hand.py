@@ -23,34 +23,34 @@ BUDGET: Final = 10**15
 
 _GOAL = (
     "SELECT goal_id, status, token_budget, tokens_used, time_used_ms, updated_at_ms"
-    " FROM goals WHERE thread_id = ?"
+    " FROM goal_state_goals WHERE thread_id = ?"
 )
 _WHOLE_GOAL = (
     "SELECT thread_id, goal_id, objective, status, token_budget, tokens_used, time_used_ms,"
-    " created_at_ms, updated_at_ms, resume_at_ms, blocked_reason FROM goals WHERE thread_id = ?"
+    " created_at_ms, updated_at_ms, resume_at_ms, blocked_reason FROM goal_state_goals WHERE thread_id = ?"
 )
-_CHARGE = "UPDATE goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ? WHERE goal_id = ?"
+_CHARGE = "UPDATE goal_state_goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ? WHERE goal_id = ?"
 _CHARGE_AND_LIMIT = (
-    "UPDATE goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
+    "UPDATE goal_state_goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
     " updated_at_ms = ? WHERE goal_id = ?"
 )
 _EVENT = (
-    "INSERT INTO goal_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
+    "INSERT INTO goal_state_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
     " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
     " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)"
 )
 _KEY = (
-    "SELECT goal_id, tokens_delta, time_delta_ms FROM goal_events"
+    "SELECT goal_id, tokens_delta, time_delta_ms FROM goal_state_events"
     " WHERE thread_id = ? AND idempotency_key = ?"
 )
 _USAGE = (
     "SELECT turn_id, input_tokens, cached_input_tokens, cache_write_input_tokens, output_tokens,"
-    " reasoning_output_tokens, total_tokens, model_context_window FROM thread_usage"
+    " reasoning_output_tokens, total_tokens, model_context_window FROM goal_state_baselines"
     " WHERE thread_id = ?"
 )
 _MOVE = (
-    "UPDATE thread_usage SET turn_id = ?, input_tokens = ?, cached_input_tokens = ?,"
+    "UPDATE goal_state_baselines SET turn_id = ?, input_tokens = ?, cached_input_tokens = ?,"
     " cache_write_input_tokens = ?, output_tokens = ?, reasoning_output_tokens = ?,"
     " total_tokens = ?, last_input_tokens = ?, last_cached_input_tokens = ?,"
     " last_cache_write_input_tokens = ?, last_output_tokens = ?,"
@@ -102,7 +102,7 @@ class Limit:
     def get(self, thread_id: str) -> tuple[object, ...] | None:
         return self.cursor.execute(_WHOLE_GOAL, (thread_id,)).fetchone()
 
-    def charge(
+    def write_charge(
         self,
         thread_id: str,
         tokens: int,
@@ -166,32 +166,30 @@ class Limit:
             )
         return goal_id
 
-    def account(
-        self, thread_id: str, tokens: int, time_ms: int, turn_id: str | None = None
-    ) -> None:
+    def charge(self, thread_id: str, tokens: int, time_ms: int, turn_id: str | None = None) -> None:
         """One charge, one transaction."""
         execute = self.cursor.execute
         execute("BEGIN IMMEDIATE")
         try:
-            self.charge(thread_id, tokens, time_ms, turn_id)
+            self.write_charge(thread_id, tokens, time_ms, turn_id)
             execute("COMMIT")
         except BaseException:
             self.undo()
             raise
 
-    def account_all(self, threads: Sequence[str], tokens: int, time_ms: int, turn_id: str) -> None:
+    def charge_all(self, threads: Sequence[str], tokens: int, time_ms: int, turn_id: str) -> None:
         """A plain loop of charges in one transaction."""
         execute = self.cursor.execute
         execute("BEGIN IMMEDIATE")
         try:
             for thread_id in threads:
-                self.charge(thread_id, tokens, time_ms, turn_id)
+                self.write_charge(thread_id, tokens, time_ms, turn_id)
             execute("COMMIT")
         except BaseException:
             self.undo()
             raise
 
-    def account_once(
+    def charge_once(
         self, thread_id: str, tokens: int, time_ms: int, turn_id: str, key: str
     ) -> None:
         """One charge, one transaction, unless the key was used before."""
@@ -199,13 +197,13 @@ class Limit:
         execute("BEGIN IMMEDIATE")
         try:
             if execute(_KEY, (thread_id, key)).fetchone() is None:
-                self.charge(thread_id, tokens, time_ms, turn_id, key)
+                self.write_charge(thread_id, tokens, time_ms, turn_id, key)
             execute("COMMIT")
         except BaseException:
             self.undo()
             raise
 
-    def record_usage(
+    def record_total(
         self, thread_id: str, total: tuple[int, int, int, int, int, int], turn_id: str
     ) -> None:
         """Charges what is new in a cumulative total and moves the baseline, in one transaction."""
@@ -219,7 +217,7 @@ class Limit:
             tokens = max(last[0] - last[1], 0) + last[3]
             if total[0] + total[3] < row[1] + row[4]:
                 tokens = 0
-            goal_id = self.charge(thread_id, tokens, 0, turn_id)
+            goal_id = self.write_charge(thread_id, tokens, 0, turn_id)
             now_ms = time.time_ns() // 1_000_000
             execute(_MOVE, (turn_id, *total, *last, row[7], now_ms, goal_id, thread_id))
             execute("COMMIT")

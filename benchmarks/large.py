@@ -22,9 +22,9 @@ _TOKENS = 100
 _TIME_MS = 250
 _BEGAN_MS = 1_700_000_000_000
 
-_GOAL = "INSERT INTO goals VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, NULL, NULL)"
+_GOAL = "INSERT INTO goal_state_goals VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, NULL, NULL)"
 _EVENT = (
-    "INSERT INTO goal_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
+    "INSERT INTO goal_state_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
     " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
     " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms)"
     " VALUES (?, ?, ?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, NULL, NULL, ?)"

@@ -48,11 +48,11 @@ class Peer:
     """As it is called where packages are installed from."""
     call: str
     less: str
-    """What its call does less than `account`."""
+    """What its call does less than `charge`."""
     set_up: Callable[[Path, ExitStack], Charge]
-    shares: Literal["account", "part of account", "set_baseline"]
+    shares: Literal["charge", "part of charge", "set_baseline"]
     """Which of our calls does the work that it shares. One that keeps a ledger, an event or a status rule
-    does what `account` does; one that overwrites a row, and no more, does what `set_baseline` does.
+    does what `charge` does; one that overwrites a row, and no more, does what `set_baseline` does.
     """
 
 
@@ -93,7 +93,7 @@ def _measure(number: int, place: Path, scale: Scale) -> dict[str, list[float]]:
         return interleaved(
             {
                 peer.name: lambda: charge(next(charged)),
-                "account": lambda: store.account(
+                "charge": lambda: store.charge(
                     next(ours), tokens=100, seconds=0.25, turn_id="turn-1"
                 ),
                 "set_baseline": lambda: store.set_baseline(
@@ -109,9 +109,9 @@ def _measure(number: int, place: Path, scale: Scale) -> dict[str, list[float]]:
 def _figures(peer: Peer, taken: dict[str, list[float]]) -> Iterator[Figure]:
     median = {name: Spread.of(seconds).median * 1e6 for name, seconds in taken.items()}
     targets = {
-        "account": {"account": 3.0},
-        "part of account": {"account": 1.0},
-        "set_baseline": {"set_baseline": 1.0, "account": None},
+        "charge": {"charge": 3.0},
+        "part of charge": {"charge": 1.0},
+        "set_baseline": {"set_baseline": 1.0, "charge": None},
     }
     for ours, target in targets[peer.shares].items():
         yield Figure(
@@ -294,7 +294,7 @@ def _dbos(place: Path, stack: ExitStack) -> Charge:
     )
 
     @source.transaction
-    def account(thread: str, tokens: int, time_ms: int) -> int:
+    def charge_in_transaction(thread: str, tokens: int, time_ms: int) -> int:
         session = source.sql_session()
         status, budget, used, time_used = session.execute(read, {"t": thread}).one()
         used += tokens
@@ -307,7 +307,7 @@ def _dbos(place: Path, stack: ExitStack) -> Charge:
 
     @DBOS.workflow(name="charge")
     def charge(thread: str) -> int:
-        return account(thread, 100, 250)
+        return charge_in_transaction(thread, 100, 250)
 
     DBOS.launch()
     stack.callback(DBOS.destroy, destroy_registry=True)
@@ -513,7 +513,7 @@ PEERS: Final = (
         "Repository.get (cached), aggregate event, Application.save",
         "no row of the present state, no idempotency key; its aggregate cache is on",
         _eventsourcing,
-        "account",
+        "charge",
     ),
     Peer(
         "openai-agents",
@@ -521,7 +521,7 @@ PEERS: Final = (
         "AdvancedSQLiteSession.store_run_usage",
         "no event, no status rule; replaces the turn's counters instead of adding; swallows errors",
         _openai_agents,
-        "account",
+        "charge",
     ),
     Peer(
         "langgraph SqliteSaver",
@@ -545,7 +545,7 @@ PEERS: Final = (
         "workflow of one datasource transaction (SELECT, UPDATE, INSERT)",
         "no idempotency key of the caller's; it notes its workflow and step durably besides",
         _dbos,
-        "account",
+        "charge",
     ),
     Peer(
         "SQLAlchemy ORM",
@@ -553,7 +553,7 @@ PEERS: Final = (
         "a plain repository: Session, select, change, add event, commit",
         "transactions begin deferred: two writers can lose one with an error",
         _orm,
-        "account",
+        "charge",
     ),
     Peer(
         "peewee",
@@ -561,7 +561,7 @@ PEERS: Final = (
         "atomic: get, save, create event",
         "nothing of the charge; no idempotency key",
         _peewee,
-        "account",
+        "charge",
     ),
     Peer(
         "sqlite-utils",
@@ -569,7 +569,7 @@ PEERS: Final = (
         "get, update, get",
         "no event, and three transactions: another writer's charge can be lost between them",
         _sqlite_utils,
-        "part of account",
+        "part of charge",
     ),
     Peer(
         "diskcache",

@@ -105,14 +105,14 @@ def _work(side: str, path: Path, thread: str, seconds: float, barrier: Any, resu
         with GoalStore.open(path) as store:
             results.put(
                 _saturate(
-                    lambda: store.account(thread, tokens=100, seconds=0.25, turn_id="turn-1"),
+                    lambda: store.charge(thread, tokens=100, seconds=0.25, turn_id="turn-1"),
                     seconds,
                     barrier,
                 )
             )
     else:
         limit = Limit(path, durability="full")
-        results.put(_saturate(lambda: limit.account(thread, 100, 250, "turn-1"), seconds, barrier))
+        results.put(_saturate(lambda: limit.charge(thread, 100, 250, "turn-1"), seconds, barrier))
         limit.close()
 
 

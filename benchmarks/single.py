@@ -19,9 +19,9 @@ THREADS = [f"thread-{number:04d}" for number in range(100)]
 MANY = 1000
 
 _TARGETS: dict[str, dict[str, float]] = {
-    "account": {"normal": 1.35, "full": 1.10},
-    "account with an idempotency key": {"normal": 1.6, "full": 1.2},
-    "record_usage": {"normal": 1.6, "full": 1.2},
+    "charge": {"normal": 1.35, "full": 1.10},
+    "charge with an idempotency key": {"normal": 1.6, "full": 1.2},
+    "record_total": {"normal": 1.6, "full": 1.2},
 }
 
 
@@ -39,7 +39,7 @@ def _calls(scale: Scale, durability: Durability) -> int:
 
 def _charging(store: GoalStore) -> Callable[[], object]:
     threads = itertools.cycle(THREADS)
-    return lambda: store.account(next(threads), tokens=100, seconds=0.25, turn_id="turn-1")
+    return lambda: store.charge(next(threads), tokens=100, seconds=0.25, turn_id="turn-1")
 
 
 def _counts(number: int) -> tuple[int, int, int, int, int, int]:
@@ -65,29 +65,29 @@ def _charges(directory: Path, scale: Scale, durability: Durability) -> Iterator[
             stack.callback(limit.close)
             return store, limit, itertools.cycle(THREADS), itertools.cycle(THREADS)
 
-        store, limit, _, second = pair("account")
-        ours["account"] = _charging(store)
-        by_hand["account"] = lambda: limit.account(next(second), 100, 250, "turn-1")
+        store, limit, _, second = pair("charge")
+        ours["charge"] = _charging(store)
+        by_hand["charge"] = lambda: limit.charge(next(second), 100, 250, "turn-1")
 
         keyed_store, keyed_limit, third, fourth = pair("key")
         keys, other_keys = itertools.count(), itertools.count()
-        ours["account with an idempotency key"] = lambda: keyed_store.account(
+        ours["charge with an idempotency key"] = lambda: keyed_store.charge(
             next(third),
             tokens=100,
             seconds=0.25,
             turn_id="turn-1",
             idempotency_key=f"key-{next(keys)}",
         )
-        by_hand["account with an idempotency key"] = lambda: keyed_limit.account_once(
+        by_hand["charge with an idempotency key"] = lambda: keyed_limit.charge_once(
             next(fourth), 100, 250, "turn-1", f"key-{next(other_keys)}"
         )
 
         usage_store, usage_limit, fifth, sixth = pair("usage")
         totals, other_totals = itertools.count(1), itertools.count(1)
-        ours["record_usage"] = lambda: usage_store.record_usage(
+        ours["record_total"] = lambda: usage_store.record_total(
             next(fifth), TokenUsage(*_counts(next(totals))), turn_id="turn-1"
         )
-        by_hand["record_usage"] = lambda: usage_limit.record_usage(
+        by_hand["record_total"] = lambda: usage_limit.record_total(
             next(sixth), _counts(next(other_totals)), "turn-1"
         )
 
@@ -167,7 +167,7 @@ def _many(directory: Path, scale: Scale) -> Figure:
         ) as store:
 
             def ours() -> object:
-                return store.account_many(
+                return store.charge_many(
                     [
                         Charge(thread, tokens=100, seconds=0.25, turn_id="turn-1")
                         for thread in threads
@@ -177,14 +177,14 @@ def _many(directory: Path, scale: Scale) -> Figure:
             taken = interleaved(
                 {
                     "ours": ours,
-                    "by hand": lambda: limit.account_all(threads, 100, 250, "turn-1"),
+                    "by hand": lambda: limit.charge_all(threads, 100, 250, "turn-1"),
                 },
                 rounds=scale.rounds,
                 turns=1,
                 calls=1 if scale.rounds < 5 else 3,
             )
             return _figure(
-                "account_many of 1,000 charges of 100 threads, per charge",
+                "charge_many of 1,000 charges of 100 threads, per charge",
                 taken,
                 target=1.0,
                 work=ours,
@@ -226,9 +226,9 @@ def _beside(
     medians = [Spread.of(taken[side]).median * 1e6 for side in (name, "alone")]
     yield Figure(
         GROUP,
-        f"account {name}, {durability.upper()}",
+        f"charge {name}, {durability.upper()}",
         ratios(taken[name], taken["alone"]),
-        reference="account alone",
+        reference="charge alone",
         target=target,
         behind=f"{medians[0]:.1f} / {medians[1]:.1f} µs",
     )

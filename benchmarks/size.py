@@ -42,8 +42,8 @@ def run(directory: Path, scale: Scale) -> Iterator[Figure]:
             )
             reads |= _sides(goals, _reading(store, goals), _reading_by_hand(limit, goals))
         for name, candidates, target, calls in (
-            ("account, a hot set of 100 threads", charges, 1.35, scale.calls),
-            ("account, any thread", anywhere, 1.35, scale.calls),
+            ("charge, a hot set of 100 threads", charges, 1.35, scale.calls),
+            ("charge, any thread", anywhere, 1.35, scale.calls),
             ("get, any thread", reads, 1.6, scale.calls * 4),
         ):
             taken = interleaved(candidates, rounds=scale.rounds, turns=scale.turns, calls=calls)
@@ -67,12 +67,12 @@ def _any(goals: int) -> Iterator[str]:
 
 def _charging(store: GoalStore, threads: list[str] | Iterator[str]) -> Callable[[], object]:
     names = itertools.cycle(threads) if isinstance(threads, list) else threads
-    return lambda: store.account(next(names), tokens=100, seconds=0.25, turn_id="turn-1")
+    return lambda: store.charge(next(names), tokens=100, seconds=0.25, turn_id="turn-1")
 
 
 def _charging_by_hand(limit: Limit, threads: list[str] | Iterator[str]) -> Callable[[], object]:
     names = itertools.cycle(threads) if isinstance(threads, list) else threads
-    return lambda: limit.account(next(names), 100, 250, "turn-1")
+    return lambda: limit.charge(next(names), 100, 250, "turn-1")
 
 
 def _reading(store: GoalStore, goals: int) -> Callable[[], object]:

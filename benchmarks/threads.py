@@ -34,13 +34,13 @@ def run(directory: Path, scale: Scale) -> Iterator[Figure]:
 
     def locked(thread: str) -> None:
         with lock:
-            limit.account(thread, 100, 250, "turn-1")
+            limit.charge(thread, 100, 250, "turn-1")
 
     try:
         with GoalStore.open(new_file(directory / "group.db", THREADS)) as store:
 
             def grouped(thread: str) -> None:
-                store.account(thread, tokens=100, seconds=0.25, turn_id="turn-1")
+                store.charge(thread, tokens=100, seconds=0.25, turn_id="turn-1")
 
             for count in scale.threads:
                 yield from _at(count, {"ours": grouped, "lock": locked}, scale)
@@ -125,7 +125,7 @@ def _alone(directory: Path, scale: Scale, durability: str) -> Figure:
         executor = repository.executor
 
         def grouped() -> object:
-            return store.account(next(first), tokens=100, seconds=0.25, turn_id="turn-1")
+            return store.charge(next(first), tokens=100, seconds=0.25, turn_id="turn-1")
 
         def direct() -> object:
             request = Charge(

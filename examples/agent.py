@@ -87,7 +87,7 @@ class Agent:
             self.now_ns += int(response.seconds * 1e9)
             self.total += response.usage
             # As soon as the response is there: what it used is charged before anything else happens.
-            reading = self.meter.observe(self.total)
+            reading = self.meter.record_total(self.total)
             show(response, reading)
             if response.tool is None:
                 break

@@ -3,7 +3,7 @@ and everything that happened to it, in one SQLite file.
 
     with GoalStore.open("goals.db") as store:
         goal = store.create("thread-1", "Ship the parser", token_budget=200_000)
-        store.account("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
+        store.charge("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
 """
 
 from importlib import import_module

@@ -22,7 +22,7 @@ from datetime import datetime
 from typing import Final, Literal, TypeVar
 
 from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
-from goal_state.domain.requests import Baseline, CumulativeUsage, check_total
+from goal_state.domain.requests import RecordTotal, SetBaseline, check_total
 from goal_state.domain.totals import cumulative
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from goal_state.domain.values import check_name, check_optional_name
@@ -103,7 +103,7 @@ class _Attempt:
 class GoalMeter:
     """Meters one thread. Safe to call from several threads; several meters may share a thread id, in one
     process or many, and never charge the same tokens twice, whichever of them hears of them first or late.
-    They do so within one turn, or where their totals have one `count_id`: see `GoalStore.record_usage` for
+    They do so within one turn, or where their totals have one `count_id`: see `GoalStore.record_total` for
     how a late total is told from the first of a new count.
 
     Time is another matter: each meter measures its own, so that two that run in one turn charge it twice.
@@ -181,7 +181,7 @@ class GoalMeter:
                 active was there at that time. One below the stored one is the first of a new count if the
                 turn has not reported before, else it is late.
             count_id: what the turn's totals are counted in, where a thread's usage is counted from zero
-                more than once; as for `GoalStore.record_usage`. Without it, a turn that is tried again
+                more than once; as for `GoalStore.record_total`. Without it, a turn that is tried again
                 under its id with a count from zero pays nothing until that exceeds what it had reported.
             charge_tokens: False for a turn that pays nothing (planning).
 
@@ -218,7 +218,7 @@ class GoalMeter:
 
         return self._report(check, work)
 
-    def observe(
+    def record_total(
         self,
         total: TokenUsage | TokenUsageInfo,
         *,
@@ -528,7 +528,7 @@ class GoalMeter:
         elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
         if state.paying_goal_id is None:
             if total is not None:
-                repository.apply(Baseline(thread_id, total, turn_id, count_id, is_stated=False))
+                repository.apply(SetBaseline(thread_id, total, turn_id, count_id, is_stated=False))
             accounting = Accounting(repository.get(thread_id), applied=False)
             # A goal that somebody made or activated without this meter pays from the next report on.
             self._bind(state, accounting.goal)
@@ -537,7 +537,7 @@ class GoalMeter:
         due_ms, below_ms_ns = divmod(due_ns, _NS_PER_MS)
         if total is not None:
             accounting = repository.apply(
-                CumulativeUsage(
+                RecordTotal(
                     thread_id,
                     total,
                     due_ms / 1000,
@@ -549,7 +549,7 @@ class GoalMeter:
                 )
             )
         else:
-            accounting = repository.account(
+            accounting = repository.charge(
                 thread_id,
                 seconds=due_ms / 1000 if due_ms >= _LEAST_TIME_ALONE_MS else 0,
                 expected_goal_id=state.paying_goal_id,
@@ -572,7 +572,7 @@ class GoalMeter:
         if total is None:
             return False
         if stored is not None and cumulative(total).is_below(stored.total):
-            repository.apply(Baseline(thread_id, total, turn.turn_id, count_id, is_stated=False))
+            repository.apply(SetBaseline(thread_id, total, turn.turn_id, count_id, is_stated=False))
             return False
         return repository.reconcile(thread_id, total, count_id=count_id).applied
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from goal_state import GoalStore
+from tests import next_schema
 from tests.leftovers import Holdings, left_behind
 from tests.processes import PATIENCE_SECONDS
 
@@ -56,6 +57,19 @@ def database(made_once: Path, path: Path) -> Path:
     """A database of its own for each test, without a row in it."""
     shutil.copy(made_once, path)
     return path
+
+
+@pytest.fixture
+def next_revision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Has the library know one more revision of the schema: what was made before it is older then.
+
+    It is the folder of those migrations.
+    """
+    folder = tmp_path_factory.mktemp("next") / "migrations"
+    next_schema.write(folder)
+    undo = next_schema.use(folder)
+    yield folder
+    undo()
 
 
 @pytest.fixture

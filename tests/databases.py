@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from goal_state.storage.schema import database_identity, metadata
+from goal_state.storage.schema import database, metadata
 
 __all__ = ["Rows", "contents", "execute", "fingerprints", "rows", "schema"]
 
@@ -20,7 +20,7 @@ def rows(connection: sqlite3.Connection) -> Rows:
     return {
         name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, rowid").fetchall()
         for name in metadata.tables
-        if name != database_identity.name  # what tells a copy from its original
+        if name != database.name  # what tells a copy from its original
     }
 
 

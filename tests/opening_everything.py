@@ -23,7 +23,9 @@ from goal_state import GoalStateError, GoalStore
 from goal_state import migrate as migrations
 from goal_state.cli.main import program
 from goal_state.codex.importer import CodexHome, import_codex
+from goal_state.storage.schema import HEAD_REVISION
 from goal_state.storage.sqlite.database import create_engine
+from tests import next_schema
 from tests.opened_files import Watch
 from tests.upgrade.make_fixtures import fixture
 
@@ -44,7 +46,7 @@ def made(path: Path) -> Path:
     """A database with a goal and two events in it, closed."""
     with GoalStore.open(path) as store:
         store.create("t", "Ship", token_budget=100)
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     return path
 
 
@@ -99,7 +101,7 @@ def a_file_by_a_symlink_and_a_hard_link(path: Path) -> None:
 def a_file_that_is_open_already(path: Path) -> None:
     with GoalStore.open(path) as first, GoalStore.open(path) as second:
         first.create("t", "Ship")
-        second.account("t", tokens=1)
+        second.charge("t", tokens=1)
         GoalStore.open(path).close()
 
 
@@ -128,10 +130,12 @@ def a_missing_file_without_migrating(path: Path) -> None:
 
 @way
 def an_older_schema(path: Path) -> None:
-    revision = next(iter(migrations.history())).revision
     with WATCH.paused():
-        shutil.copy(fixture(revision), path)
+        shutil.copy(fixture(HEAD_REVISION), path)
+        next_schema.write(path.parent / "migrations")
+        undo = next_schema.use(path.parent / "migrations")
     GoalStore.open(path).close()
+    undo()
 
 
 @way
@@ -218,7 +222,7 @@ def every_call_of_a_store(path: Path) -> None:
 def everything(store: GoalStore, path: Path) -> None:
     folder = path.parent
     store.create("t", "Ship", token_budget=100)
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     store.get("t")
     list(store.goals())
     list(store.events())
@@ -226,7 +230,7 @@ def everything(store: GoalStore, path: Path) -> None:
     heard: list[object] = []
     store.subscribe(heard.append)
     consumer = store.consume("audit", lambda events: None)
-    store.transact(lambda repository: repository.account("t", tokens=1))
+    store.transact(lambda repository: repository.charge("t", tokens=1))
     assert heard
     assert consumer.drain(30)
     consumer.close()
@@ -242,15 +246,15 @@ def everything(store: GoalStore, path: Path) -> None:
 def a_file_that_was_replaced(path: Path) -> None:
     made(path)
     with GoalStore.open(path) as store:
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         away = path.with_name("away.db")
         subprocess.run(["mv", path, away], check=True)  # not by this process, which has it open
         with suppress(GoalStateError):
-            store.account("t", tokens=1)
+            store.charge("t", tokens=1)
         with suppress(GoalStateError):
             store.get("t")
         subprocess.run(["mv", away, path], check=True)
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
 
 
 @way
@@ -259,9 +263,9 @@ def a_restore(path: Path) -> None:
     with GoalStore.open(path) as store, GoalStore.open(path) as other:
         copy = path.parent / "copy.db"
         store.backup(copy)
-        other.account("t", tokens=5)
+        other.charge("t", tokens=5)
         store.restore(copy)
-        other.account("t", tokens=1)
+        other.charge("t", tokens=1)
         for goals in (store, other):
             goal = goals.get("t")
             assert goal is not None
@@ -293,12 +297,12 @@ def a_fork(path: Path) -> None:
         process = os.fork()
         if process == 0:
             try:
-                store.account("t", tokens=1)
+                store.charge("t", tokens=1)
                 os._exit(len(WATCH.reached) > 0)
             finally:
                 os._exit(2)
         assert os.waitpid(process, 0)[1] == 0, "the child opened it, or failed"
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
 
 
 @way

@@ -65,7 +65,7 @@ def test_one_below_the_budget_exactly_it_and_one_above(
     store: GoalStore, tokens: int, status: GoalStatus, remaining: int
 ) -> None:
     store.create("t", "Ship", token_budget=100)
-    goal = store.account("t", tokens=tokens).goal
+    goal = store.charge("t", tokens=tokens).goal
     assert goal is not None
     assert (goal.status, goal.tokens_used, goal.remaining_tokens) == (status, tokens, remaining)
     flipped = [("status_changed", status, None)] * (status is BUDGET_LIMITED)
@@ -75,7 +75,7 @@ def test_one_below_the_budget_exactly_it_and_one_above(
 def test_the_budget_is_reached_in_steps(store: GoalStore) -> None:
     store.create("t", "Ship", token_budget=3)
     for _ in range(5):
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     assert changes(store) == [
         ("usage_accounted", "active", 1),
         ("usage_accounted", "active", 2),
@@ -88,7 +88,7 @@ def test_the_budget_is_reached_in_steps(store: GoalStore) -> None:
 
 def test_seconds_alone_do_not_touch_the_budget(store: GoalStore) -> None:
     store.create("t", "Ship", token_budget=1)
-    assert store.account("t", seconds=1e6).goal == goal_of(store)
+    assert store.charge("t", seconds=1e6).goal == goal_of(store)
     assert goal_of(store).status is ACTIVE
 
 
@@ -97,7 +97,7 @@ def test_seconds_alone_do_not_touch_the_budget(store: GoalStore) -> None:
 
 def test_the_largest_charge(store: GoalStore) -> None:
     store.create("t", "Ship")
-    goal = store.account("t", tokens=LARGEST).goal
+    goal = store.charge("t", tokens=LARGEST).goal
     assert goal is not None
     assert goal.tokens_used == used(store) == LARGEST
     assert [e.cumulative_tokens for e in store.events(after=1)] == [LARGEST]
@@ -105,9 +105,9 @@ def test_the_largest_charge(store: GoalStore) -> None:
 
 def test_the_largest_budget(store: GoalStore) -> None:
     store.create("t", "Ship", token_budget=LARGEST)
-    store.account("t", tokens=LARGEST - 1)
+    store.charge("t", tokens=LARGEST - 1)
     assert (goal_of(store).status, goal_of(store).remaining_tokens) == (ACTIVE, 1)
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     assert (goal_of(store).status, goal_of(store).remaining_tokens) == (BUDGET_LIMITED, 0)
 
 
@@ -123,14 +123,14 @@ def test_an_overflow_is_an_error_and_changes_nothing(
     store: GoalStore, database: Path, charge: dict[str, Any], problem: str
 ) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=LARGEST)
+    store.charge("t", tokens=LARGEST)
     for seconds in (2**62 // 1000, 2**62 // 1000, 1.807):  # floats are not that exact
-        store.account("t", seconds=seconds)
+        store.charge("t", seconds=seconds)
     assert goal_of(store).time_used_ms == LARGEST
 
     before = tables(database)
     with pytest.raises(UsageOverflowError) as caught:
-        store.account("t", **charge, idempotency_key="k")
+        store.charge("t", **charge, idempotency_key="k")
     assert str(caught.value) == problem
     assert tables(database) == before
     assert issubclass(UsageOverflowError, InvalidValueError)
@@ -140,19 +140,19 @@ def test_an_overflow_by_cumulative_usage_moves_no_baseline(
     store: GoalStore, database: Path
 ) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=LARGEST)
+    store.charge("t", tokens=LARGEST)
     store.set_baseline("t", TokenUsage(), turn_id="turn-1")
     before = tables(database)
     with pytest.raises(UsageOverflowError):
-        store.record_usage("t", TokenUsage(1), turn_id="turn-2")
+        store.record_total("t", TokenUsage(1), turn_id="turn-2")
     assert tables(database) == before
 
 
 def test_an_overflow_that_no_status_accepts_is_none(store: GoalStore) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=LARGEST)
+    store.charge("t", tokens=LARGEST)
     store.set("t", status=PAUSED)
-    assert not store.account("t", tokens=1).applied
+    assert not store.charge("t", tokens=1).applied
 
 
 def test_cumulative_usage_whose_sum_is_beyond_an_integer(store: GoalStore) -> None:
@@ -160,15 +160,15 @@ def test_cumulative_usage_whose_sum_is_beyond_an_integer(store: GoalStore) -> No
     store.create("t", "Ship")
     store.set_baseline("t", TokenUsage())
     with pytest.raises(UsageOverflowError):
-        store.record_usage("t", TokenUsage(LARGEST, 0, 0, LARGEST, 0, 0))
+        store.record_total("t", TokenUsage(LARGEST, 0, 0, LARGEST, 0, 0))
     assert used(store) == 0
 
 
 def test_zero_tokens_and_zero_seconds_change_nothing(store: GoalStore, database: Path) -> None:
     goal = store.create("t", "Ship")
     before = tables(database)
-    assert store.account("t") == Accounting(goal, applied=False)
-    assert store.account("t", tokens=0, seconds=0.0, turn_id="turn-1").applied is False
+    assert store.charge("t") == Accounting(goal, applied=False)
+    assert store.charge("t", tokens=0, seconds=0.0, turn_id="turn-1").applied is False
     assert tables(database) == before
 
 
@@ -202,7 +202,7 @@ def test_what_is_no_amount_is_refused(
     store.create("t", "Ship")
     before = tables(database)
     with pytest.raises(InvalidValueError, match=f"^{field}: must be"):
-        store.account("t", **{field: value})
+        store.charge("t", **{field: value})
     assert tables(database) == before
 
 
@@ -222,13 +222,13 @@ class Seconds(float):
 
 def test_an_int_or_a_float_of_another_class_counts_as_what_it_is(store: GoalStore) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=Tokens(7), seconds=Seconds(1.5))
+    store.charge("t", tokens=Tokens(7), seconds=Seconds(1.5))
     assert (used(store), goal_of(store).time_used_ms) == (7, 1500)
     assert type(goal_of(store).tokens_used) is int
-    store.account("t", tokens=Tokens(0), seconds=Seconds(0.5))
-    store.account("t", tokens=Tokens(1), seconds=Seconds(0))
+    store.charge("t", tokens=Tokens(0), seconds=Seconds(0.5))
+    store.charge("t", tokens=Tokens(1), seconds=Seconds(0))
     assert (used(store), goal_of(store).time_used_ms) == (8, 2000)
-    store.account("t", tokens=Tokens(LARGEST - 8), seconds=Tokens(0))
+    store.charge("t", tokens=Tokens(LARGEST - 8), seconds=Tokens(0))
     assert used(store) == LARGEST
 
 
@@ -252,7 +252,7 @@ def test_seconds_are_kept_to_the_millisecond(
     store: GoalStore, seconds: float, milliseconds: int
 ) -> None:
     store.create("t", "Ship")
-    result = store.account("t", seconds=seconds)
+    result = store.charge("t", seconds=seconds)
     assert result.applied is (milliseconds > 0)
     assert goal_of(store).time_used_ms == milliseconds
     assert goal_of(store).time_used_seconds == milliseconds // 1000
@@ -261,7 +261,7 @@ def test_seconds_are_kept_to_the_millisecond(
 
 def test_a_thousand_small_times_lose_nothing(store: GoalStore) -> None:
     store.create("t", "Ship")
-    store.transact(lambda r: [r.account("t", seconds=0.001) for _ in range(1000)])
+    store.transact(lambda r: [r.charge("t", seconds=0.001) for _ in range(1000)])
     assert goal_of(store).time_used_ms == 1000
 
 
@@ -282,7 +282,7 @@ def test_an_old_turn_never_pays_into_a_new_goal(
         store.set("t", status=COMPLETE)
         store.create("t", "Ship more")
     before = tables(database)
-    late = store.account("t", tokens=5, expected_goal_id=old.goal_id, idempotency_key="k")
+    late = store.charge("t", tokens=5, expected_goal_id=old.goal_id, idempotency_key="k")
     assert late == Accounting(goal_of(store), applied=False)
     assert tables(database) == before
 
@@ -290,9 +290,9 @@ def test_an_old_turn_never_pays_into_a_new_goal(
 def test_what_nobody_pays_is_told_to_the_log(
     store: GoalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.account("t", tokens=5, turn_id="turn-1")
+    store.charge("t", tokens=5, turn_id="turn-1")
     goal = store.create("t", "Ship", status=PAUSED)
-    store.account("t", tokens=5)
+    store.charge("t", tokens=5)
     told = [
         one.getMessage() for one in caplog.records if one.name == "goal_state.storage.repository"
     ]
@@ -339,7 +339,7 @@ MODES: dict[AccountingMode, dict[GoalStatus, str]] = {
 }
 
 
-@pytest.mark.parametrize("call", ["account", "record_usage"])
+@pytest.mark.parametrize("call", ["charge", "record_total"])
 @pytest.mark.parametrize("status", GoalStatus)
 @pytest.mark.parametrize("mode", AccountingMode)
 def test_each_mode_in_each_status(
@@ -349,9 +349,9 @@ def test_each_mode_in_each_status(
     store.set_baseline("t", TokenUsage())
 
     def charge(total: int) -> Accounting:
-        if call == "account":
-            return store.account("t", tokens=total - used(store), mode=mode)
-        return store.record_usage("t", TokenUsage(total), mode=mode)
+        if call == "charge":
+            return store.charge("t", tokens=total - used(store), mode=mode)
+        return store.record_total("t", TokenUsage(total), mode=mode)
 
     under, full = charge(99), charge(100)
     what = MODES[mode][status]
@@ -379,29 +379,29 @@ def test_a_key_with_other_amounts_is_an_error_that_says_so(
     store: GoalStore, database: Path
 ) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=10, seconds=1, idempotency_key="k")
+    store.charge("t", tokens=10, seconds=1, idempotency_key="k")
     before = tables(database)
     for amounts in ({"tokens": 11, "seconds": 1}, {"tokens": 9}, {"seconds": 1}):
         with pytest.raises(
             IdempotencyConflictError,
             match=r"'k' has charged 10 tokens in thread 't', and that stands; the \d+ of this call",
         ):
-            store.account("t", **amounts, idempotency_key="k")
+            store.charge("t", **amounts, idempotency_key="k")
     assert tables(database) == before
 
 
 def test_a_key_is_one_within_its_thread_alone(store: GoalStore) -> None:
     for thread in ("t", "u"):
         store.create(thread, "Ship")
-        assert not store.account(thread, tokens=10, idempotency_key="k").duplicate
-    assert store.account("u", tokens=10, idempotency_key="k").duplicate
+        assert not store.charge(thread, tokens=10, idempotency_key="k").duplicate
+    assert store.charge("u", tokens=10, idempotency_key="k").duplicate
     assert used(store) == goal_of(store, "u").tokens_used == 10
 
 
 @pytest.mark.parametrize("after", ["clear", "replace", "create"])
 def test_a_key_outlives_the_goal_that_it_charged(store: GoalStore, after: str) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=10, idempotency_key="k")
+    store.charge("t", tokens=10, idempotency_key="k")
     if after == "clear":
         store.clear("t")
     elif after == "replace":
@@ -410,21 +410,21 @@ def test_a_key_outlives_the_goal_that_it_charged(store: GoalStore, after: str) -
         store.set("t", status=COMPLETE)
         store.create("t", "Ship more")
     events = list(store.events())
-    again = store.account("t", tokens=10, idempotency_key="k")
+    again = store.charge("t", tokens=10, idempotency_key="k")
     assert again == Accounting(None, applied=True, duplicate=True)
     with pytest.raises(IdempotencyConflictError):
-        store.account("t", tokens=11, idempotency_key="k")
+        store.charge("t", tokens=11, idempotency_key="k")
     assert list(store.events()) == events
 
 
 def test_a_charge_that_was_not_taken_leaves_its_key_unused(store: GoalStore) -> None:
     goal = store.create("t", "Ship", status=PAUSED)
-    assert not store.account("t", tokens=10, idempotency_key="k").applied
-    assert not store.account("none", tokens=10, idempotency_key="k").applied
-    stale = store.account("t", tokens=10, idempotency_key="k", expected_goal_id="other")
+    assert not store.charge("t", tokens=10, idempotency_key="k").applied
+    assert not store.charge("none", tokens=10, idempotency_key="k").applied
+    stale = store.charge("t", tokens=10, idempotency_key="k", expected_goal_id="other")
     assert not stale.applied
     store.set("t", status=ACTIVE)
-    taken = store.account("t", tokens=12, idempotency_key="k", expected_goal_id=goal.goal_id)
+    taken = store.charge("t", tokens=12, idempotency_key="k", expected_goal_id=goal.goal_id)
     assert (taken.applied, taken.duplicate, used(store)) == (True, False, 12)
 
 
@@ -432,9 +432,9 @@ def test_the_repeat_of_a_charge_that_crossed_the_budget_tells_of_the_crossing(
     store: GoalStore,
 ) -> None:
     store.create("t", "Ship", token_budget=10)
-    first = store.account("t", tokens=10, idempotency_key="k")
+    first = store.charge("t", tokens=10, idempotency_key="k")
     store.resume("t", token_budget=100)
-    again = store.account("t", tokens=10, idempotency_key="k")
+    again = store.charge("t", tokens=10, idempotency_key="k")
     assert again.goal is not None
     assert first.goal is not None
     assert (again.goal.status, again.goal.token_budget) == (BUDGET_LIMITED, 10)
@@ -444,28 +444,28 @@ def test_the_repeat_of_a_charge_that_crossed_the_budget_tells_of_the_crossing(
 
 def test_a_repeat_is_one_in_any_status_and_mode(store: GoalStore) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=10, idempotency_key="k")
+    store.charge("t", tokens=10, idempotency_key="k")
     for status in GoalStatus:
         store.set("t", status=status)
         for mode in AccountingMode:
-            again = store.account("t", tokens=10, idempotency_key="k", mode=mode)
+            again = store.charge("t", tokens=10, idempotency_key="k", mode=mode)
             assert (again.applied, again.duplicate) == (True, True)
     assert used(store) == 10
 
 
 def test_seconds_that_round_to_the_same_are_the_same_amount(store: GoalStore) -> None:
     store.create("t", "Ship")
-    store.account("t", seconds=1.0001, idempotency_key="k")
-    assert store.account("t", seconds=0.9999, idempotency_key="k").duplicate
+    store.charge("t", seconds=1.0001, idempotency_key="k")
+    assert store.charge("t", seconds=0.9999, idempotency_key="k").duplicate
 
 
 def test_a_key_of_nothing_is_used_all_the_same(store: GoalStore) -> None:
     """A later charge under it cannot be told from a repeat with other amounts."""
     store.create("t", "Ship")
-    assert store.account("t", idempotency_key="k").applied
-    assert store.account("t", idempotency_key="k").duplicate
+    assert store.charge("t", idempotency_key="k").applied
+    assert store.charge("t", idempotency_key="k").duplicate
     with pytest.raises(IdempotencyConflictError, match="has charged 0 tokens"):
-        store.account("t", tokens=1, idempotency_key="k")
+        store.charge("t", tokens=1, idempotency_key="k")
 
 
 # -- cumulative usage --------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def record(store: GoalStore, *totals: int) -> list[int]:
     """What the goal paid in all after each total."""
     paid = []
     for total in totals:
-        store.record_usage("t", TokenUsage(total))
+        store.record_total("t", TokenUsage(total))
         paid.append(used(store))
     return paid
 
@@ -497,16 +497,16 @@ def test_a_total_that_repeats_falls_and_rises_again(store: GoalStore) -> None:
 
 def test_the_first_total_ever_seen_charges_nothing(store: GoalStore) -> None:
     store.create("t", "Ship")
-    first = store.record_usage("t", TokenUsage(10_000, 0, 0, 500))
+    first = store.record_total("t", TokenUsage(10_000, 0, 0, 500))
     assert first == Accounting(goal_of(store), applied=False)
     assert used(store) == 0
 
 
 def test_a_first_or_a_repeated_total_brings_no_time_either(store: GoalStore) -> None:
     store.create("t", "Ship")
-    assert not store.record_usage("t", TokenUsage(10_000), seconds=2).applied
-    assert store.record_usage("t", TokenUsage(10_001), seconds=3).applied
-    assert not store.record_usage("t", TokenUsage(10_001), seconds=3).applied
+    assert not store.record_total("t", TokenUsage(10_000), seconds=2).applied
+    assert store.record_total("t", TokenUsage(10_001), seconds=3).applied
+    assert not store.record_total("t", TokenUsage(10_001), seconds=3).applied
     assert (used(store), goal_of(store).time_used_ms) == (1, 3000)
 
 
@@ -524,7 +524,7 @@ def test_what_nobody_paid_for_a_later_goal_does_not_pay(store: GoalStore, nobody
     if nobody_pays == "complete":
         store.set("t", status=COMPLETE)
     expected = "another" if nobody_pays == "stale" else None
-    charge = store.record_usage("t", TokenUsage(900), turn_id="turn-1", expected_goal_id=expected)
+    charge = store.record_total("t", TokenUsage(900), turn_id="turn-1", expected_goal_id=expected)
     assert not charge.applied
     usage = store.usage("t")
     assert usage is not None
@@ -537,9 +537,9 @@ def test_what_nobody_paid_for_a_later_goal_does_not_pay(store: GoalStore, nobody
 def test_cached_input_is_free(store: GoalStore) -> None:
     store.create("t", "Ship")
     store.set_baseline("t", TokenUsage())
-    store.record_usage("t", TokenUsage(1000, 800, 0, 30, 20))
+    store.record_total("t", TokenUsage(1000, 800, 0, 30, 20))
     assert used(store) == 230
-    store.record_usage("t", TokenUsage(2000, 1800, 100, 30, 20))
+    store.record_total("t", TokenUsage(2000, 1800, 100, 30, 20))
     assert used(store) == 230
     assert list(store.events(after=2)) == []
 
@@ -549,7 +549,7 @@ def test_reasoning_and_the_providers_own_total_are_not_charged_beside_the_rest(
 ) -> None:
     store.create("t", "Ship")
     store.set_baseline("t", TokenUsage())
-    store.record_usage("t", TokenUsage(10, 0, 0, 5, 5, 999))
+    store.record_total("t", TokenUsage(10, 0, 0, 5, 5, 999))
     assert used(store) == 15
 
 
@@ -557,25 +557,25 @@ def test_no_count_that_fell_is_refunded(store: GoalStore) -> None:
     """In sum it rose, so it is no new beginning; what fell counts as nothing new."""
     store.create("t", "Ship")
     store.set_baseline("t", TokenUsage(100, 50, 0, 10))
-    store.record_usage("t", TokenUsage(90, 40, 0, 40))
+    store.record_total("t", TokenUsage(90, 40, 0, 40))
     assert used(store) == 30
 
 
 def test_the_last_response_and_the_window_come_with_the_total(store: GoalStore) -> None:
     store.create("t", "Ship")
     info = TokenUsageInfo(TokenUsage(100), TokenUsage(7), 258_400)
-    store.record_usage("t", info, turn_id="turn-1")
+    store.record_total("t", info, turn_id="turn-1")
     usage = store.usage("t")
     assert usage == (info, "turn-1")
 
-    store.record_usage("t", TokenUsageInfo(TokenUsage(130), TokenUsage(30), None), turn_id="turn-2")
+    store.record_total("t", TokenUsageInfo(TokenUsage(130), TokenUsage(30), None), turn_id="turn-2")
     usage = store.usage("t")
     assert usage is not None
     assert (usage.info.last, usage.turn_id) == (TokenUsage(30), "turn-2")
     assert used(store) == 30
 
     store.set_baseline("t", info)
-    store.record_usage("t", TokenUsage(140))
+    store.record_total("t", TokenUsage(140))
     usage = store.usage("t")
     assert usage is not None
     assert usage.info == TokenUsageInfo(TokenUsage(140), TokenUsage(40), 258_400)
@@ -584,7 +584,7 @@ def test_the_last_response_and_the_window_come_with_the_total(store: GoalStore) 
 def test_record_usage_names_the_turn_of_its_events(store: GoalStore) -> None:
     store.create("t", "Ship", token_budget=10)
     store.set_baseline("t", TokenUsage())
-    store.record_usage("t", TokenUsage(10), turn_id="turn-7")
+    store.record_total("t", TokenUsage(10), turn_id="turn-7")
     assert [(e.kind, e.turn_id) for e in store.events(after=1)] == [
         (EventKind.USAGE_ACCOUNTED, "turn-7"),
         (EventKind.STATUS_CHANGED, "turn-7"),
@@ -595,8 +595,8 @@ def test_threads_have_baselines_of_their_own(store: GoalStore) -> None:
     for thread in ("t", "u"):
         store.create(thread, "Ship")
         store.set_baseline(thread, TokenUsage())
-    store.record_usage("t", TokenUsage(5))
-    store.record_usage("u", TokenUsage(9))
+    store.record_total("t", TokenUsage(5))
+    store.record_total("u", TokenUsage(9))
     assert (used(store), goal_of(store, "u").tokens_used) == (5, 9)
 
 
@@ -607,7 +607,7 @@ def test_a_clock_that_jumps_back_does_not_break_a_charge(
     monkeypatch.setattr(
         "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms - 9999
     )
-    goal = store.account("t", tokens=1).goal
+    goal = store.charge("t", tokens=1).goal
     assert goal is not None
     assert goal.updated_at_ms == created.updated_at_ms
     assert store.set("t", status=PAUSED).updated_at_ms == created.updated_at_ms

@@ -13,6 +13,7 @@ import pytest
 from goal_state import GoalStateError, GoalStore, migrate
 from goal_state.storage.schema import VERSION_TABLE
 from goal_state.storage.sqlite.database import create_engine, vacuum
+from tests import next_schema
 from tests.cli.program import run
 from tests.databases import execute
 from tests.processes import PATIENCE_SECONDS
@@ -63,7 +64,7 @@ def read_in_threads(path: Path) -> None:
 def use(target: str | Path) -> None:
     with GoalStore.open(target) as store:
         store.create("t", "Ship")
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         assert store.verify() == []
         with store.consume("c", lambda _: None) as consumer:
             consumer.drain(PATIENCE_SECONDS)
@@ -104,8 +105,13 @@ def open_what_is_damaged(path: Path) -> None:
 
 
 def open_what_is_older(path: Path) -> None:
-    migrate.upgrade(create_engine(path), "0001")
-    GoalStore.open(path, migrate=False)
+    GoalStore.open(path).close()
+    next_schema.write(path.parent / "migrations")
+    undo = next_schema.use(path.parent / "migrations")
+    try:
+        GoalStore.open(path, migrate=False)
+    finally:
+        undo()
 
 
 def command(*words: str) -> Callable[[Path], None]:

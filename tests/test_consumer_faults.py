@@ -36,7 +36,7 @@ def write(store: GoalStore, events: int) -> None:
         store.create("t", "Ship")
         events -= 1
     for _ in range(events):
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -392,7 +392,7 @@ def take_over(database: Path) -> None:
     ends_ms = wall_clock_ms() + 200_000
     execute(
         database,
-        f"UPDATE event_cursors SET holder = 'another', lease_expires_at_ms = {ends_ms}",
+        f"UPDATE goal_state_cursors SET holder = 'another', lease_expires_at_ms = {ends_ms}",
     )
 
 
@@ -446,7 +446,7 @@ def test_a_name_that_was_lost_between_reading_and_handing_out_is_noticed(
     assert has_read.wait(PATIENCE_SECONDS)
     wait_until(lambda: consumer.position is None)
     assert taken == []
-    execute(database, "UPDATE event_cursors SET holder = NULL, lease_expires_at_ms = NULL")
+    execute(database, "UPDATE goal_state_cursors SET holder = NULL, lease_expires_at_ms = NULL")
     assert consumer.drain(PATIENCE_SECONDS)
     assert taken == [1, 2, 3]
 
@@ -501,10 +501,10 @@ def test_after_a_restored_backup_a_consumer_finds_its_place_again(
         assert consumer.drain(PATIENCE_SECONDS)
     execute(
         database,
-        "DELETE FROM goal_events WHERE position > 4",
-        "UPDATE sqlite_sequence SET seq = 4 WHERE name = 'goal_events'",
-        "UPDATE goals SET tokens_used = 3",
-        "UPDATE event_cursors SET position = 4"
+        "DELETE FROM goal_state_events WHERE position > 4",
+        "UPDATE sqlite_sequence SET seq = 4 WHERE name = 'goal_state_events'",
+        "UPDATE goal_state_goals SET tokens_used = 3",
+        "UPDATE goal_state_cursors SET position = 4"
         + (", holder = NULL, lease_expires_at_ms = NULL" if holder == "nobody" else ""),
     )
     write(store, 2)
@@ -534,7 +534,7 @@ with GoalStore.open(sys.argv[1]) as store:
         os._exit(7)
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     assert consumer.drain(30)
 print(len(taken))
 """
@@ -566,7 +566,7 @@ with GoalStore.open(sys.argv[1]) as store:
     store.create("t", "Ship")
     consumer = store.consume("audit", sink, batch_size=1)
     for _ in range(4):
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     assert consumer.drain(30)
     for child in children:
         os.waitpid(child, 0)

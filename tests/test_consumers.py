@@ -118,7 +118,7 @@ def write(store: GoalStore, events: int, *, thread_id: str = "t") -> None:
         store.create(thread_id, "Ship")
         events -= 1
     for _ in range(events):
-        store.account(thread_id, tokens=1)
+        store.charge(thread_id, tokens=1)
 
 
 def cursor(store: GoalStore, name: str) -> ConsumerCursor | None:
@@ -204,7 +204,7 @@ def test_a_sink_may_call_the_store(store: GoalStore) -> None:
     def pay(events: Sequence[GoalEvent]) -> None:
         for event in events:
             if event.kind == "created":
-                store.account(event.thread_id, tokens=5)
+                store.charge(event.thread_id, tokens=5)
 
     with store.consume("payer", pay) as consumer:
         store.create("t", "Ship")

@@ -22,6 +22,7 @@ import pytest
 from goal_state import EventKind, GoalEvent, GoalStore
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
 from tests.databases import contents
+from tests.next_schema import NEXT_REVISION
 from tests.processes import running
 from tests.upgrade.make_fixtures import fixture
 
@@ -58,8 +59,11 @@ def run_all(code: str, *arguments: object) -> list[Any]:
 
 _WORKING = """
 import json, os, sys, threading, time
+from pathlib import Path
 from goal_state import Charge, GoalExistsError, GoalStore, IdempotencyConflictError, TokenUsage
+from tests import next_schema
 
+next_schema.use(Path(sys.argv.pop(1)))
 path, consumed, steps, threads, processes, process = *sys.argv[1:3], *map(int, sys.argv[3:])
 began, openings, reports = [], [], []
 everybody = threading.Barrier(threads)
@@ -112,8 +116,8 @@ def work_on(store, me):
             waits.append(time.perf_counter() - began)
 
     def charge_once(thread, tokens, key):
-        made = timed(store.account, thread, tokens=tokens, idempotency_key=key, turn_id=me)
-        again = timed(store.account, thread, tokens=tokens, idempotency_key=key, turn_id=me)
+        made = timed(store.charge, thread, tokens=tokens, idempotency_key=key, turn_id=me)
+        again = timed(store.charge, thread, tokens=tokens, idempotency_key=key, turn_id=me)
         assert made.applied and again.duplicate, (made, again)
         return int(not made.duplicate)
 
@@ -121,20 +125,20 @@ def work_on(store, me):
     for step in range(steps):
         pot = f"pot {step % 3}"
         first_uses += charge_once("unbounded", 1 + step % 7, f"key {step}")
-        unkeyed += timed(store.account, "unbounded", tokens=1, seconds=0.001, turn_id=me).applied
+        unkeyed += timed(store.charge, "unbounded", tokens=1, seconds=0.001, turn_id=me).applied
         assert charge_once(me, 5, f"key {step}")
-        timed(store.record_usage, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
-        timed(store.record_usage, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
-        timed(store.account_many, [Charge("unbounded", tokens=2), Charge(me, tokens=2), Charge("?")])
+        timed(store.record_total, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
+        timed(store.record_total, me, TokenUsage(10 * (step + 1), 0, 0, step + 1), turn_id=me)
+        timed(store.charge_many, [Charge("unbounded", tokens=2), Charge(me, tokens=2), Charge("?")])
         refusals += timed(refused, GoalExistsError, store.create, me, "Another")
         refusals += timed(
-            refused, IdempotencyConflictError, store.account, me, tokens=6, idempotency_key="key 0"
+            refused, IdempotencyConflictError, store.charge, me, tokens=6, idempotency_key="key 0"
         )
         timed(store.set, me, status="paused", turn_id=me)
-        assert not timed(store.account, me, tokens=1000).applied
+        assert not timed(store.charge, me, tokens=1000).applied
         timed(store.resume, me, turn_id=me)
         timed(store.replace, pot, "Ship")
-        timed(store.account, pot, tokens=1, turn_id=me)
+        timed(store.charge, pot, tokens=1, turn_id=me)
         if (goal := timed(store.clear, pot)) is not None:
             cleared.append(goal.goal_id)
         assert timed(store.get, me).tokens_used == (5 + 11 + 2) * (step + 1)
@@ -176,23 +180,23 @@ def shown(waits: list[float]) -> str:
 
 
 def test_many_threads_of_many_processes_on_one_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, next_revision: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They race to upgrade an older file, then work on it, with one consumer among all of them."""
     path, consumed = tmp_path / "goals.db", tmp_path / "consumed"
-    shutil.copy(fixture("0001"), path)
+    shutil.copy(fixture(HEAD_REVISION), path)
     with closing(sqlite3.connect(path)) as connection:
-        had = connection.execute("SELECT max(position) FROM goal_events").fetchone()[0]
+        had = connection.execute("SELECT max(position) FROM goal_state_events").fetchone()[0]
 
     def note(batch: Sequence[GoalEvent]) -> None:
         with consumed.open("a") as file:
             file.write(f"{[event.position for event in batch]}\n")
 
-    printed = run_all(_WORKING, path, consumed, STEPS, THREADS, PROCESSES)
+    printed = run_all(_WORKING, next_revision, path, consumed, STEPS, THREADS, PROCESSES)
     workers = [Worker(*report) for one in printed for report in one["reports"]]
     # A thread that raised reported nothing.
     assert len(workers) == PROCESSES * THREADS
-    assert contents(path)[VERSION_TABLE] == [(HEAD_REVISION,)]
+    assert contents(path)[VERSION_TABLE] == [(NEXT_REVISION,)]
     with GoalStore.open(path, migrate=False) as store:
         assert store.verify() == []
         shared = store.get("unbounded")

@@ -194,7 +194,7 @@ def kinds(events: list[GoalEvent]) -> list[EventKind]:
 def with_status(subject: Subject, status: GoalStatus, *, used: int = 100) -> Goal:
     """A goal in a status that has used tokens of a budget of 500."""
     subject.create("t", "Ship", token_budget=500)
-    subject.account("t", tokens=used, seconds=5)
+    subject.charge("t", tokens=used, seconds=5)
     return subject.set("t", status=status)
 
 
@@ -258,7 +258,7 @@ def test_create_takes_the_place_of_a_complete_goal(subject: Subject) -> None:
 
 def test_threads_have_goals_of_their_own(subject: Subject) -> None:
     one, two = subject.create("one", "Ship"), subject.create("two", "Ship")
-    subject.account("one", tokens=5)
+    subject.charge("one", tokens=5)
     assert subject.get("two") == two
     assert one.goal_id != two.goal_id
     assert subject.get("three") is None
@@ -366,7 +366,7 @@ def test_a_budget_at_or_under_the_usage_limits_an_active_goal(
 @pytest.mark.parametrize("budget", [601, None])
 def test_more_budget_alone_does_not_lift_the_limit(subject: Subject, budget: int | None) -> None:
     subject.create("t", "Ship", token_budget=500)
-    subject.account("t", tokens=600)
+    subject.charge("t", tokens=600)
     assert subject.set("t", token_budget=budget).status is BUDGET_LIMITED
     assert kinds(subject.events()) == [CREATED, ACCOUNTED, STATUS_CHANGED]
     assert subject.set("t", status=ACTIVE).status is ACTIVE
@@ -409,14 +409,14 @@ def test_why_a_goal_waits_is_kept_while_it_waits(subject: Subject, status: GoalS
     assert goal == subject.get("t")
     assert getattr(goal, field) == value
     assert subject.set("t", objective="Ship it", token_budget=900) == subject.get("t")
-    charged = subject.account("t", tokens=1, mode="active_or_stopped").goal
+    charged = subject.charge("t", tokens=1, mode="active_or_stopped").goal
     assert charged is not None
     assert getattr(charged, field) == value
     assert getattr(subject.set("t", status=status), field) is None
 
 
 @pytest.mark.parametrize("status", WAITS)
-@pytest.mark.parametrize("leave", ["set", "resume", "account", "complete", "other"])
+@pytest.mark.parametrize("leave", ["set", "resume", "charge", "complete", "other"])
 def test_why_a_goal_waited_is_forgotten_when_it_no_longer_does(
     subject: Subject, status: GoalStatus, leave: str
 ) -> None:
@@ -425,8 +425,8 @@ def test_why_a_goal_waited_is_forgotten_when_it_no_longer_does(
         subject.set("t", status=ACTIVE)
     elif leave == "resume":
         subject.resume("t")
-    elif leave == "account":
-        charged = subject.account("t", tokens=5, mode="active_or_stopped")
+    elif leave == "charge":
+        charged = subject.charge("t", tokens=5, mode="active_or_stopped")
         assert charged.goal == subject.get("t")
     elif leave == "complete":
         subject.set("t", status=COMPLETE)
@@ -482,7 +482,7 @@ def test_resume_of_an_active_goal_changes_nothing(subject: Subject) -> None:
 @pytest.mark.parametrize("budget", [601, None])
 def test_resume_raises_the_budget_at_once(subject: Subject, budget: int | None) -> None:
     subject.create("t", "Ship", token_budget=500)
-    subject.account("t", tokens=600)
+    subject.charge("t", tokens=600)
     goal = subject.resume("t", token_budget=budget)
     assert (goal.status, goal.token_budget, goal.tokens_used) == (ACTIVE, budget, 600)
     last = subject.events()[-1]
@@ -492,7 +492,7 @@ def test_resume_raises_the_budget_at_once(subject: Subject, budget: int | None) 
 @pytest.mark.parametrize("budget", [KEEP, 1, 600])
 def test_resume_of_a_goal_that_stays_spent_changes_nothing(subject: Subject, budget: Any) -> None:
     subject.create("t", "Ship", token_budget=500)
-    subject.account("t", tokens=600)
+    subject.charge("t", tokens=600)
     tables = subject.tables()
     with pytest.raises(BudgetExhaustedError, match=r"used 600 of .* give a token_budget above 600"):
         subject.resume("t", token_budget=budget)
@@ -520,13 +520,13 @@ def test_resume_needs_the_expected_goal(subject: Subject) -> None:
     assert subject.resume("t", expected_goal_id=goal.goal_id).status is ACTIVE
 
 
-# -- account -----------------------------------------------------------------------------------------
+# -- charge ------------------------------------------------------------------------------------------
 
 
 def test_account_adds_usage(subject: Subject) -> None:
     created = subject.create("t", "Ship", token_budget=1000)
-    first = subject.account("t", tokens=250, seconds=3.2, turn_id="turn-1")
-    second = subject.account("t", tokens=50, seconds=0.9, turn_id="turn-2")
+    first = subject.charge("t", tokens=250, seconds=3.2, turn_id="turn-1")
+    second = subject.charge("t", tokens=50, seconds=0.9, turn_id="turn-2")
 
     assert first.goal is not None
     assert (first.applied, first.duplicate) == (second.applied, second.duplicate) == (True, False)
@@ -555,7 +555,7 @@ def test_a_charge_that_fills_the_budget_is_followed_by_the_change_of_status(
     subject: Subject,
 ) -> None:
     subject.create("t", "Ship", token_budget=100)
-    result = subject.account("t", tokens=150, turn_id="turn-1")
+    result = subject.charge("t", tokens=150, turn_id="turn-1")
     assert result.goal is not None
     assert (result.goal.status, result.goal.tokens_used) == (BUDGET_LIMITED, 150)
     assert result.goal.remaining_tokens == 0
@@ -576,32 +576,32 @@ def test_a_charge_that_fills_the_budget_is_followed_by_the_change_of_status(
 
 def test_account_without_a_goal_changes_nothing(subject: Subject) -> None:
     tables = subject.tables()
-    assert subject.account("t", tokens=5, seconds=1) == Accounting(None, applied=False)
+    assert subject.charge("t", tokens=5, seconds=1) == Accounting(None, applied=False)
     assert subject.tables() == tables
 
 
 def test_account_for_another_goal_than_expected_changes_nothing(subject: Subject) -> None:
     goal = subject.create("t", "Ship")
     tables = subject.tables()
-    stale = subject.account("t", tokens=5, expected_goal_id=NO_GOAL)
+    stale = subject.charge("t", tokens=5, expected_goal_id=NO_GOAL)
     assert stale == Accounting(goal, applied=False)
     assert subject.tables() == tables
-    assert subject.account("t", tokens=5, expected_goal_id=goal.goal_id).applied
+    assert subject.charge("t", tokens=5, expected_goal_id=goal.goal_id).applied
 
 
 def test_a_charge_that_no_status_accepts_changes_nothing(subject: Subject) -> None:
     goal = with_status(subject, PAUSED)
     tables = subject.tables()
-    assert subject.account("t", tokens=5, seconds=1) == Accounting(goal, applied=False)
+    assert subject.charge("t", tokens=5, seconds=1) == Accounting(goal, applied=False)
     assert subject.tables() == tables
 
 
 def test_a_repeated_key_charges_once(subject: Subject) -> None:
     subject.create("t", "Ship", token_budget=1000)
-    first = subject.account("t", tokens=10, seconds=1, idempotency_key="k")
-    subject.account("t", tokens=990)
+    first = subject.charge("t", tokens=10, seconds=1, idempotency_key="k")
+    subject.charge("t", tokens=990)
     tables = subject.tables()
-    again = subject.account("t", tokens=10, seconds=1, idempotency_key="k")
+    again = subject.charge("t", tokens=10, seconds=1, idempotency_key="k")
     assert (again.applied, again.duplicate) == (True, True)
     assert again.goal is not None
     assert first.goal is not None
@@ -615,12 +615,12 @@ def test_a_repeated_key_charges_once(subject: Subject) -> None:
     assert [e.idempotency_key for e in subject.events()] == [None, "k", None, None]
 
 
-# -- account_many ------------------------------------------------------------------------------------
+# -- charge_many ------------------------------------------------------------------------------------
 
 
 def _with_goals_to_charge(subject: Subject, group: str) -> None:
     subject.create(f"{group}-budget", "Ship", token_budget=100)
-    subject.account(f"{group}-budget", tokens=7, idempotency_key="before")
+    subject.charge(f"{group}-budget", tokens=7, idempotency_key="before")
     subject.create(f"{group}-plain", "Ship")
     subject.create(f"{group}-paused", "Ship", status=PAUSED)
     subject.set(f"{group}-waits", objective="Ship", status=BLOCKED, blocked_reason="An answer")
@@ -668,7 +668,7 @@ def test_account_many_does_as_account_one_after_the_other(
     monkeypatch.setattr("goal_state.storage.repository.wall_clock_ms", lambda: 2_000)
     one = [subject.apply(charge) for charge in _charges("one")]
     between = subject.events()[-1].position
-    many = subject.account_many(_charges("many"))
+    many = subject.charge_many(_charges("many"))
 
     assert [(result.applied, result.duplicate) for result in many] == [
         (result.applied, result.duplicate) for result in one
@@ -699,15 +699,15 @@ def test_account_many_makes_all_or_none(
     subject.create("t", "Ship")
     tables = subject.tables()
     with pytest.raises(error):
-        subject.account_many([Charge("t", tokens=1, idempotency_key="k"), last])
+        subject.charge_many([Charge("t", tokens=1, idempotency_key="k"), last])
     assert subject.tables() == tables
 
 
 def test_account_many_of_what_no_goal_takes_changes_nothing(subject: Subject) -> None:
     goal = subject.create("t", "Ship", status=PAUSED)
     tables = subject.tables()
-    assert subject.account_many([]) == []
-    assert subject.account_many([Charge("t", tokens=5), Charge("nobody", tokens=5)]) == [
+    assert subject.charge_many([]) == []
+    assert subject.charge_many([Charge("t", tokens=5), Charge("nobody", tokens=5)]) == [
         Accounting(goal, applied=False),
         Accounting(None, applied=False),
     ]
@@ -717,8 +717,8 @@ def test_account_many_of_what_no_goal_takes_changes_nothing(subject: Subject) ->
 def test_a_charge_that_names_no_amount_is_one_of_nothing(subject: Subject) -> None:
     goal = subject.create("t", "Ship")
     tables = subject.tables()
-    assert subject.account("t") == Accounting(goal, applied=False)
-    assert subject.account_many([Charge("t")]) == [Accounting(goal, applied=False)]
+    assert subject.charge("t") == Accounting(goal, applied=False)
+    assert subject.charge_many([Charge("t")]) == [Accounting(goal, applied=False)]
     assert subject.tables() == tables
 
 
@@ -738,24 +738,24 @@ def test_account_many_refuses_what_are_no_charges(
     subject.create("t", "Ship")
     tables = subject.tables()
     with pytest.raises(InvalidValueError) as caught:
-        subject.account_many(charges)
+        subject.charge_many(charges)
     assert str(caught.value) == f"charges: {problem}"
     assert subject.tables() == tables
 
 
-# -- record_usage, set_baseline, usage ---------------------------------------------------------------
+# -- record_total, set_baseline, usage ---------------------------------------------------------------
 
 
 def test_record_usage_charges_what_is_new(subject: Subject) -> None:
     subject.create("t", "Ship")
     assert subject.usage("t") is None
-    assert not subject.record_usage("t", TokenUsage(1000, 0, 0, 100), turn_id="turn-1").applied
+    assert not subject.record_total("t", TokenUsage(1000, 0, 0, 100), turn_id="turn-1").applied
     assert subject.usage("t") == ThreadUsage(
         TokenUsageInfo(TokenUsage(1000, 0, 0, 100), TokenUsage()), "turn-1"
     )
 
     total = TokenUsage(1600, 400, 30, 150, 20)
-    charge = subject.record_usage("t", total, seconds=2, turn_id="turn-2")
+    charge = subject.record_total("t", total, seconds=2, turn_id="turn-2")
     assert charge.applied
     assert charge.goal is not None
     assert (charge.goal.tokens_used, charge.goal.time_used_ms) == (600 - 400 + 50, 2000)
@@ -764,7 +764,7 @@ def test_record_usage_charges_what_is_new(subject: Subject) -> None:
     )
 
     tables = subject.tables()
-    assert not subject.record_usage("t", total, turn_id="turn-2").applied
+    assert not subject.record_total("t", total, turn_id="turn-2").applied
     assert subject.tables() == tables
     assert [(e.kind, e.tokens_delta, e.turn_id) for e in subject.events()[1:]] == [
         (ACCOUNTED, 250, "turn-2")
@@ -779,7 +779,7 @@ def test_set_baseline_charges_nothing(subject: Subject) -> None:
     assert subject.usage("other") is None
     assert subject.get("t") == goal
     assert kinds(subject.events()) == [CREATED]
-    charge = subject.record_usage("t", TokenUsage(710, 0, 0, 52))
+    charge = subject.record_total("t", TokenUsage(710, 0, 0, 52))
     assert charge.goal is not None
     assert charge.goal.tokens_used == 12
 
@@ -838,7 +838,7 @@ def test_what_was_cleared_is_gone_but_for_its_events(subject: Subject) -> None:
 
 def test_usage_outlives_the_goal(subject: Subject) -> None:
     subject.create("t", "Ship")
-    subject.record_usage("t", TokenUsage(10, 0, 0, 1), turn_id="turn-1")
+    subject.record_total("t", TokenUsage(10, 0, 0, 1), turn_id="turn-1")
     usage = subject.usage("t")
     subject.clear("t")
     assert subject.usage("t") == usage
@@ -868,10 +868,10 @@ def test_goals_and_count(subject: Subject) -> None:
 def test_events_are_read_by_position_thread_and_goal(subject: Subject) -> None:
     first = subject.create("a", "Ship")
     subject.create("b", "Ship")
-    subject.account("a", tokens=1)
-    subject.account("b", tokens=1)
+    subject.charge("a", tokens=1)
+    subject.charge("b", tokens=1)
     second = subject.replace("a", "Ship more")
-    subject.account("a", tokens=1)
+    subject.charge("a", tokens=1)
 
     everything = subject.events()
     positions = [event.position for event in everything]
@@ -941,8 +941,8 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         "objective token_budget status resume_at blocked_reason expected_goal_id turn_id",
     ),
     "resume": ({}, "token_budget expected_goal_id turn_id"),
-    "account": ({}, "tokens seconds mode expected_goal_id turn_id idempotency_key"),
-    "record_usage": ({"total": TokenUsage()}, "total seconds mode expected_goal_id turn_id"),
+    "charge": ({}, "tokens seconds mode expected_goal_id turn_id idempotency_key"),
+    "record_total": ({"total": TokenUsage()}, "total seconds mode expected_goal_id turn_id"),
     "set_baseline": ({"total": TokenUsage()}, "total turn_id"),
     "reconcile": ({"total": TokenUsage()}, "total turn_id"),
     "clear": ({}, "expected_goal_id turn_id"),
@@ -989,7 +989,7 @@ def test_a_refusal_is_a_value_error_and_a_request_error() -> None:
         "x" * 4000,
         "🦜" * 4000,
         "a\nb\tc",
-        "'; DROP TABLE goals --",
+        "'; DROP TABLE goal_state_goals --",
         "\ufeffx",
         "\u2028x\u2028y",
     ],
@@ -1005,8 +1005,8 @@ def test_any_text_is_kept_as_it_is(subject: Subject, text: str) -> None:
 @pytest.mark.parametrize("name", ["x", "x" * 256, "🦜" * 256, " spaces ", "%_'\"", "\n"])
 def test_any_name_is_kept_as_it_is(subject: Subject, name: str) -> None:
     goal = subject.create(name, "Ship", turn_id=name)
-    subject.account(name, tokens=1, turn_id=name, idempotency_key=name)
-    subject.record_usage(name, TokenUsage(), turn_id=name)
+    subject.charge(name, tokens=1, turn_id=name, idempotency_key=name)
+    subject.record_total(name, TokenUsage(), turn_id=name)
     assert goal.thread_id == name
     assert [e.thread_id for e in subject.events(thread_id=name)] == [name, name]
     assert {e.turn_id for e in subject.events()} == {name}
@@ -1058,7 +1058,7 @@ def test_several_operations_stand_or_fall_together(engine: Engine) -> None:
         with engine.begin() as connection:
             repository = GoalRepository(connection)
             repository.create("a", "Ship", token_budget=10)
-            repository.account("a", tokens=10)
+            repository.charge("a", tokens=10)
             repository.create("b", "Ship")
             repository.clear("b")
             if then_fail:
@@ -1078,7 +1078,7 @@ def test_a_refused_call_leaves_what_the_host_did_before_it(engine: Engine) -> No
         for refused in (
             lambda: repository.create("a", "Another"),
             lambda: repository.set("b", status="paused"),
-            lambda: repository.account("a", tokens=-1),
+            lambda: repository.charge("a", tokens=-1),
         ):
             with pytest.raises(RequestError):
                 refused()
@@ -1092,7 +1092,7 @@ def test_a_savepoint_of_the_host(engine: Engine) -> None:
         repository.create("kept", "Ship")
         with connection.begin_nested() as savepoint:
             repository.create("dropped", "Ship")
-            repository.account("kept", tokens=5)
+            repository.charge("kept", tokens=5)
             savepoint.rollback()
     assert [(g.thread_id, g.tokens_used) for g in _goals(engine)] == [("kept", 0)]
 
@@ -1122,7 +1122,7 @@ def test_the_repository_tells_of_each_event_as_it_is_written(engine: Engine) -> 
     with engine.begin() as connection:
         repository = GoalRepository(connection, on_event=told.append)
         repository.create("t", "Ship", token_budget=5)
-        repository.account("t", tokens=5, turn_id="turn-1")
+        repository.charge("t", tokens=5, turn_id="turn-1")
         assert kinds(told) == [CREATED, ACCOUNTED, STATUS_CHANGED]
     with engine.connect() as connection:
         assert GoalRepository(connection).log.page(0, 100) == told
@@ -1137,12 +1137,12 @@ def test_a_plain_engine_in_memory_stays_its_hosts() -> None:
         store.create("t", "Ship")
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO host_notes DEFAULT VALUES"))
-        GoalRepository(connection).account("t", tokens=5)
+        GoalRepository(connection).charge("t", tokens=5)
     with engine.connect() as connection:
         connection.execute(text("INSERT INTO host_notes DEFAULT VALUES"))
         connection.rollback()
         assert connection.execute(text("SELECT count(*) FROM host_notes")).scalar_one() == 1
-        GoalRepository(connection).account("t", tokens=5)
+        GoalRepository(connection).charge("t", tokens=5)
         connection.rollback()
         assert [goal.tokens_used for goal in GoalRepository(connection).goals_page()] == [5]
     engine.dispose()
@@ -1151,9 +1151,9 @@ def test_a_plain_engine_in_memory_stays_its_hosts() -> None:
 def test_modes_are_taken_by_name(subject: Subject) -> None:
     with_status(subject, COMPLETE)
     for mode in (AccountingMode.ACTIVE_OR_COMPLETE, "active_or_complete"):
-        assert subject.account("t", tokens=1, mode=mode).applied
+        assert subject.charge("t", tokens=1, mode=mode).applied
     subject.set_baseline("t", TokenUsage())
-    assert subject.record_usage("t", TokenUsage(1), seconds=1, mode="active_or_complete").applied
+    assert subject.record_total("t", TokenUsage(1), seconds=1, mode="active_or_complete").applied
 
 
 # -- a goal from another store -----------------------------------------------------------------------

@@ -33,7 +33,7 @@ def any_store(request: pytest.FixtureRequest, database: Path) -> Iterator[GoalSt
 def live_through(store: GoalStore, thread_id: str = "t") -> None:
     """A goal with all kinds of events: five of them."""
     store.create(thread_id, "Ship", token_budget=5)
-    store.account(thread_id, tokens=5)
+    store.charge(thread_id, tokens=5)
     store.resume(thread_id, token_budget=9)
     store.clear(thread_id)
 
@@ -70,7 +70,7 @@ def test_nobody_hears_of_what_was_rolled_back(any_store: GoalStore) -> None:
     any_store.create("t", "Ship")
 
     def change_and_fail(repository: GoalRepository) -> None:
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         repository.clear("t")
         raise GoalExistsError
 
@@ -78,7 +78,7 @@ def test_nobody_hears_of_what_was_rolled_back(any_store: GoalStore) -> None:
         any_store.transact(change_and_fail)
     with pytest.raises(GoalExistsError):
         any_store.create("t", "Another")
-    any_store.account("t", tokens=1)
+    any_store.charge("t", tokens=1)
     assert heard == list(any_store.events())
     assert [(event.kind, event.tokens_delta) for event in heard] == [(CREATED, 0), (ACCOUNTED, 1)]
 
@@ -98,7 +98,7 @@ def test_an_error_of_a_listener_is_logged_and_hurts_no_one(
     any_store.subscribe(fail)
     any_store.subscribe(after.append)
     goal = any_store.create("t", "A secret objective")
-    assert any_store.account("t", tokens=5).applied
+    assert any_store.charge("t", tokens=5).applied
     assert before == after == list(any_store.events())
     assert any_store.get("t") != goal
     failures = [
@@ -156,7 +156,7 @@ def test_a_closed_subscription_hears_nothing_more(any_store: GoalStore) -> None:
     heard: list[GoalEvent] = []
     with any_store.subscribe(heard.append) as subscription:
         any_store.create("t", "Ship")
-    any_store.account("t", tokens=1)
+    any_store.charge("t", tokens=1)
     subscription.close()
     assert [event.kind for event in heard] == [CREATED]
 
@@ -167,7 +167,7 @@ def test_closing_one_of_two_subscriptions_of_one_listener(store: GoalStore) -> N
     store.subscribe(lambda event: heard.append(-event.position))
     store.create("t", "Ship")
     first.close()
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     assert heard == [1, -1, -2]
 
 
@@ -176,7 +176,7 @@ def test_a_listener_that_is_closed_by_another_hears_nothing_from_then_on(store: 
     store.subscribe(lambda event: later.close())
     later = store.subscribe(lambda event: heard.append(event.position))
     store.create("t", "Ship")
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     assert heard == []
 
 
@@ -195,10 +195,10 @@ def test_a_listener_may_close_itself(store: GoalStore) -> None:
 def test_a_subscription_begins_with_what_is_committed_after_it(any_store: GoalStore) -> None:
     any_store.subscribe(lambda event: None).close()
     any_store.create("t", "Ship")
-    any_store.account("t", tokens=1)
+    any_store.charge("t", tokens=1)
     heard: list[int] = []
     any_store.subscribe(lambda event: heard.append(event.tokens_delta))
-    any_store.account("t", tokens=2)
+    any_store.charge("t", tokens=2)
     assert heard == [2]
 
 
@@ -210,7 +210,7 @@ def test_a_subscription_made_while_others_are_told_begins_behind_them(store: Goa
             store.subscribe(heard.append)
 
     store.subscribe(bring_a_friend)
-    store.transact(lambda r: (r.create("t", "Ship"), r.account("t", tokens=1)))
+    store.transact(lambda r: (r.create("t", "Ship"), r.charge("t", tokens=1)))
     assert heard == []
     store.clear("t")
     assert [event.kind for event in heard] == [CLEARED]
@@ -225,7 +225,7 @@ def test_a_subscription_made_in_the_midst_of_a_transaction_hears_all_of_it_or_no
         repository.create("t", "Ship")
         half_way.set()
         assert go_on.wait(PATIENCE_SECONDS)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
 
     heard: list[EventKind] = []
     writer = threading.Thread(target=store.transact, args=(work,))
@@ -249,7 +249,7 @@ def test_a_listener_that_calls_the_store_keeps_the_order(any_store: GoalStore) -
 
     def pay_first(event: GoalEvent) -> None:
         if event.kind is CREATED:
-            any_store.account(event.thread_id, tokens=5)
+            any_store.charge(event.thread_id, tokens=5)
             goal = any_store.get(event.thread_id)
             assert goal is not None
             assert goal.tokens_used == 5

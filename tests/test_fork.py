@@ -65,7 +65,7 @@ def in_thread(work, *arguments):
 
 
 def charge(store, thread_id="t", tokens=1):
-    assert store.account(thread_id, tokens=tokens).applied
+    assert store.charge(thread_id, tokens=tokens).applied
 
 
 """
@@ -99,7 +99,7 @@ with GoalStore.open(path) as store:
     def work():
         assert store.get("t").tokens_used == 0
         charge(store)
-        assert store.transact(lambda repository: repository.account("t", tokens=1)).applied
+        assert store.transact(lambda repository: repository.charge("t", tokens=1)).applied
         assert [goal.thread_id for goal in store.goals()] == ["t"]
         assert [event.kind for event in store.events()][-1] == "usage_accounted"
         assert store.verify() == []
@@ -497,10 +497,10 @@ with GoalStore.open(path) as store:
     half_way = threading.Event()
 
     def work(repository):
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         half_way.set()
         time.sleep(0.2)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
 
     writer = in_thread(store.transact, work)
     assert half_way.wait(20)
@@ -523,17 +523,17 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     half_way, go_on = threading.Event(), threading.Event()
 
     def work(repository):
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         half_way.set()
         go_on.wait(30)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
 
     writer = in_thread(store.transact, work)
     assert half_way.wait(20)
 
     def refusals():
         refused(lambda: store.get("t"))
-        refused(lambda: store.account("t", tokens=1))
+        refused(lambda: store.charge("t", tokens=1))
         refused(lambda: GoalStore.open(path))
         store.close()
 
@@ -560,7 +560,7 @@ with GoalStore.open(path) as store:
         for call in (
             lambda: store.get("t"),
             lambda: store.create("child", "Ship"),
-            lambda: store.account("t", tokens=1),
+            lambda: store.charge("t", tokens=1),
             lambda: list(store.goals()),
             lambda: list(store.events()),
             lambda: store.count(),
@@ -575,9 +575,9 @@ with GoalStore.open(path) as store:
         store.close()
 
     def work(repository):
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         join(child(refusals))
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
 
     store.transact(work)
     charge(store)
@@ -767,7 +767,7 @@ def work():
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(30)
     try:
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     except ForkedStoreError:
         os._exit(7)
 
@@ -909,7 +909,7 @@ def test_whose_log_it_is_stays_noted_through_a_fork(database: Path) -> None:
         os.waitpid(process, 0)
         GoalStore.open(database).close()  # the last one that has it open: no log, no note
         assert not noted.exists()
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         assert noted.exists()
 
 
@@ -991,7 +991,7 @@ def parent():
     os.write(write, b"o")
 
     def work(repository):
-        repository.account("t", tokens=1_000)
+        repository.charge("t", tokens=1_000)
         child(outlive)
         time.sleep(0.2)  # the other one queues up
         os.kill(os.getpid(), signal.SIGKILL)
@@ -1035,7 +1035,7 @@ with GoalStore.open(":memory:") as store:
 
     def refusals():
         refused(lambda: store.get("t"))
-        refused(lambda: store.account("t", tokens=1))
+        refused(lambda: store.charge("t", tokens=1))
         store.close()
         with GoalStore.open(":memory:") as own:  # one of its own is fine
             own.create("t", "Ship")
@@ -1089,7 +1089,7 @@ with GoalStore.open(engine) as store:
 
         def refusals():
             refused(lambda: store.get("t"))
-            refused(lambda: store.account("t", tokens=1))
+            refused(lambda: store.charge("t", tokens=1))
             refused(lambda: GoalStore.open(path))
 
         join(child(refusals))

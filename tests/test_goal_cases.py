@@ -53,7 +53,7 @@ class Player:
         if seed is None:
             return
         self.store.create(THREAD, "seeded")
-        self.store.account(THREAD, tokens=seed["tokens_used"], seconds=seed["time_used_seconds"])
+        self.store.charge(THREAD, tokens=seed["tokens_used"], seconds=seed["time_used_seconds"])
         self.store.set(THREAD, token_budget=seed["token_budget"], status=seed["status"])
         goal = self.store.get(THREAD)
         assert goal is not None
@@ -119,7 +119,7 @@ class Player:
                 break
             taken, cached, output, reasoning = response["usage"]
             self.total += TokenUsage(taken, cached, 0, output, reasoning)
-            self.meter.observe(self.total)
+            self.meter.record_total(self.total)
             if "call" not in response:
                 break
             self.call_tool(*response["call"])

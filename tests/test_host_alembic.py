@@ -22,6 +22,7 @@ from goal_state.migrate import include_name
 from goal_state.storage.schema import VERSION_TABLE, metadata
 from goal_state.storage.sqlite.database import create_engine
 from tests.databases import contents, execute, fingerprints, schema
+from tests.next_schema import NEXT_REVISION
 from tests.processes import CHECKOUT, PATIENCE_SECONDS
 
 OURS = {*metadata.tables, VERSION_TABLE}
@@ -137,7 +138,7 @@ def ours(path: Path) -> list[tuple[Any, ...]]:
 def with_goals(path: Path) -> None:
     with GoalStore.open(create_engine(path)) as store:
         store.create("t", "Ship")
-        store.account("t", tokens=5)
+        store.charge("t", tokens=5)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,8 @@ def test_a_hosts_generated_migrations_leave_our_tables(
     with_goals(project.path)
     execute(
         project.path,
-        "CREATE TABLE left_alone (goal_id TEXT REFERENCES goals (goal_id))",
-        "INSERT INTO left_alone SELECT goal_id FROM goals",
+        "CREATE TABLE left_alone (goal_id TEXT REFERENCES goal_state_goals (goal_id))",
+        "INSERT INTO left_alone SELECT goal_id FROM goal_state_goals",
     )
     before = ours(project.path)
     assert {row[2] for row in before} == OURS
@@ -168,7 +169,9 @@ def test_a_hosts_generated_migrations_leave_our_tables(
     assert "drop_table('messages'" in second
     assert "create_table('goal_notes'" in second
     for name in OURS:
-        assert name not in first.replace("goals.goal_id", "").replace("['goals']", "")
+        assert name not in first.replace("goal_state_goals.goal_id", "").replace(
+            "['goal_state_goals']", ""
+        )
         assert name not in second
     own = {"alembic_version", "goal_notes"}
     if hook == "in the host's own":
@@ -177,7 +180,7 @@ def test_a_hosts_generated_migrations_leave_our_tables(
     assert ours(project.path) == before
 
     with GoalStore.open(create_engine(project.path), migrate=False) as store:
-        assert store.account("t", tokens=5).applied
+        assert store.charge("t", tokens=5).applied
         assert store.verify() == []
         assert len(list(store.events())) == 3
     migrate.check(create_engine(project.path))
@@ -199,19 +202,20 @@ def test_without_the_hook_a_hosts_migration_drops_them_all(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "kind", "parents", "expected"),
     [
-        ("goals", "table", {"schema_name": None}, False),
-        (VERSION_TABLE, "table", {"schema_name": None}, False),
+        *((name, "table", {"schema_name": None}, False) for name in sorted(OURS)),
+        ("goals", "table", {"schema_name": None}, True),
+        ("goal_state_notes", "table", {"schema_name": None}, True),
         ("messages", "table", {"schema_name": None}, True),
         ("goal_notes", "table", {"schema_name": None}, True),
         ("alembic_version", "table", {"schema_name": None}, True),
         (None, "schema", {}, True),
-        ("goals", "schema", {}, True),
-        ("ix_goal_events_goal_id", "index", {"table_name": "goal_events"}, False),
+        ("goal_state_goals", "schema", {}, True),
+        ("ix_goal_state_events_goal_id", "index", {"table_name": "goal_state_events"}, False),
         ("version_num", "column", {"table_name": VERSION_TABLE}, False),
-        (None, "unique_constraint", {"table_name": "goals"}, False),
+        (None, "unique_constraint", {"table_name": "goal_state_goals"}, False),
         (None, "foreign_key_constraint", {"table_name": "messages"}, True),
-        ("goals", "column", {"table_name": "messages"}, True),
-        ("goals", "index", {"table_name": "messages"}, True),
+        ("goal_state_goals", "column", {"table_name": "messages"}, True),
+        ("goal_state_goals", "index", {"table_name": "messages"}, True),
     ],
 )
 def test_include_name_leaves_out_what_is_ours_alone(
@@ -219,6 +223,8 @@ def test_include_name_leaves_out_what_is_ours_alone(
 ) -> None:
     assert include_name(name, kind, parents) is expected
 
+
+_COMMON = ("goals", "events", "goal_events", "baselines", "cursors", "alembic_version")
 
 # -- some of our tables, not all ---------------------------------------------------------------------
 
@@ -299,19 +305,51 @@ def test_after_going_back_to_no_schema_at_all_one_can_be_made_anew(
         store.create("t", "Ship")
 
 
-@pytest.mark.parametrize("name", ["goals", "Goals"])
+@pytest.mark.parametrize("name", ["goal_state_goals", "Goal_State_Goals"])
 def test_a_hosts_own_table_of_one_of_our_names_is_refused_in_words(
     path: Path, engine: Engine, name: str
 ) -> None:
     execute(path, f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, match TEXT, minute INTEGER)")
     before = contents(path)
     for way, opening in OPENINGS.items():
-        error, words = SchemaError, r"has the table goals.* If that is of your own .* another file"
-        if way.startswith("path"):
-            error, words = ForeignDatabaseError, "(?i)belongs to another application .*'goals'"
+        error, words = (
+            SchemaError,
+            r"has the table goal_state_goals.* If that is of your own .* another file",
+        )
+        if way.startswith("path") and name != "goal_state_goals":
+            error, words = (
+                ForeignDatabaseError,
+                "belongs to another application .*'Goal_State_Goals'",
+            )
         with pytest.raises(error, match=words):
             opening(path, engine)
         assert contents(path) == before
+
+
+def test_a_hosts_own_tables_of_common_names_live_beside_ours(path: Path) -> None:
+    execute(
+        path,
+        *(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, match TEXT)" for name in _COMMON),
+        *(f"INSERT INTO {name} (match) VALUES ('final')" for name in _COMMON),
+        "CREATE INDEX ix_goals_match ON goals (match)",
+    )
+    with pytest.raises(ForeignDatabaseError):
+        GoalStore.open(path)
+    engine = create_engine(path)
+    with GoalStore.open(engine) as store:
+        goal = store.create("t", "Ship")
+        assert store.charge("t", tokens=5).applied
+        assert store.verify() == []
+    migrate.check(engine)
+    with GoalStore.open(
+        path, migrate=False
+    ) as store:  # now that it holds goals, by its path as well
+        assert store.get("t") == store.transact(lambda repository: repository.get("t"))
+        store.clear("t", expected_goal_id=goal.goal_id)
+    migrate.downgrade(engine, "base")
+    left = contents(path)
+    assert all(left[name] == [(1, "final")] for name in _COMMON)
+    engine.dispose()
 
 
 def test_on_the_command_line_too(database: Path) -> None:
@@ -324,10 +362,10 @@ def test_on_the_command_line_too(database: Path) -> None:
         assert "restore a backup" in " ".join(result.output.split()), words
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_a_migration_meanwhile_is_not_taken_for_damage(database: Path) -> None:
     """The tables and the revision are read as of one moment."""
     engine = create_engine(database)
-    migrate.downgrade(engine, REVISIONS[0])
     other = sqlalchemy.create_engine(f"sqlite:///{database}")
     done: list[str] = []
 
@@ -340,8 +378,8 @@ def test_a_migration_meanwhile_is_not_taken_for_damage(database: Path) -> None:
     def _connect(connection: sqlite3.Connection, _: object) -> None:
         connection.set_trace_callback(tell)
 
-    assert migrate.current(other) in (REVISIONS[0], REVISIONS[-1])
+    assert migrate.current(other) in (REVISIONS[-1], NEXT_REVISION)
     assert done
     other.dispose()
     with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute(f"SELECT * FROM {VERSION_TABLE}").fetchone() == (REVISIONS[-1],)
+        assert connection.execute(f"SELECT * FROM {VERSION_TABLE}").fetchone() == (NEXT_REVISION,)

@@ -128,7 +128,7 @@ def engines() -> Iterator[Callable[[Engine], Engine]]:
 
 def used(path: Path) -> int:
     """What thread `t` has used, as the driver alone sees it."""
-    return seen(path, "SELECT tokens_used FROM goals WHERE thread_id = 't'")
+    return seen(path, "SELECT tokens_used FROM goal_state_goals WHERE thread_id = 't'")
 
 
 def notes(path: Path) -> int:
@@ -170,7 +170,7 @@ def test_an_autocommit_connection_is_refused_and_its_hosts_rows_stay(
         if make is plain:  # else a listener begins all the same
             add_note(connection)
         with pytest.raises(TransactionError, match="autocommit mode"):
-            GoalRepository(connection).account("t", tokens=5)
+            GoalRepository(connection).charge("t", tokens=5)
         if make is plain:
             add_note(connection)
             assert notes(host) == 2
@@ -188,7 +188,7 @@ def test_a_driver_that_never_begins_is_refused(
             repository = GoalRepository(connection)
             assert repository.get("t") is not None
             with pytest.raises(TransactionError, match="autocommit mode"):
-                repository.account("t", tokens=5)
+                repository.charge("t", tokens=5)
             assert connection.in_transaction() is begin
             add_note(connection)  # what was refused is no transaction that it falls into
         assert notes(host) == 1 + begin
@@ -202,7 +202,7 @@ def test_a_transaction_begun_by_hand_is_joined(
     with engine.connect() as connection:
         for word, expected in (("ROLLBACK", 0), ("COMMIT", 5)):
             connection.exec_driver_sql("BEGIN")
-            GoalRepository(connection).account("t", tokens=5)
+            GoalRepository(connection).charge("t", tokens=5)
             connection.exec_driver_sql(word)
             connection.commit()
             assert used(host) == expected
@@ -216,7 +216,7 @@ def test_the_drivers_own_autocommit_is_refused(
     with engine.connect() as connection, pytest.raises(TransactionError, match="autocommit mode"):
         GoalRepository(connection)
     with GoalStore.open(engine) as store:  # whose transactions are its own
-        store.account("t", tokens=5)
+        store.charge("t", tokens=5)
     assert used(host) == 5
 
 
@@ -227,18 +227,18 @@ def test_a_store_on_an_engine_whose_driver_is_always_in_a_transaction(
     engine = engines(always(path))
     with GoalStore.open(engine) as store:
         store.create("t", "Ship")
-        store.account("t", tokens=5)
+        store.charge("t", tokens=5)
     assert used(path) == 5
 
 
 def test_a_connection_that_is_put_into_autocommit_later_is_refused(engine: Engine) -> None:
     with engine.connect() as connection:
         repository = GoalRepository(connection)
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         connection.commit()
         connection.execution_options(**AUTOCOMMIT)
         with pytest.raises(TransactionError, match="autocommit mode"):
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
         connection.rollback()
 
 
@@ -263,7 +263,7 @@ def test_what_is_no_connection_is_refused_in_words(
             GoalRepository(owner)
     driver.close()
     with registry() as session, session.begin():
-        GoalRepository(session).account("t", tokens=5)
+        GoalRepository(session).charge("t", tokens=5)
     registry.remove()
     assert used(host) == 5
 
@@ -309,8 +309,8 @@ def test_the_repository_imports_no_orm() -> None:
 # -- a connection that is gone -----------------------------------------------------------------------
 
 CALLS: dict[str, Callable[[GoalRepository], Any]] = {
-    "account": lambda repository: repository.account("t", tokens=5),
-    "account_many": lambda repository: repository.account_many([]),
+    "charge": lambda repository: repository.charge("t", tokens=5),
+    "charge_many": lambda repository: repository.charge_many([]),
     "import_goal": lambda repository: repository.import_goal(repository_goal),
     "get": lambda repository: repository.get("t"),
     "count": lambda repository: repository.count(),
@@ -337,7 +337,7 @@ def test_a_repository_kept_after_its_connection_was_closed_is_refused(
     with engine.connect() as connection:
         repository = GoalRepository(connection)
         if used_before:
-            repository.account("t", tokens=1)
+            repository.charge("t", tokens=1)
             connection.commit()
     with (
         engine.begin() as stranger
@@ -351,11 +351,11 @@ def test_a_repository_kept_after_its_connection_was_closed_is_refused(
 def test_a_repository_kept_in_the_middle_of_a_transaction_is_refused(engine: Engine) -> None:
     connection = engine.connect()
     repository = GoalRepository(connection)
-    repository.account("t", tokens=1)
+    repository.charge("t", tokens=1)
     connection.close()
     with engine.begin() as stranger:
         add_note(stranger)
-        for call in (CALLS["account"], CALLS["get"]):
+        for call in (CALLS["charge"], CALLS["get"]):
             with pytest.raises(TransactionError, match="connection was closed"):
                 call(repository)
     with pytest.raises(TransactionError, match="connection was closed"):
@@ -367,13 +367,13 @@ def test_a_connection_that_was_invalidated_goes_on_after_its_rollback(
 ) -> None:
     with engine.connect() as connection:
         repository = GoalRepository(connection)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         connection.invalidate()
-        for call in (CALLS["account"], CALLS["get"]):
+        for call in (CALLS["charge"], CALLS["get"]):
             with pytest.raises(TransactionError, match="rolled back"):
                 call(repository)
         connection.rollback()
-        repository.account("t", tokens=5)  # on a new connection of the driver's
+        repository.charge("t", tokens=5)  # on a new connection of the driver's
         connection.commit()
     assert used(host) == 5
 
@@ -382,8 +382,8 @@ def test_the_repository_of_transact_is_refused_once_its_transaction_is_over(host
     with GoalStore.open(host) as store:
         kept = store.transact(lambda repository: repository)
         with pytest.raises(TransactionError, match="is over"):
-            kept.account("t", tokens=5)
-        store.account("t", tokens=1)
+            kept.charge("t", tokens=5)
+        store.charge("t", tokens=1)
     assert used(host) == 1
 
 
@@ -402,7 +402,7 @@ def test_the_hosts_end_of_the_transaction_is_the_charges(
                 connection.begin()
             if begun == "by the host's own statement":
                 add_note(connection)
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
             assert connection.in_transaction()
             add_note(connection)
             assert (used(host), notes(host)) == (0, 0)
@@ -426,13 +426,13 @@ def test_a_savepoint_takes_its_own_charges_with_it(
     with engine.connect() as connection:
         repository = GoalRepository(connection)
         if first == "before it":
-            repository.account("t", tokens=1)
+            repository.charge("t", tokens=1)
         savepoint = connection.begin_nested()
-        repository.account("t", tokens=10)
+        repository.charge("t", tokens=10)
         add_note(connection)
         getattr(savepoint, inner)()
         assert used(host) == 0
-        repository.account("t", tokens=100)
+        repository.charge("t", tokens=100)
         getattr(connection, outer)()
     inside = inner == "commit"
     expected = (first == "before it") + 10 * inside + 100
@@ -448,11 +448,11 @@ def test_a_savepoint_that_may_be_the_transaction_is_refused(
     with engine.connect() as connection:
         repository = GoalRepository(connection)
         with connection.begin_nested(), pytest.raises(TransactionError, match="begin_nested"):
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
         connection.rollback()
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         with connection.begin_nested():
-            repository.account("t", tokens=10)
+            repository.charge("t", tokens=10)
         connection.rollback()
     assert used(host) == 0
 
@@ -464,14 +464,14 @@ def test_a_transaction_that_the_database_undid_is_refused_until_it_is_rolled_bac
     engine = engines(make(host))
     with engine.connect() as connection:
         repository = GoalRepository(connection)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         connection.exec_driver_sql("INSERT INTO notes (id) VALUES (1)")
         with pytest.raises(sqlalchemy.exc.IntegrityError):
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO notes (id) VALUES (1)")
         with pytest.raises(TransactionError, match="roll it back and run it again"):
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
         connection.rollback()
-        repository.account("t", tokens=10)
+        repository.charge("t", tokens=10)
         connection.commit()
     assert (used(host), notes(host)) == (10, 0)
 
@@ -479,10 +479,10 @@ def test_a_transaction_that_the_database_undid_is_refused_until_it_is_rolled_bac
 def test_a_block_whose_transaction_was_rolled_back_is_refused(host: Path, engine: Engine) -> None:
     with engine.begin() as connection:
         repository = GoalRepository(connection)
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         connection.rollback()
         with pytest.raises(TransactionError, match="no transaction can be begun"):
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
     assert used(host) == 0
 
 
@@ -491,10 +491,10 @@ def test_a_transaction_goes_on_after_a_statement_of_the_host_failed(
 ) -> None:
     with engine.begin() as connection:
         repository = GoalRepository(connection)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         with pytest.raises(sqlalchemy.exc.OperationalError):
             connection.execute(text("INSERT INTO nowhere VALUES (1)"))
-        repository.account("t", tokens=10)
+        repository.charge("t", tokens=10)
     assert used(host) == 11
 
 
@@ -504,13 +504,13 @@ _WRITE = """
 import sys
 from goal_state import GoalStore
 with GoalStore.open(sys.argv[1]) as store:
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
 """
 _HOLD = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
-connection.execute("UPDATE goals SET tokens_used = tokens_used WHERE 0")
+connection.execute("UPDATE goal_state_goals SET tokens_used = tokens_used WHERE 0")
 print("holds", flush=True)
 sys.stdin.readline()
 connection.execute("ROLLBACK")
@@ -527,11 +527,11 @@ def test_a_deferred_transaction_that_has_read_is_told_to_run_again(
         python(_WRITE, host)
         for _ in range(2):  # trying again in it helps nobody
             with pytest.raises(DatabaseBusyError, match="roll it back and run it again") as caught:
-                repository.account("t", tokens=5)
+                repository.charge("t", tokens=5)
             assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT
         connection.rollback()
         connection.execute(text("SELECT * FROM notes")).fetchall()
-        assert repository.account("t", tokens=5).applied
+        assert repository.charge("t", tokens=5).applied
         connection.commit()
     assert used(host) == 6
 
@@ -555,7 +555,7 @@ def test_the_first_call_of_a_transaction_waits_for_the_write_lock(
             engine.connect() as connection,
         ):
             connection.begin()
-            GoalRepository(connection).account("t", tokens=5)
+            GoalRepository(connection).charge("t", tokens=5)
             connection.commit()
         holder.stdin.close()
         assert holder.wait(PATIENCE_SECONDS) == 0
@@ -577,10 +577,10 @@ def test_a_transaction_that_does_not_get_the_lock_is_as_it_was(
         with engine.connect() as connection:
             repository = GoalRepository(connection)
             with pytest.raises(DatabaseBusyError):
-                repository.account("t", tokens=5)
+                repository.charge("t", tokens=5)
             assert not connection.in_transaction()
             holder.communicate("go\n", timeout=PATIENCE_SECONDS)
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
             connection.commit()
     assert used(host) == 5
 
@@ -596,7 +596,7 @@ def test_a_session_ends_what_was_charged_in_it(host: Path, engine: Engine, end: 
         for _ in range(3):  # the repository follows to the session's next transaction
             before = (used(host), notes(host))
             session.add(Note())
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
             session.flush()
             assert (used(host), notes(host)) == before
             getattr(session, end)()
@@ -606,7 +606,7 @@ def test_a_session_ends_what_was_charged_in_it(host: Path, engine: Engine, end: 
 def test_a_session_reads_what_was_written_in_it(engine: Engine) -> None:
     with Session(engine) as session:
         repository = GoalRepository(session)
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         goal = repository.get("t")
         assert goal is not None
         assert goal.tokens_used == 5
@@ -619,7 +619,7 @@ def test_a_session_reads_what_was_written_in_it(engine: Engine) -> None:
 def test_a_block_of_a_session(host: Path, engine: Engine) -> None:
     def work() -> None:
         with Session(engine) as session, session.begin():
-            GoalRepository(session).account("t", tokens=5)
+            GoalRepository(session).charge("t", tokens=5)
             session.add(Note())
             session.flush()
             raise ConnectionError
@@ -628,7 +628,7 @@ def test_a_block_of_a_session(host: Path, engine: Engine) -> None:
         work()
     assert (used(host), notes(host)) == (0, 0)
     with Session(engine) as session, session.begin():
-        GoalRepository(session).account("t", tokens=5)
+        GoalRepository(session).charge("t", tokens=5)
         session.add(Note())
     assert (used(host), notes(host)) == (5, 1)
 
@@ -641,12 +641,12 @@ def test_a_savepoint_of_a_session(
     with Session(engines(make(host))) as session:
         repository = GoalRepository(session)
         if first == "before it":
-            repository.account("t", tokens=1)
+            repository.charge("t", tokens=1)
         with session.begin_nested() as savepoint:
-            repository.account("t", tokens=10)
+            repository.charge("t", tokens=10)
             savepoint.rollback()
         with session.begin_nested():
-            repository.account("t", tokens=100)
+            repository.charge("t", tokens=100)
         assert used(host) == 0
         session.commit()
     assert used(host) == 100 + (first == "before it")
@@ -657,7 +657,7 @@ def test_a_session_whose_flush_failed_is_refused_until_its_rollback(
 ) -> None:
     with Session(engine) as session:
         repository = GoalRepository(session)
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         session.add(Note(id=1))
         session.flush()
         session.expunge_all()
@@ -665,9 +665,9 @@ def test_a_session_whose_flush_failed_is_refused_until_its_rollback(
         with pytest.raises(sqlalchemy.exc.IntegrityError):
             session.flush()
         with pytest.raises(TransactionError, match="rolled back due to a previous exception"):
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
         session.rollback()
-        repository.account("t", tokens=10)
+        repository.charge("t", tokens=10)
         session.commit()
     assert (used(host), notes(host)) == (10, 0)
 
@@ -678,9 +678,9 @@ def test_a_session_inside_a_connections_transaction(host: Path, engine: Engine) 
         outer = connection.begin()
         with Session(connection) as session:
             repository = GoalRepository(session)
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
             session.commit()
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
             session.commit()
         goal = GoalRepository(connection).get("t")
         assert goal is not None
@@ -697,11 +697,11 @@ def test_a_session_that_makes_savepoints_in_a_connections_transaction(
         outer = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
             repository = GoalRepository(session)
-            repository.account("t", tokens=1)
+            repository.charge("t", tokens=1)
             session.commit()
-            repository.account("t", tokens=10)  # in the session's next savepoint
+            repository.charge("t", tokens=10)  # in the session's next savepoint
             session.rollback()
-            repository.account("t", tokens=100)
+            repository.charge("t", tokens=100)
             session.commit()
         outer.commit()
     assert used(host) == 101
@@ -711,18 +711,18 @@ def test_a_session_that_does_not_begin_by_itself(host: Path, engine: Engine) -> 
     with Session(engine, autobegin=False) as session:
         repository = GoalRepository(session)
         with pytest.raises(TransactionError, match=r"session\.begin\(\)"):
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
         with session.begin():
-            repository.account("t", tokens=5)
+            repository.charge("t", tokens=5)
     assert used(host) == 5
 
 
 def test_a_session_that_was_closed_for_good_is_refused(host: Path, engine: Engine) -> None:
     session = Session(engine, close_resets_only=False)
     repository = GoalRepository(session)
-    repository.account("t", tokens=5)
+    repository.charge("t", tokens=5)
     session.close()
-    for call in (CALLS["account"], CALLS["get"]):
+    for call in (CALLS["charge"], CALLS["get"]):
         with pytest.raises(TransactionError, match="closed"):
             call(repository)
     assert used(host) == 0
@@ -736,11 +736,11 @@ def test_a_session_in_autocommit_is_refused(
         Session(engine.execution_options(**AUTOCOMMIT)) as session,
         pytest.raises(TransactionError, match="autocommit mode"),
     ):
-        GoalRepository(session).account("t", tokens=5)
+        GoalRepository(session).charge("t", tokens=5)
     with Session(engine) as session:
         session.connection(execution_options=AUTOCOMMIT)
         with pytest.raises(TransactionError, match="autocommit mode"):
-            GoalRepository(session).account("t", tokens=5)
+            GoalRepository(session).charge("t", tokens=5)
     assert used(host) == 0
 
 
@@ -753,17 +753,17 @@ def test_a_session_of_several_engines(
         Session(binds={Note: other}) as session,
         pytest.raises(TransactionError, match="which of its databases has the goals"),
     ):
-        GoalRepository(session).account("t", tokens=5)
+        GoalRepository(session).charge("t", tokens=5)
     with Session(engine, binds={Note: other}) as session:  # the one for all that is not said
         session.add(Note())
-        GoalRepository(session).account("t", tokens=5)
+        GoalRepository(session).charge("t", tokens=5)
         session.rollback()
         session.add(Note())
-        GoalRepository(session).account("t", tokens=5)
+        GoalRepository(session).charge("t", tokens=5)
         session.commit()
     with Session(other, binds={Note: engine}) as session:  # and one that is named
         session.add(Note())
-        GoalRepository(session.connection(bind_arguments={"mapper": Note})).account("t", tokens=5)
+        GoalRepository(session.connection(bind_arguments={"mapper": Note})).charge("t", tokens=5)
         session.commit()
     assert (used(host), notes(host), notes(tmp_path / "other.db")) == (10, 1, 1)
 
@@ -811,10 +811,10 @@ def test_a_store_in_memory_leaves_a_hosts_transaction_alone(in_memory: Engine, e
             add_note(connection)
             for _ in range(2):
                 with pytest.raises(TransactionError, match="a transaction of yours is open"):
-                    store.account("t", tokens=5)
+                    store.charge("t", tokens=5)
             store.get("t")
             store.count()
-            GoalRepository(connection).account("t", tokens=10)
+            GoalRepository(connection).charge("t", tokens=10)
             add_note(connection)
             store.close()
             gc.collect()
@@ -822,7 +822,7 @@ def test_a_store_in_memory_leaves_a_hosts_transaction_alone(in_memory: Engine, e
     is_kept = end == "commit"
     assert _notes(in_memory) == ([1, 2] if is_kept else [])
     with GoalStore.open(in_memory, migrate=False) as store:
-        goal = store.account("t", tokens=1).goal
+        goal = store.charge("t", tokens=1).goal
         assert goal is not None
         assert goal.tokens_used == 1 + 10 * is_kept
 
@@ -851,6 +851,6 @@ def test_a_pool_of_one_connection_on_a_file_is_refused_for_a_store(
         for call in (GoalStore.open, migrate.upgrade):
             with pytest.raises(UnsupportedDatabaseError, match=poolclass.__name__):
                 call(engine)
-        GoalRepository(connection).account("t", tokens=5)
+        GoalRepository(connection).charge("t", tokens=5)
         connection.commit()
     assert (used(host), notes(host)) == (5, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from goal_state import (
     GoalRepository,
@@ -32,7 +33,9 @@ from goal_state import (
 )
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE, metadata
 from goal_state.storage.sqlite.database import create_engine
+from tests import next_schema
 from tests.databases import contents, execute, fingerprints
+from tests.next_schema import NEXT_REVISION
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, all_at_once, python
 
 REVISIONS = [known.revision for known in migrate.history()]
@@ -49,9 +52,9 @@ def fill(store: GoalStore) -> None:
     """Something in every table and every column."""
     for status in ("active", "paused", "blocked", "usage_limited", "budget_limited", "complete"):
         store.create(status, f"Ship, {status}", token_budget=1000, turn_id="turn-1")
-        store.record_usage(status, TokenUsage(5), turn_id="turn-1")
-        store.record_usage(status, TokenUsage(75, 5, 1, 20, 10), seconds=1.5, turn_id="turn-2")
-        store.account(status, tokens=1, idempotency_key="k")
+        store.record_total(status, TokenUsage(5), turn_id="turn-1")
+        store.record_total(status, TokenUsage(75, 5, 1, 20, 10), seconds=1.5, turn_id="turn-2")
+        store.charge(status, tokens=1, idempotency_key="k")
         store.set(status, status=status)
     store.replace("complete", "Ship more")
     store.create("gone", "Ship")
@@ -98,24 +101,25 @@ def test_the_history_is_one_line_that_ends_at_the_head() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD_REVISION]
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_down_and_up_again_loses_nothing_that_the_older_schema_can_hold(
     path: Path, engine: Engine
 ) -> None:
     with GoalStore.open(path) as store:
         fill(store)
     newest = data(path)
-    empty = {table for table, rows in newest.items() if not rows}
-    assert empty - {"database_identity"} == {"goal_balances"}
+    assert {table for table, rows in newest.items() if not rows} == {"goal_state_balances"}
 
     steps = [newest]
-    for older in reversed(REVISIONS[:-1]):
+    for older in reversed(REVISIONS):
         migrate.downgrade(engine, older)
         assert migrate.current(engine) == older
         now = data(path)
         assert now == only(now, steps[-1])
         steps.append(now)
     oldest = steps[-1]
-    for newer in REVISIONS[1:]:
+    assert oldest != newest
+    for newer in [*REVISIONS[1:], NEXT_REVISION]:
         migrate.upgrade(engine, newer)
         assert migrate.current(engine) == newer
         assert only(oldest, data(path)) == oldest
@@ -123,12 +127,12 @@ def test_down_and_up_again_loses_nothing_that_the_older_schema_can_hold(
     with GoalStore.open(path, migrate=False) as store:
         assert store.verify() == []
         assert store.count() == 6
-        assert store.account("active", tokens=1).applied
-        assert store.account("active", tokens=1, idempotency_key="k").duplicate
-    migrate.check(engine)
+        assert store.charge("active", tokens=1).applied
+        assert store.charge("active", tokens=1, idempotency_key="k").duplicate
 
 
-@pytest.mark.parametrize("revision", REVISIONS[:-1])
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.usefixtures("next_revision")
 def test_opening_upgrades_a_database_of_each_older_revision(
     path: Path, engine: Engine, revision: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,11 +145,11 @@ def test_opening_upgrades_a_database_of_each_older_revision(
         assert store.verify() == []
         assert store.count() == 6
     assert only(older, data(path)) == older
-    assert migrate.current(engine) == HEAD_REVISION
+    assert migrate.current(engine) == NEXT_REVISION
     [record] = [r for r in caplog.records if r.name == "goal_state.migrate"]
     assert record.levelno == logging.INFO
     assert re.fullmatch(
-        rf"migrated the schema from {revision} to {HEAD_REVISION} in \d+\.\d+ s",
+        rf"migrated the schema from {revision} to {NEXT_REVISION} in \d+\.\d+ s",
         record.getMessage(),
     )
 
@@ -168,12 +172,13 @@ def test_upgrading_what_is_current_changes_nothing(database: Path) -> None:
     assert fingerprints(database.parent) == before
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_stamp_changes_the_number_alone(database: Path) -> None:
     engine = create_engine(database)
     before = contents(database)
-    migrate.stamp(engine, REVISIONS[0])
-    assert migrate.current(engine) == REVISIONS[0]
     migrate.stamp(engine, "head")
+    assert migrate.current(engine) == NEXT_REVISION
+    migrate.stamp(engine, HEAD_REVISION)
     assert contents(database) == before
 
 
@@ -224,13 +229,13 @@ def test_migrations_make_what_the_metadata_says(database: Path, tmp_path: Path) 
     described = _described(database)
     assert described == _described(other)
     assert set(metadata.tables) < set(described)
-    assert any("STRICT" in part for part in described["goals"])
+    assert any("STRICT" in part for part in described["goal_state_goals"])
 
 
 def test_check_tells_of_a_table_that_differs(database: Path) -> None:
     engine = create_engine(database)
     migrate.check(engine)
-    execute(database, "ALTER TABLE goals ADD COLUMN colour TEXT")
+    execute(database, "ALTER TABLE goal_state_goals ADD COLUMN colour TEXT")
     with pytest.raises(SchemaError, match="colour"):
         migrate.check(engine)
 
@@ -252,15 +257,12 @@ def test_without_migrating_a_new_file_is_refused_and_not_made(tmp_path: Path) ->
     assert fingerprints(tmp_path) == {}
 
 
-@pytest.mark.parametrize("revision", REVISIONS[:-1])
-def test_without_migrating_an_older_file_is_refused_untouched(
-    database: Path, revision: str
-) -> None:
-    migrate.downgrade(create_engine(database), revision)
+@pytest.mark.usefixtures("next_revision")
+def test_without_migrating_an_older_file_is_refused_untouched(database: Path) -> None:
     before = fingerprints(database.parent)
-    with pytest.raises(SchemaOutOfDateError, match=f"is at revision {revision}") as caught:
+    with pytest.raises(SchemaOutOfDateError, match=f"is at revision {HEAD_REVISION}") as caught:
         GoalStore.open(database, migrate=False)
-    assert f"the library needs {HEAD_REVISION}" in str(caught.value)
+    assert f"the library needs {NEXT_REVISION}" in str(caught.value)
     assert f"goal-state db upgrade --db {database}" in str(caught.value)
     assert fingerprints(database.parent) == before
 
@@ -296,42 +298,29 @@ def test_a_newer_database_is_not_migrated(database: Path, call: Callable[[Engine
 
 # -- a migration that does not get to its end --------------------------------------------------------
 
-_NEXT = """
-import sqlalchemy as sa
-from alembic import op
-
-revision = "9001"
-down_revision = "{head}"
-branch_labels = None
-depends_on = None
-
-
-def upgrade():
+_REBUILDING = """
     op.create_table("colours", sa.Column("name", sa.Text(), primary_key=True))
     op.execute("INSERT INTO colours VALUES ('red')")
-    with op.batch_alter_table("goals", recreate="always") as batch:
+    with op.batch_alter_table("goal_state_goals", recreate="always") as batch:
         batch.add_column(sa.Column("colour", sa.Text()))
-    op.execute("UPDATE goals SET colour = 'red'")
-    {last}
-
-
-def downgrade():
-    op.drop_table("colours")
+    op.execute("UPDATE goal_state_goals SET colour = 'red'")
 """
 
 
 @pytest.fixture
-def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A migration behind the newest one that rebuilds the goals, and ends as it is told to."""
+def rebuilding(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a migration behind the newest one that rebuilds the goals, and ends as it is told to."""
+    undo: list[Callable[[], None]] = []
 
-    def make(last: str) -> None:
-        copy = tmp_path / "migrations"
-        shutil.copytree(CHECKOUT / "migrations", copy)
-        script = _NEXT.format(head=HEAD_REVISION, last=last)
-        (copy / "versions" / "9001_colours.py").write_text(script)
-        monkeypatch.setattr(migrate, "_script_location", lambda: copy)
+    def make(last: str) -> Path:
+        upgrade = f"{_REBUILDING}    {last}\n"
+        script = next_schema.write(tmp_path / "migrations", upgrade=upgrade)
+        undo.append(next_schema.use(tmp_path / "migrations"))
+        return script
 
-    return make
+    yield make
+    for step in undo:
+        step()
 
 
 @pytest.mark.parametrize("fill_before", [True, False], ids=["data", "new file"])
@@ -345,7 +334,7 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 def test_a_migration_that_fails_leaves_nothing_behind(
     path: Path,
     engine: Engine,
-    next_revision: Callable[[str], None],
+    rebuilding: Callable[[str], Path],
     fill_before: bool,
     last: str,
     error: type[Exception],
@@ -356,30 +345,29 @@ def test_a_migration_that_fails_leaves_nothing_behind(
     else:
         sqlite3.connect(path).close()
     before = contents(path)
-    next_revision(last)
+    script = rebuilding(last)
     with pytest.raises(error):
         migrate.upgrade(engine)
     assert contents(path) == before
 
-    next_revision_mended = path.parent / "migrations" / "versions" / "9001_colours.py"
-    next_revision_mended.write_text(next_revision_mended.read_text().replace(last, "pass"))
+    script.write_text(script.read_text().replace(last, "pass"))
     migrate.upgrade(engine)
-    assert migrate.current(engine) == "9001"
+    assert migrate.current(engine) == NEXT_REVISION
     assert contents(path)["colours"] == [("red",)]
 
 
 def test_a_row_of_a_hosts_does_not_go_with_a_table_that_is_rebuilt(
-    path: Path, engine: Engine, next_revision: Callable[[str], None]
+    path: Path, engine: Engine, rebuilding: Callable[[str], Path]
 ) -> None:
     with GoalStore.open(path) as store:
         fill(store)
         execute(
             path,
-            "CREATE TABLE host_notes (goal_id TEXT REFERENCES goals (goal_id) ON DELETE CASCADE)",
-            "INSERT INTO host_notes SELECT goal_id FROM goals",
+            "CREATE TABLE host_notes (goal_id TEXT REFERENCES goal_state_goals (goal_id) ON DELETE CASCADE)",
+            "INSERT INTO host_notes SELECT goal_id FROM goal_state_goals",
         )
         notes = contents(path)["host_notes"]
-    next_revision("pass")
+    rebuilding("pass")
     migrate.upgrade(engine)
     assert contents(path)["host_notes"] == notes
     assert len(notes) == 6
@@ -389,20 +377,90 @@ def test_a_row_of_a_hosts_does_not_go_with_a_table_that_is_rebuilt(
 
 
 def test_a_migration_that_would_leave_rows_pointing_nowhere_is_undone(
-    path: Path, engine: Engine, next_revision: Callable[[str], None]
+    path: Path, engine: Engine, rebuilding: Callable[[str], Path]
 ) -> None:
     with GoalStore.open(path) as store:
         fill(store)
     execute(
         path,
-        "CREATE TABLE host_notes (goal_id TEXT REFERENCES goals (goal_id))",
-        "INSERT INTO host_notes SELECT goal_id FROM goals",
+        "CREATE TABLE host_notes (goal_id TEXT REFERENCES goal_state_goals (goal_id))",
+        "INSERT INTO host_notes SELECT goal_id FROM goal_state_goals",
     )
     before = contents(path)
-    next_revision("op.execute(\"DELETE FROM goals WHERE thread_id = 'paused'\")")
+    rebuilding("op.execute(\"DELETE FROM goal_state_goals WHERE thread_id = 'paused'\")")
     with pytest.raises(SchemaError, match="rows that point nowhere"):
         migrate.upgrade(engine)
     assert contents(path) == before
+
+
+# -- in PostgreSQL ------------------------------------------------------------------------------------
+
+_POSTGRESQL_NAME_BYTES = 63
+"""PostgreSQL cuts off what is longer."""
+
+
+def _statements(sql: str) -> list[str]:
+    found = [
+        " ".join(line for line in statement.splitlines() if not line.startswith("--"))
+        for statement in sql.split(";\n")
+    ]
+    return [" ".join(statement.replace('"', "").split()) for statement in found]
+
+
+def test_first_migration_for_postgresql_makes_what_the_metadata_says() -> None:
+    """SQLite's own words are known to nothing else: STRICT, AUTOINCREMENT, instr, char."""
+    done = _alembic_at("postgresql://nobody@nowhere/nothing", "upgrade", "head", "--sql")
+    assert done.returncode == 0, done.stderr
+    written = [one for one in _statements(done.stdout) if one.startswith("CREATE")]
+    written = [one for one in written if VERSION_TABLE not in one]
+    dialect = postgresql.dialect()
+    expected = [
+        str(part.compile(dialect=dialect))
+        for table in metadata.sorted_tables
+        for part in (CreateTable(table), *map(CreateIndex, table.indexes))
+    ]
+    assert [*map(_parts_of_one, sorted(written))] == [
+        *map(_parts_of_one, sorted(_statements(";\n".join(expected))))
+    ]
+    assert not re.search(r"(?i)\b(strict|autoincrement|instr|char|rowid)\b", " ".join(written))
+    [log] = [one for one in written if one.startswith("CREATE TABLE goal_state_events ")]
+    assert "position BIGSERIAL NOT NULL" in log
+    [idempotency] = [one for one in written if "UNIQUE INDEX" in one]
+    assert idempotency.endswith("WHERE idempotency_key IS NOT NULL")
+
+
+def _parts_of_one(statement: str) -> tuple[str, list[str]]:
+    return statement.partition("(")[0], _parts(statement)
+
+
+def test_names_of_constraints_and_indexes_are_not_cut_by_postgresql() -> None:
+    dialect = postgresql.dialect()
+    named = [
+        str(dialect.identifier_preparer.format_constraint(part))
+        for table in metadata.tables.values()
+        for part in (*table.constraints, *table.indexes)
+    ]
+    assert len(named) == len({*named}) > 30
+    assert all(len(name.encode()) <= _POSTGRESQL_NAME_BYTES for name in named)
+    assert all(re.match(r"(ck|pk|uq|ix)_goal_state_", name) for name in named)
+
+
+def test_whole_numbers_are_of_64_bits_in_postgresql() -> None:
+    dialect = postgresql.dialect()
+    narrow = {
+        str(column)
+        for table in metadata.tables.values()
+        for column in table.columns
+        if column.type.compile(dialect) not in ("BIGINT", "TEXT")
+    }
+    assert narrow == {"goal_state_database.number"}
+
+
+def test_database_has_one_row_of_its_own(database: Path) -> None:
+    rows = contents(database)["goal_state_database"]
+    assert [(number, counted) for number, _, counted in rows] == [(1, "uncached")]
+    with pytest.raises(sqlite3.IntegrityError):
+        execute(database, "INSERT INTO goal_state_database (identity) VALUES ('another')")
 
 
 # -- inside a host's database ------------------------------------------------------------------------
@@ -442,7 +500,7 @@ def test_in_a_hosts_database_its_own_tables_and_versions_stay(path: Path) -> Non
         assert store.count() == 6
     migrate.downgrade(engine, "base")
     assert hosts_now() == hosts
-    assert not {"goals", "goal_events"} & set(contents(path))
+    assert not {"goal_state_goals", "goal_state_events"} & set(contents(path))
     migrate.upgrade(engine)
     assert migrate.current(engine) == HEAD_REVISION
     assert hosts_now() == hosts
@@ -517,8 +575,12 @@ print("alembic" in sys.modules, "sqlalchemy" in sys.modules)
 
 
 def _alembic(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return _alembic_at(f"sqlite:///{path}", *arguments)
+
+
+def _alembic_at(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "alembic", "-x", f"url=sqlite:///{path}", *arguments],
+        [sys.executable, "-m", "alembic", "-x", f"url={url}", *arguments],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -535,5 +597,5 @@ def test_the_plain_alembic_command_in_a_checkout(path: Path) -> None:
     assert "No new upgrade operations detected" in checked.stdout
     with GoalStore.open(path, migrate=False) as store:
         store.create("t", "Ship")
-    execute(path, "ALTER TABLE goals ADD COLUMN colour TEXT")
+    execute(path, "ALTER TABLE goal_state_goals ADD COLUMN colour TEXT")
     assert _alembic(path, "check").returncode != 0

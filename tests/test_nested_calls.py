@@ -27,7 +27,7 @@ CALLS: dict[str, Callable[[GoalStore, Path], object]] = {
     "last_position": lambda store, _: store.last_position(),
     "verify": lambda store, _: store.verify(),
     "create": lambda store, _: store.create("u", "Ship"),
-    "account": lambda store, _: store.account("t", tokens=1),
+    "charge": lambda store, _: store.charge("t", tokens=1),
     "clear": lambda store, _: store.clear("t"),
     "transact": lambda store, _: store.transact(lambda repository: None),
     "subscribe": lambda store, _: store.subscribe(print),
@@ -54,7 +54,7 @@ def test_a_call_inside_a_transaction_is_refused_at_once(
     refused: list[BaseException] = []
 
     def work(repository: Any) -> None:
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         try:
             CALLS[call](either, tmp_path)
         except goal_state.NestedCallError as error:
@@ -71,12 +71,12 @@ def test_a_call_inside_a_transaction_is_refused_at_once(
 @pytest.mark.timeout(30)
 def test_a_nested_call_that_is_not_caught_undoes_the_transaction(either: GoalStore) -> None:
     def work(repository: Any) -> None:
-        repository.account("t", tokens=5)
-        either.account("t", tokens=1)
+        repository.charge("t", tokens=5)
+        either.charge("t", tokens=1)
 
     with pytest.raises(goal_state.NestedCallError):
         either.transact(work)
-    assert either.account("t", tokens=1).goal.tokens_used == 1  # type: ignore[union-attr]
+    assert either.charge("t", tokens=1).goal.tokens_used == 1  # type: ignore[union-attr]
 
 
 @pytest.mark.timeout(30)
@@ -85,7 +85,7 @@ def test_another_threads_call_during_a_transaction_waits_for_its_end(either: Goa
 
     def charge() -> None:
         begun.wait(PATIENCE_SECONDS)
-        goal = either.account("t", tokens=1).goal
+        goal = either.charge("t", tokens=1).goal
         assert goal is not None
         answers.append(goal.tokens_used)
 
@@ -93,7 +93,7 @@ def test_another_threads_call_during_a_transaction_waits_for_its_end(either: Goa
     thread.start()
 
     def work(repository: Any) -> None:
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         begun.set()
         thread.join(0.2)
         assert answers == []
@@ -107,7 +107,7 @@ def test_another_threads_call_during_a_transaction_waits_for_its_end(either: Goa
 def test_another_stores_call_inside_a_transaction_works(either: GoalStore, tmp_path: Path) -> None:
     with GoalStore.open(tmp_path / "another.db") as another:
         another.create("t", "Ship")
-        either.transact(lambda repository: another.account("t", tokens=3))
+        either.transact(lambda repository: another.charge("t", tokens=3))
         goal = another.get("t")
         assert goal is not None
         assert goal.tokens_used == 3
@@ -122,13 +122,13 @@ def test_calls_from_a_listener_work(either: GoalStore, tmp_path: Path) -> None:
         if event.thread_id == "t" and len(heard) < 3:
             assert either.get("t") is not None
             either.create("from the listener", "Ship")
-            either.transact(lambda repository: repository.account("from the listener", tokens=2))
+            either.transact(lambda repository: repository.charge("from the listener", tokens=2))
             list(either.goals())
             list(either.events())
             assert either.verify() == []
 
     either.subscribe(listen)
-    either.account("t", tokens=1)
+    either.charge("t", tokens=1)
     assert heard == ["t", "from the listener", "from the listener"]
     goal = either.get("from the listener")
     assert goal is not None
@@ -144,12 +144,12 @@ def test_closing_the_store_from_inside_a_call_returns_at_once_and_closes_after_i
     store.create("t", "Ship")
     if where == "listener":
         store.subscribe(lambda event: store.close())
-        assert store.account("t", tokens=1).applied
+        assert store.charge("t", tokens=1).applied
     else:
 
         def work(repository: Any) -> object:
             store.close()
-            return repository.account("t", tokens=1)
+            return repository.charge("t", tokens=1)
 
         assert store.transact(work)
     with pytest.raises(goal_state.StoreClosedError):
@@ -180,12 +180,12 @@ with GoalStore.open(sys.argv[1], durability="normal") as store:
 
             def work(repository):
                 ran.append((threading.get_ident(), mark.get(None)))
-                repository.account("t", tokens=1)
+                repository.charge("t", tokens=1)
 
             store.transact(work)
             if ran != [(threading.get_ident(), (number, turn))]:
                 wrong.append(ran)
-            store.account("t", tokens=1)
+            store.charge("t", tokens=1)
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -214,7 +214,7 @@ signal.signal(signal.SIGTERM, stop)
 number = 0
 while True:
     number += 1
-    store.account("t", tokens=1, idempotency_key=str(number))
+    store.charge("t", tokens=1, idempotency_key=str(number))
     print(number, flush=True)
 """
 

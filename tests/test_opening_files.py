@@ -113,7 +113,7 @@ def serve(thread):
         key = f"{process}-{thread}-{number}"
         try:
             with GoalStore.open(path, durability="normal") as store:
-                store.account("t", tokens=1, idempotency_key=key)
+                store.charge("t", tokens=1, idempotency_key=key)
         except BaseException as error:
             failed.append(f"{key}: {type(error).__name__}: {error}")
             return
@@ -182,17 +182,17 @@ from goal_state import GoalStore
 path, how = sys.argv[1:]
 store = GoalStore.open(path)
 store.create("t", "Ship")
-store.account("t", tokens=1, idempotency_key="first")
+store.charge("t", tokens=1, idempotency_key="first")
 print("first", flush=True)
 sys.stdin.readline()
 {second}
 for number in range(200):
     key = "k" + str(number)
-    store.account("t", tokens=1, idempotency_key=key)
+    store.charge("t", tokens=1, idempotency_key=key)
     print(key, flush=True)
 print("done", flush=True)
 sys.stdin.readline()
-store.account("t", tokens=1, idempotency_key="last")
+store.charge("t", tokens=1, idempotency_key="last")
 print("last", flush=True)
 print("done", flush=True)
 sys.stdin.readline()

@@ -114,7 +114,7 @@ def test_a_goal_that_is_charged_while_it_is_cleared(store: GoalStore) -> None:
     goal = store.create("t", "Ship")
 
     def charge() -> int:
-        return sum(store.account("t", tokens=1).applied for _ in range(20))
+        return sum(store.charge("t", tokens=1).applied for _ in range(20))
 
     cleared, *charged = at_once(lambda: store.clear("t"), *[charge] * 8)
     assert isinstance(cleared, Goal)
@@ -139,7 +139,7 @@ def test_of_many_who_create_exactly_one_does(store: GoalStore) -> None:
 
 def test_of_many_charges_with_one_key_exactly_one_charges(store: GoalStore) -> None:
     store.create("t", "Ship")
-    results = at_once(*[lambda: store.account("t", tokens=7, idempotency_key="k")] * 16)
+    results = at_once(*[lambda: store.charge("t", tokens=7, idempotency_key="k")] * 16)
     assert sorted(one.duplicate for one in results) == [False] + [True] * 15
     assert {one.goal.tokens_used for one in results if one.goal} == {7}
     assert tokens_used(store) == 7
@@ -148,12 +148,12 @@ def test_of_many_charges_with_one_key_exactly_one_charges(store: GoalStore) -> N
 def test_a_cumulative_total_that_many_report_is_charged_once(store: GoalStore) -> None:
     store.create("t", "Ship")
     store.set_baseline("t", TokenUsage())
-    at_once(*[lambda: [store.record_usage("t", TokenUsage(n)) for n in (10, 20, 30)]] * 8)
+    at_once(*[lambda: [store.record_total("t", TokenUsage(n)) for n in (10, 20, 30)]] * 8)
     # Totals that arrive out of order begin anew, and so can only be charged again from there.
     steps = [e.tokens_delta for e in store.events() if e.kind is EventKind.USAGE_ACCOUNTED]
     assert sum(steps) == tokens_used(store)
     assert set(steps) <= {10, 20}
-    at_once(*[lambda: store.record_usage("t", TokenUsage(100))] * 8)
+    at_once(*[lambda: store.record_total("t", TokenUsage(100))] * 8)
     steps = [e.tokens_delta for e in store.events() if e.kind is EventKind.USAGE_ACCOUNTED]
     assert len([step for step in steps if step > 20]) == 1
 
@@ -165,8 +165,8 @@ from goal_state import GoalStore
 with GoalStore.open(sys.argv[1], durability="normal") as store:
     def charge(number):
         for step in range(25):
-            store.account("t", tokens=1, seconds=0.001)
-            store.account("t", tokens=1, idempotency_key=f"shared {number} {step}")
+            store.charge("t", tokens=1, seconds=0.001)
+            store.charge("t", tokens=1, idempotency_key=f"shared {number} {step}")
 
     threads = [threading.Thread(target=charge, args=(number,)) for number in range(4)]
     print("ready", flush=True)
@@ -205,7 +205,7 @@ def test_readers_see_whole_transactions(store: GoalStore) -> None:
 
     def create_and_fill(repository: GoalRepository, thread_id: str) -> None:
         repository.create(thread_id, "Ship", token_budget=1)
-        repository.account(thread_id, tokens=1)
+        repository.charge(thread_id, tokens=1)
 
     def write() -> int:
         try:
@@ -254,7 +254,7 @@ def _hold_back(store: GoalStore, calls: list[Callable[[], Any]]) -> list[Any]:
 
 def _charge_and_raise(error: BaseException) -> Callable[[GoalRepository], None]:
     def work(repository: GoalRepository) -> None:
-        repository.account("t", tokens=1_000_000)
+        repository.charge("t", tokens=1_000_000)
         raise error
 
     return work
@@ -281,7 +281,7 @@ def test_a_call_that_fails_in_a_group_fails_alone(database: Path, target: str) -
                 return lambda: store.transact(_raise(OddError(number)))
             if number % 8 == 7:
                 return lambda: store.create("t", "Another")
-            return lambda: store.account("t", tokens=1, turn_id=f"turn-{number}")
+            return lambda: store.charge("t", tokens=1, turn_id=f"turn-{number}")
 
         outcomes = _hold_back(store, [call(number) for number in range(64)])
 
@@ -304,8 +304,8 @@ def test_a_call_that_fails_in_a_group_fails_alone(database: Path, target: str) -
 
 def test_an_overflow_in_a_group_is_the_error_of_its_caller_alone(store: GoalStore) -> None:
     store.create("t", "Ship")
-    store.account("t", tokens=2**63 - 10)
-    outcomes = _hold_back(store, [lambda: store.account("t", tokens=1)] * 20)
+    store.charge("t", tokens=2**63 - 10)
+    outcomes = _hold_back(store, [lambda: store.charge("t", tokens=1)] * 20)
     refused = [one for one in outcomes if isinstance(one, UsageOverflowError)]
     assert len(refused) == 11
     assert tokens_used(store) == 2**63 - 1
@@ -318,7 +318,7 @@ def test_more_callers_than_fit_into_one_group(
     store.create("t", "Ship")
 
     def call(number: int) -> Callable[[], Any]:
-        return lambda: store.transact(lambda r: (r.account("t", tokens=1), number))
+        return lambda: store.transact(lambda r: (r.charge("t", tokens=1), number))
 
     outcomes = _hold_back(store, [call(number) for number in range(40)])
     assert [number for _, number in outcomes] == list(range(40))
@@ -338,7 +338,7 @@ def test_an_interrupt_in_a_group_hurts_its_caller_alone(
     def call(number: int) -> Callable[[], Any]:
         if number % 8 == 3:
             return lambda: store.transact(work(Interrupt(number)))
-        return lambda: store.account("t", tokens=1)
+        return lambda: store.charge("t", tokens=1)
 
     outcomes = _hold_back(store, [call(number) for number in range(24)])
     for number, outcome in enumerate(outcomes):
@@ -362,7 +362,7 @@ def test_an_interrupt_right_after_the_commit_repeats_nothing(store: GoalStore) -
             raise Interrupt
 
     executor.commit = interrupted
-    outcomes = _hold_back(store, [lambda: store.account("t", tokens=1)] * 10)
+    outcomes = _hold_back(store, [lambda: store.charge("t", tokens=1)] * 10)
     assert [type(one) for one in outcomes].count(Interrupt) == 1
     assert tokens_used(store) == 10
 
@@ -372,14 +372,14 @@ def test_after_an_interrupt_the_store_goes_on(store: GoalStore) -> None:
     with pytest.raises(Interrupt):
         store.transact(_charge_and_raise(Interrupt()))
     assert tokens_used(store) == 0
-    assert store.account("t", tokens=1).applied
+    assert store.charge("t", tokens=1).applied
     assert tokens_used(store) == 1
 
 
 def test_several_operations_in_one_transaction(store: GoalStore) -> None:
     def work(repository: GoalRepository) -> str:
         repository.create("t", "Ship")
-        repository.account("t", tokens=5)
+        repository.charge("t", tokens=5)
         repository.create("u", "Ship")
         return "done"
 
@@ -411,7 +411,7 @@ def test_whoever_is_at_work_when_the_store_closes_is_told_so(database: Path, tar
         while True:
             try:
                 if number % 2:
-                    store.account("t", tokens=1)
+                    store.charge("t", tokens=1)
                     acknowledged += 1
                 else:
                     store.get("t")
@@ -439,13 +439,13 @@ def test_those_who_wait_when_the_store_closes_are_refused(store: GoalStore) -> N
     entered, go_on = threading.Event(), threading.Event()
 
     def slow(repository: GoalRepository) -> None:
-        repository.account("t", tokens=1)
+        repository.charge("t", tokens=1)
         entered.set()
         assert go_on.wait(PATIENCE_SECONDS)
 
     def outcome() -> Any:
         try:
-            return store.account("t", tokens=10)
+            return store.charge("t", tokens=10)
         except RequestError as error:
             return error
 
@@ -474,7 +474,7 @@ def test_closing_twice_and_calling_after_it(store: GoalStore) -> None:
         lambda: list(store.goals()),
         lambda: list(store.events()),
         lambda: store.verify(),
-        lambda: store.account("t", tokens=1),
+        lambda: store.charge("t", tokens=1),
         lambda: store.clear("t"),
         lambda: store.transact(lambda repository: repository.count()),
         lambda: list(begun),

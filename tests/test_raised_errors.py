@@ -17,7 +17,7 @@ from tests.processes import PATIENCE_SECONDS, python
 
 CALLS: dict[str, Callable[[GoalStore], object]] = {
     "get": lambda store: store.get("t"),
-    "account": lambda store: store.account("t", tokens=1),
+    "charge": lambda store: store.charge("t", tokens=1),
     "goals": lambda store: list(store.goals()),
     "events": lambda store: list(store.events()),
     "count": lambda store: store.count(),
@@ -65,7 +65,7 @@ def test_a_commit_that_failed_for_a_group_is_raised_afresh_to_each_caller(path: 
 
         def charge() -> None:
             try:
-                store.account("t", tokens=1)
+                store.charge("t", tokens=1)
             except BaseException as error:
                 errors.append(error)
 

@@ -19,7 +19,7 @@ def test_a_read_that_is_struck_between_its_rows_leaves_no_snapshot_open(tmp_path
 
     def struck(repository: GoalRepository) -> None:
         cursor = repository.executor._cursor
-        cursor.execute("SELECT thread_id FROM goals")
+        cursor.execute("SELECT thread_id FROM goal_state_goals")
         assert cursor.fetchone() is not None
         raise KeyboardInterrupt
 
@@ -28,7 +28,7 @@ def test_a_read_that_is_struck_between_its_rows_leaves_no_snapshot_open(tmp_path
         store.create("b", "Ship")
         with pytest.raises(KeyboardInterrupt):
             store._readers.read(struck)
-        store.account("a", tokens=1)
+        store.charge("a", tokens=1)
         with closing(sqlite3.connect(path, timeout=0)) as raw:
             busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         assert not busy, "the log could never shrink"

@@ -19,7 +19,7 @@ from goal_state import (
     TokenUsageInfo,
     UsageBaseline,
 )
-from goal_state.domain.requests import Charges
+from goal_state.domain.requests import ChargeMany
 
 WINDOW = 258_400
 
@@ -124,7 +124,7 @@ def test_a_paused_goal_does_not_pay(store: GoalStore) -> None:
     assert total_of(store) == 150
 
 
-@pytest.mark.parametrize("how", ["set_baseline", "record_usage"])
+@pytest.mark.parametrize("how", ["set_baseline", "record_total"])
 def test_a_repeated_total_is_of_the_time_in_which_it_is_repeated(
     store: GoalStore, how: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_repeated_total_is_of_the_time_in_which_it_is_repeated(
     assert charges(store) == [(goal_of(store).goal_id, 50, "turn-1")]
 
 
-@pytest.mark.parametrize("how", ["set_baseline", "record_usage"])
+@pytest.mark.parametrize("how", ["set_baseline", "record_total"])
 def test_a_repeated_total_takes_the_turn_that_is_named(store: GoalStore, how: str) -> None:
     info = TokenUsageInfo(TokenUsage(100), TokenUsage(3), WINDOW)
     store.set_baseline("t", info, turn_id="turn-1")
@@ -159,28 +159,26 @@ def test_the_last_part_is_found_where_it_is_not_given(store: GoalStore) -> None:
 
 def test_a_repeat_shows_the_goal_as_the_first_charge_left_it(store: GoalStore) -> None:
     store.create("t", "work", token_budget=100)
-    first = store.account("t", tokens=10, seconds=1, idempotency_key="k")
-    store.account("t", tokens=5, seconds=2)
+    first = store.charge("t", tokens=10, seconds=1, idempotency_key="k")
+    store.charge("t", tokens=5, seconds=2)
     store.set("t", token_budget=90, status="usage_limited", resume_at=datetime.now(UTC))
-    repeat = store.account("t", tokens=10, seconds=1, idempotency_key="k")
+    repeat = store.charge("t", tokens=10, seconds=1, idempotency_key="k")
     assert repeat.goal == first.goal
     assert (repeat.applied, repeat.duplicate) == (True, True)
     store.set("t", status="blocked", blocked_reason="waits")
-    assert store.account("t", tokens=10, seconds=1, idempotency_key="k").goal == first.goal
+    assert store.charge("t", tokens=10, seconds=1, idempotency_key="k").goal == first.goal
 
 
 def test_a_repeat_is_one_whatever_seconds_were_measured_for_it(store: GoalStore) -> None:
     store.create("t", "work")
-    first = store.account("t", tokens=10, seconds=1.25, idempotency_key="k")
+    first = store.charge("t", tokens=10, seconds=1.25, idempotency_key="k")
     for seconds in (1.25, 0, 3.5):
-        repeat = store.account("t", tokens=10, seconds=seconds, idempotency_key="k")
+        repeat = store.charge("t", tokens=10, seconds=seconds, idempotency_key="k")
         assert (repeat.goal, repeat.applied, repeat.duplicate) == (first.goal, True, True)
-        [repeat] = store.account_many(
-            [Charge("t", tokens=10, seconds=seconds, idempotency_key="k")]
-        )
+        [repeat] = store.charge_many([Charge("t", tokens=10, seconds=seconds, idempotency_key="k")])
         assert (repeat.goal, repeat.duplicate) == (first.goal, True)
     new = [Charge("t", tokens=7, seconds=s, idempotency_key="m") for s in (1, 2)]
-    assert [a.duplicate for a in store.account_many(new)] == [False, True]
+    assert [a.duplicate for a in store.charge_many(new)] == [False, True]
     goal = goal_of(store)
     assert (goal.tokens_used, goal.time_used_ms) == (17, 2_250)
 
@@ -190,10 +188,10 @@ def test_other_tokens_under_a_key_are_refused_in_words_that_make_nobody_pay_twic
     store: GoalStore, *, many: bool
 ) -> None:
     store.create("t", "work")
-    store.account("t", tokens=10, idempotency_key="k")
+    store.charge("t", tokens=10, idempotency_key="k")
     charge = Charge("t", tokens=11, idempotency_key="k")
     with pytest.raises(IdempotencyConflictError) as caught:
-        store.apply(Charges([charge]) if many else charge)
+        store.apply(ChargeMany([charge]) if many else charge)
     words = str(caught.value)
     assert "has charged 10 tokens in thread 't', and that stands" in words
     assert "the 11 of this call were not charged" in words
@@ -205,8 +203,8 @@ def test_a_repeat_in_the_same_status_shows_why_the_goal_waits(store: GoalStore) 
     store.create("t", "work")
     store.set("t", status="blocked", blocked_reason="waits")
     mode = "active_or_stopped"
-    first = store.account("t", tokens=1, mode=mode, idempotency_key="k")
-    repeat = store.account("t", tokens=1, mode=mode, idempotency_key="k")
+    first = store.charge("t", tokens=1, mode=mode, idempotency_key="k")
+    repeat = store.charge("t", tokens=1, mode=mode, idempotency_key="k")
     assert repeat.goal == first.goal
     assert repeat.goal is not None
     assert (repeat.goal.status, repeat.goal.blocked_reason) == (GoalStatus.BLOCKED, "waits")
@@ -214,11 +212,11 @@ def test_a_repeat_in_the_same_status_shows_why_the_goal_waits(store: GoalStore) 
 
 def test_a_repeat_in_a_batch_is_one_too(store: GoalStore) -> None:
     store.create("t", "work")
-    first = store.account("t", tokens=10, idempotency_key="k")
-    store.account("t", tokens=1)
-    assert store.account("t", tokens=10, idempotency_key="k").goal == first.goal
+    first = store.charge("t", tokens=10, idempotency_key="k")
+    store.charge("t", tokens=1)
+    assert store.charge("t", tokens=10, idempotency_key="k").goal == first.goal
     store.replace("t", "other work")
-    gone = store.account("t", tokens=10, idempotency_key="k")
+    gone = store.charge("t", tokens=10, idempotency_key="k")
     assert (gone.goal, gone.applied, gone.duplicate) == (None, True, True)
 
 
@@ -256,13 +254,13 @@ def test_an_unknown_kind_lists_the_known_ones(store: GoalStore) -> None:
     ):
         store.count("done")
     with pytest.raises(InvalidValueError, match=r"^mode: must be one of .*, is 'all'$"):
-        store.account("t", mode="all")
+        store.charge("t", mode="all")
     with pytest.raises(InvalidValueError, match=r"^status: must be one of .*, is int$"):
         store.count(5)  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError, match=r"^tokens: must be an int, not str$"):
-        store.account("t", tokens="5")  # type: ignore[arg-type]
+        store.charge("t", tokens="5")  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError, match=r"^tokens: must be 0 or more, is -5$"):
-        store.account("t", tokens=-5)
+        store.charge("t", tokens=-5)
     with pytest.raises(InvalidValueError, match=r"^total: must be a TokenUsage$"):
         TokenUsageInfo(5, TokenUsage())  # type: ignore[arg-type]
 
@@ -290,8 +288,8 @@ def test_a_repeat_shows_when_a_limit_ends(store: GoalStore) -> None:
     moment = datetime(2030, 1, 1, tzinfo=UTC)
     store.set("t", objective="work", status="usage_limited", resume_at=moment)
     mode = "active_or_stopped"
-    first = store.account("t", tokens=1, mode=mode, idempotency_key="k")
-    repeat = store.account("t", tokens=1, mode=mode, idempotency_key="k")
+    first = store.charge("t", tokens=1, mode=mode, idempotency_key="k")
+    repeat = store.charge("t", tokens=1, mode=mode, idempotency_key="k")
     assert repeat.goal == first.goal
     assert repeat.goal is not None
     assert repeat.goal.resume_at == moment
@@ -318,7 +316,7 @@ def baseline_of(store: GoalStore, thread_id: str = "t") -> UsageBaseline | None:
     return store.transact(lambda repository: repository.baseline(thread_id))
 
 
-@pytest.mark.parametrize("how", ["set_baseline", "record_usage"])
+@pytest.mark.parametrize("how", ["set_baseline", "record_total"])
 def test_each_fall_of_a_total_begins_a_count_of_the_next_number(store: GoalStore, how: str) -> None:
     store.create("t", "work")
     assert baseline_of(store) is None
@@ -339,10 +337,10 @@ def test_a_baseline_knows_whose_it_is(store: GoalStore) -> None:
     store.set_baseline("t", TokenUsageInfo(TokenUsage(100), TokenUsage(7), WINDOW))
     assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, None, None, 0)
     goal = store.create("t", "work")
-    store.record_usage("t", TokenUsage(100), turn_id="turn-1")
+    store.record_total("t", TokenUsage(100), turn_id="turn-1")
     assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, "turn-1", goal.goal_id, 0)
     other = store.replace("t", "other work")
-    store.record_usage("t", TokenUsage(100))
+    store.record_total("t", TokenUsage(100))
     assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, "turn-1", other.goal_id, 0)
     assert baseline_of(store, "u") is None
     with pytest.raises(InvalidValueError, match=r"^thread_id: must have 1 to 256 characters"):
@@ -353,9 +351,9 @@ def test_a_total_is_lower_by_what_goes_in_and_out_together(store: GoalStore) -> 
     store.create("t", "work")
     store.set_baseline("t", TokenUsage(100, output_tokens=50), turn_id="turn-1")
     # Less in all, though more came out: a new count, which charges nothing.
-    assert not store.record_usage("t", TokenUsage(10, output_tokens=60), turn_id="turn-2").applied
+    assert not store.record_total("t", TokenUsage(10, output_tokens=60), turn_id="turn-2").applied
     assert charges(store) == []
-    assert store.record_usage("t", TokenUsage(12, output_tokens=60)).applied
+    assert store.record_total("t", TokenUsage(12, output_tokens=60)).applied
     usage = store.usage("t")
     assert usage is not None
     assert usage.turn_id == "turn-2"

@@ -58,7 +58,7 @@ def _is_impossible(seed: dict[str, Any] | None) -> bool:
 
 def _plant(store: GoalStore, seed: dict[str, Any]) -> Goal:
     store.create("thread1", "seeded")
-    store.account("thread1", tokens=seed["tokens_used"], seconds=seed["time_used_seconds"])
+    store.charge("thread1", tokens=seed["tokens_used"], seconds=seed["time_used_seconds"])
     return store.set("thread1", token_budget=seed["token_budget"], status=seed["status"])
 
 
@@ -152,5 +152,5 @@ def test_a_goal_that_is_active_over_its_budget_cannot_be(database: Path) -> None
     seed = CASES["transition_from_active_over_budget"]["seed"]
     with GoalStore.open(database) as store:
         assert _plant(store, seed).status is GoalStatus.BUDGET_LIMITED
-    with pytest.raises(sqlite3.IntegrityError, match="ck_goals_active_within_budget"):
-        execute(database, "UPDATE goals SET status = 'active'")
+    with pytest.raises(sqlite3.IntegrityError, match="ck_goal_state_goals_active_within_budget"):
+        execute(database, "UPDATE goal_state_goals SET status = 'active'")

@@ -17,7 +17,7 @@ import pytest
 
 import goal_state
 from goal_state import GoalStateError, GoalStore
-from goal_state import migrate as migrations
+from goal_state.storage.schema import HEAD_REVISION
 from tests.databases import contents, fingerprints
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, finish, python, running
 from tests.upgrade.make_fixtures import fixture
@@ -31,9 +31,9 @@ def backup(path: Path) -> Path:
     with GoalStore.open(path) as store:
         for name in ("t", "thread", "process"):
             store.create(name, "Ship")
-            store.account(name, tokens=10)
+            store.charge(name, tokens=10)
         store.backup(copy)
-        store.account("t", tokens=90)
+        store.charge("t", tokens=90)
         store.create("new", "Ship")
     return copy
 
@@ -62,7 +62,7 @@ with GoalStore.open(sys.argv[1], durability="normal") as store:
     threading.Thread(target=lambda: stopping.append(sys.stdin.readline()), daemon=True).start()
     while not stopping:
         number += 1
-        store.account("process", tokens=1, turn_id=str(number))
+        store.charge("process", tokens=1, turn_id=str(number))
         if number == 20:
             print("charging", flush=True)
     assert store.verify() == []
@@ -92,7 +92,7 @@ def test_a_restore_while_other_stores_and_processes_charge_loses_nothing_that_ca
         try:
             while not stopping.is_set():
                 made += 1
-                store.account("thread", tokens=1, turn_id=str(made))
+                store.charge("thread", tokens=1, turn_id=str(made))
         except BaseException as error:
             failed.append(error)
 
@@ -111,8 +111,8 @@ def test_a_restore_while_other_stores_and_processes_charge_loses_nothing_that_ca
         store.restore(backup)
         assert tokens(store) == tokens(other) == 10
         assert other.get("new") is None
-        store.account("t", tokens=1)
-        other.account("t", tokens=1)
+        store.charge("t", tokens=1)
+        other.charge("t", tokens=1)
         for _ in range(20):
             store.get("thread")
         stopping.set()
@@ -139,7 +139,7 @@ import os, signal, sys
 from goal_state import GoalStore
 store = GoalStore.open(sys.argv[1])
 store.restore(sys.argv[2])
-store.account("t", tokens=5)
+store.charge("t", tokens=5)
 if os.fork() == 0:
     os.kill(os.getpid(), signal.SIGKILL)
 os.wait()
@@ -171,7 +171,7 @@ def test_the_same_backup_can_be_restored_again_and_is_left_as_it_is(
     before = backup.read_bytes()
     with GoalStore.open(path) as store:
         for _ in range(3):
-            store.account("t", tokens=7, idempotency_key="k")
+            store.charge("t", tokens=7, idempotency_key="k")
             store.restore(backup)
             assert tokens(store) == 10
         assert store.verify() == []
@@ -181,21 +181,22 @@ def test_the_same_backup_can_be_restored_again_and_is_left_as_it_is(
 
 def test_a_backup_that_another_store_has_open_can_be_restored(path: Path, backup: Path) -> None:
     with GoalStore.open(backup) as live, GoalStore.open(path) as store:
-        live.account("t", tokens=3)
+        live.charge("t", tokens=3)
         store.restore(backup)
         assert tokens(store) == 13
-        live.account("t", tokens=1)
+        live.charge("t", tokens=1)
         python("from goal_state.cli import main; main()", "list", "--db", backup)
-        live.account("t", tokens=1)
+        live.charge("t", tokens=1)
         assert tokens(live) == 15
         assert tokens(store) == 13
     with GoalStore.open(backup) as again:
         assert tokens(again) == 15
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_an_older_schema_is_upgraded(path: Path, backup: Path) -> None:
     older = path.with_name("older.db")
-    shutil.copy(fixture(next(iter(migrations.history())).revision), older)
+    shutil.copy(fixture(HEAD_REVISION), older)
     before = older.read_bytes()
     with GoalStore.open(path) as store:
         store.restore(older)
@@ -212,7 +213,7 @@ def test_listeners_hear_of_what_comes_after_a_restore(path: Path, backup: Path) 
     with GoalStore.open(path) as store:
         store.subscribe(lambda event: heard.append(event.thread_id))
         store.restore(backup)
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     assert heard == ["t"]
 
 
@@ -230,7 +231,7 @@ def test_goal_state_restore_while_a_process_has_it_open(path: Path, backup: Path
     with GoalStore.open(path) as store:
         python("from goal_state.cli import main; main()", "restore", backup, "--yes", "--db", path)
         assert tokens(store) == 10
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
     with GoalStore.open(path) as store:
         assert tokens(store) == 11
 
@@ -290,7 +291,7 @@ def test_what_is_no_backup_is_refused_and_nothing_changes(
             store.restore(file)
         assert len(str(raised.value)) > 20
         assert contents(path) == before
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         assert tokens(store) == 101
         assert store.verify() == []
         assert sorted(path.parent.iterdir()) == names
@@ -302,9 +303,9 @@ def test_the_database_itself_is_refused(path: Path, backup: Path) -> None:
     with GoalStore.open(path) as store:
         with pytest.raises(GoalStateError):
             store.restore(path)
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         python("from goal_state.cli import main; main()", "list", "--db", path)
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         assert tokens(store) == 102
 
 
@@ -315,7 +316,7 @@ import os, signal, sys
 from goal_state import GoalStore
 store = GoalStore.open(sys.argv[1])
 for _ in range(50):
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
 print("charged", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -414,6 +415,6 @@ def test_restoring_after_a_read_that_was_struck_half_way_works(tmp_path: Path) -
         store.create("b", "Ship")
         store.backup(tmp_path / "backup.db")
         store.clear("a")
-        store._repository.executor._cursor.execute("SELECT * FROM goal_events").fetchone()
+        store._repository.executor._cursor.execute("SELECT * FROM goal_state_events").fetchone()
         store.restore(tmp_path / "backup.db")
         assert store.get("a") is not None

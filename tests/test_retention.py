@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import bindparam, delete
 
 from goal_state import EventKind, GoalStore, InvalidValueError, migrate
-from goal_state.storage.schema import goals
+from goal_state.storage.schema import HEAD_REVISION, goals
 from goal_state.storage.sqlite.database import create_engine
 from goal_state.storage.sqlite.executor import Statement
 
@@ -29,7 +29,7 @@ def fill(store: GoalStore) -> None:
         thread = f"thread-{number}"
         store.create(thread, "work", token_budget=1000)
         for _ in range(10):
-            store.account(thread, tokens=99 + number, seconds=0.5)
+            store.charge(thread, tokens=99 + number, seconds=0.5)
     store.set("thread-1", status="paused")
     store.clear("thread-3")
     store.replace("thread-4", "other work")
@@ -50,9 +50,9 @@ def test_sums_and_statuses_survive(store: GoalStore) -> None:
 def test_charging_goes_on_and_is_pruned_again(store: GoalStore) -> None:
     fill(store)
     store.prune_events(before=FUTURE)
-    store.account("thread-0", tokens=7, seconds=0.25)
+    store.charge("thread-0", tokens=7, seconds=0.25)
     store.resume("thread-1", token_budget=None)
-    store.account("thread-1", tokens=5)
+    store.charge("thread-1", tokens=5)
     assert store.verify() == []
     store.prune_events(before=FUTURE)
     assert store.verify() == []
@@ -65,7 +65,9 @@ def test_verify_still_finds_what_is_wrong(store: GoalStore) -> None:
 
     def tamper(repository: object) -> None:
         driver = store._engine.raw_connection()  # type: ignore[attr-defined]
-        driver.cursor().execute("UPDATE goals SET tokens_used = 1 WHERE thread_id = 'thread-0'")
+        driver.cursor().execute(
+            "UPDATE goal_state_goals SET tokens_used = 1 WHERE thread_id = 'thread-0'"
+        )
 
     store.transact(tamper)
     assert [(d.thread_id, d.column, d.stored) for d in store.verify()] == [
@@ -86,7 +88,7 @@ def test_no_consumer_is_passed(store: GoalStore) -> None:
     with store.consume("slow", lambda events: taken.extend(e.position for e in events)) as consumer:
         assert consumer.drain(10)
     position = max(taken)
-    fill_more = store.account("thread-0", tokens=1)
+    fill_more = store.charge("thread-0", tokens=1)
     assert fill_more.applied
     store.prune_events(before=FUTURE)
     left = [e.position for e in store.events() if e.kind is not EventKind.CREATED]
@@ -99,7 +101,7 @@ def test_no_consumer_is_passed(store: GoalStore) -> None:
 def test_events_of_a_thread_are_found_after_pruning(store: GoalStore) -> None:
     fill(store)
     store.prune_events(before=FUTURE)
-    charge = store.account("thread-4", tokens=3)
+    charge = store.charge("thread-4", tokens=3)
     assert charge.applied
     events = list(store.events(thread_id="thread-4"))
     assert [e.kind for e in events] == [EventKind.CREATED, EventKind.USAGE_ACCOUNTED]
@@ -110,16 +112,17 @@ def test_a_naive_time_is_refused(store: GoalStore) -> None:
         store.prune_events(before=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_a_pruned_store_survives_the_way_down_and_up(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     with GoalStore.open(path) as store:
         fill(store)
         store.clear("thread-2")
         store.prune_events(before=FUTURE)
-        store.account("thread-0", tokens=1)
+        store.charge("thread-0", tokens=1)
         before = list(store.goals())
     engine = create_engine(path)
-    migrate.downgrade(engine, "0002")
+    migrate.downgrade(engine, HEAD_REVISION)
     migrate.upgrade(engine)
     with GoalStore.open(path) as store:
         assert store.verify() == []

@@ -80,11 +80,9 @@ def test_the_database_its_log_and_the_locks_are_their_owners_alone(tmp_path: Pat
 def test_what_the_command_line_makes(tmp_path: Path) -> None:
     run("set", "t", "--objective", "Ship", "--db", tmp_path / "set.db")
     run("db", "upgrade", "--db", tmp_path / "upgraded.db")
-    run("db", "upgrade", "0001", "--db", tmp_path / "older.db")
-    GoalStore.open(tmp_path / "older.db").close()
     run("backup", tmp_path / "copy.db", "--db", tmp_path / "set.db")
     run("meter", SMALL, "--budget", 1, "--db", tmp_path / "m.db", "--events", tmp_path / "m.jsonl")
-    names = ("copy.db", "m.db", "m.jsonl", "older.db", "set.db", "upgraded.db")
+    names = ("copy.db", "m.db", "m.jsonl", "set.db", "upgraded.db")
     assert modes(tmp_path) == dict.fromkeys(names, "0o600")
 
 
@@ -116,12 +114,12 @@ def test_copies_rollouts_analytics_and_dead_letters(tmp_path: Path) -> None:
         GoalStore.open(tmp_path / "goals.db") as store,
     ):
         store.create("t", "Ship")
-        store.account("t", tokens=1)
+        store.charge("t", tokens=1)
         lines = JsonLinesSink(tmp_path / "events.jsonl", max_file_bytes=1)
         for name, sink in (("lines", lines), ("http", http)):
             with send_events(store, sink, context=CONTEXT, name=name) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
-                store.account("t", tokens=1)
+                store.charge("t", tokens=1)
                 assert consumer.drain(PATIENCE_SECONDS)
         with RolloutWriter.create(
             tmp_path / "home", "t", started_at=datetime(2026, 1, 1, tzinfo=UTC)
@@ -236,7 +234,7 @@ def test_meta_cannot_give_a_rollout_another_thread(tmp_path: Path) -> None:
 
 
 SQL = (
-    "'; DROP TABLE goals; --",
+    "'; DROP TABLE goal_state_goals; --",
     "' OR 1=1 --",
     "x') UNION SELECT name FROM sqlite_master --",
     '"',
@@ -251,7 +249,7 @@ def test_sql_in_a_text_is_text(database: Path, text: str) -> None:
         store.create("bystander", "Ship")
         before = contents(database)
         goal = store.create(text, text, turn_id=text)
-        store.account(text, tokens=1, turn_id=text, idempotency_key=text)
+        store.charge(text, tokens=1, turn_id=text, idempotency_key=text)
         assert store.get(text).objective == text  # type: ignore[union-attr]
         assert [event.goal_id for event in store.events(thread_id=text)] == [goal.goal_id] * 2
         assert list(store.events(goal_id=text)) == []
@@ -263,7 +261,7 @@ def test_sql_in_a_text_is_text(database: Path, text: str) -> None:
         assert store.verify() == []
         store.clear(text)
     after = contents(database)
-    assert after["goals"] == before["goals"]
+    assert after["goal_state_goals"] == before["goal_state_goals"]
     assert after["sqlite_master"] == before["sqlite_master"]
 
 

@@ -47,7 +47,7 @@ HOSTILE: tuple[Any, ...] = (
     *("", " ", "x", " padded ", "x" * 256, "x" * 257, "x" * 4000, "x" * 4001, "7", "null"),
     *("a\0b", "\ud800", "x\udfff", "\u2028 目標 \x1b", "\u00a0x", _ID, _ID.upper(), "x" * 36),
     *(*GoalStatus, "cleared", "created", "usage_accounted", "status_changed"),
-    *("Robert'); DROP TABLE goals;--", [], {}, [1], {"a": 1}),
+    *("Robert'); DROP TABLE goal_state_goals;--", [], {}, [1], {"a": 1}),
     *(Raw("NaN"), Raw("-Infinity"), Raw("9" * 5000), Raw("[" * 5000), Raw(""), Raw("1 2")),
 )
 
@@ -58,7 +58,7 @@ def fill(store: GoalStore) -> None:
     for number in range(6):
         thread = f"thread-{number}"
         store.create(thread, f"work {number}", token_budget=500, turn_id="turn-1")
-        store.account(thread, tokens=100 * number, seconds=0.25, idempotency_key="k", turn_id="t")
+        store.charge(thread, tokens=100 * number, seconds=0.25, idempotency_key="k", turn_id="t")
         store.set_baseline(thread, TokenUsageInfo(usage, usage, 258_400), turn_id="turn-1")
     store.set("thread-1", status="blocked", blocked_reason="asks for a key")
     store.set("thread-2", status="usage_limited", resume_at=datetime(2030, 1, 1, tzinfo=UTC))
@@ -67,15 +67,15 @@ def fill(store: GoalStore) -> None:
         assert consumer.drain(10)
     store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
     store.replace("thread-0", "instead", token_budget=50)
-    store.account("thread-0", tokens=49, seconds=1, idempotency_key="one", turn_id="turn-3")
-    store.account("thread-0", tokens=1, turn_id="turn-3")
-    store.account("thread-4", tokens=1, idempotency_key="two")
+    store.charge("thread-0", tokens=49, seconds=1, idempotency_key="one", turn_id="turn-3")
+    store.charge("thread-0", tokens=1, turn_id="turn-3")
+    store.charge("thread-4", tokens=1, idempotency_key="two")
     store.create("thread-6", "soon gone")
-    store.account("thread-6", tokens=5)
+    store.charge("thread-6", tokens=5)
     store.clear("thread-6")
     store.set("thread-4", status="paused")
     store.create("thread-7", "goes on")
-    store.account("thread-7", tokens=5, seconds=2)
+    store.charge("thread-7", tokens=5, seconds=2)
 
 
 def encoded(value: Any) -> str:
@@ -105,7 +105,7 @@ def kind_of(record: Record) -> str:
     if "table" not in record:
         return "header" if "format" in record else "trailer"
     row = record["row"]
-    what = {"goals": "status", "goal_events": "kind"}.get(record["table"])
+    what = {"goal_state_goals": "status", "goal_state_events": "kind"}.get(record["table"])
     return record["table"] if what is None else f"{record['table']} {row[what]}"
 
 
@@ -116,18 +116,18 @@ def kinds(lines: list[str]) -> dict[str, int]:
 
 KINDS = (
     "header",
-    "goals active",
-    "goals paused",
-    "goals blocked",
-    "goals usage_limited",
-    "goals budget_limited",
-    "goal_events created",
-    "goal_events usage_accounted",
-    "goal_events status_changed",
-    "goal_events cleared",
-    "goal_balances",
-    "thread_usage",
-    "event_cursors",
+    "goal_state_goals active",
+    "goal_state_goals paused",
+    "goal_state_goals blocked",
+    "goal_state_goals usage_limited",
+    "goal_state_goals budget_limited",
+    "goal_state_events created",
+    "goal_state_events usage_accounted",
+    "goal_state_events status_changed",
+    "goal_state_events cleared",
+    "goal_state_balances",
+    "goal_state_baselines",
+    "goal_state_cursors",
 )
 
 
@@ -181,18 +181,18 @@ def check_all_works(store: GoalStore, again: GoalStore) -> None:
         assert goal.resume_at is None or goal.resume_at.year > 0
         assert list(store.events(goal_id=goal.goal_id))
         store.resume(goal.thread_id, token_budget=None)
-        store.account(goal.thread_id, tokens=3, seconds=1, idempotency_key="new", turn_id="new")
+        store.charge(goal.thread_id, tokens=3, seconds=1, idempotency_key="new", turn_id="new")
         store.set(goal.thread_id, status="paused", token_budget=10_000)
         store.resume(goal.thread_id)
     for thread in sorted(threads):
         store.usage(thread)
         store.baseline(thread)
-        store.record_usage(thread, total, turn_id="new")
-        store.record_usage(thread, total + total, turn_id="new")
+        store.record_total(thread, total, turn_id="new")
+        store.record_total(thread, total + total, turn_id="new")
     store.clear("thread-4")
     for thread in sorted(threads):
         store.replace(thread, "anew")
-        store.account(thread, tokens=1)
+        store.charge(thread, tokens=1)
     positions = [event.position for event in store.events(after=before)]
     assert positions == list(range(positions[0], positions[0] + len(positions)))
     assert positions[0] > before

@@ -27,21 +27,21 @@ from goal_state import (
     migrate,
 )
 from goal_state.cli.main import program
-from goal_state.storage.schema import database_identity, metadata
+from goal_state.storage.schema import HEAD_REVISION, metadata
 from goal_state.storage.sqlite.database import create_engine
 from goal_state.storage.transfer import MAX_LINE_CHARACTERS, NotAnExportError, StoreNotEmptyError
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
 from tests.upgrade.make_fixtures import fixture
 
 # Without what tells a copy from its original.
-TABLES = sorted(table.name for table in metadata.sorted_tables if table is not database_identity)
+TABLES = sorted(metadata.tables.keys() - {"goal_state_database"})
 
 
 def fill(store: GoalStore) -> None:
     for number in range(30):
         thread = f"thread-{number}"
         store.create(thread, f"work \u2028 目標 {number} \x1b", token_budget=500)
-        store.account(thread, tokens=100 * number, seconds=0.25, idempotency_key="k")
+        store.charge(thread, tokens=100 * number, seconds=0.25, idempotency_key="k")
         usage = TokenUsage(1000 + number, 3, 2, 70, 5)
         store.set_baseline(thread, TokenUsageInfo(usage, usage, 258_400), turn_id="turn")
     store.set("thread-1", status="blocked", blocked_reason="asks for a key")
@@ -50,7 +50,7 @@ def fill(store: GoalStore) -> None:
     with store.consume("sink", lambda _: None) as consumer:
         assert consumer.drain(10)
     store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
-    store.account("thread-4", tokens=1)
+    store.charge("thread-4", tokens=1)
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
         lines = list(store.export_lines())
         other.import_lines(lines)
         last = store.last_position()
-        store.account("thread-4", tokens=1)
-        other.account("thread-4", tokens=1)
+        store.charge("thread-4", tokens=1)
+        other.charge("thread-4", tokens=1)
         assert other.last_position() == store.last_position() > last
 
 
@@ -107,10 +107,13 @@ def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
         ([], "line 1: is the last one and no trailer"),
         (["[]"], "is no JSON object"),
         (['{"format": 2}'], "is no header"),
-        (['{"format": 1, "revision": "0004", "last_position": 1}'], "is of format 1, this version"),
-        (['{"format": 2, "revision": "0001", "last_position": 1}'], "is of revision '0001'"),
+        (['{"format": 1, "revision": "0001", "last_position": 1}'], "is of format 1, this version"),
+        (['{"format": 2, "revision": "0000", "last_position": 1}'], "is of revision '0000'"),
         (["HEADER", '{"table": "users", "row": {}}'], "line 2: is no row"),
-        (["HEADER", '{"table": "goals", "row": {"goal_id": "x"}}'], "has not the columns of goals"),
+        (
+            ["HEADER", '{"table": "goal_state_goals", "row": {"goal_id": "x"}}'],
+            "has not the columns of",
+        ),
         (["HEADER", "{"], "line 2: is not JSON"),
     ],
 )
@@ -149,7 +152,7 @@ def test_a_backup_is_whole_while_others_write(database: Path, tmp_path: Path) ->
 
         def write() -> None:
             while not stop.is_set():
-                store.transact(lambda r: [r.account(f"thread-{n}", tokens=1) for n in (5, 6)])
+                store.transact(lambda r: [r.charge(f"thread-{n}", tokens=1) for n in (5, 6)])
 
         writer = threading.Thread(target=write)
         writer.start()
@@ -241,9 +244,9 @@ def test_lines_that_are_added_moved_or_damaged_are_refused(empty: GoalStore) -> 
         fill(source)
         lines = list(source.export_lines())
     last = len(lines)
-    first_event = next(n for n, line in enumerate(lines) if '"goal_events"' in line)
+    first_event = next(n for n, line in enumerate(lines) if '"goal_state_events"' in line)
     moved = [*lines[:1], *lines[first_event:-1], *lines[1:first_event], lines[-1]]
-    assert refusal(empty, moved).problem == "is out of order: goals come before"
+    assert refusal(empty, moved).problem == "is out of order: goal_state_goals come before"
     swapped = [lines[0], lines[2], lines[1], *lines[3:]]
     assert refusal(empty, swapped).problem == "is out of order, or there twice"
     assert refusal(empty, [*lines, lines[-1]]).line == last + 1
@@ -300,19 +303,20 @@ def test_an_error_of_the_iterable_is_raised_and_leaves_nothing(empty: GoalStore)
     assert empty.count() == 0
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
-def test_what_older_versions_wrote_can_be_moved(revision: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("next_revision")
+def test_what_older_versions_wrote_can_be_moved(tmp_path: Path) -> None:
     path = tmp_path / "older.db"
-    shutil.copy(fixture(revision), path)
+    shutil.copy(fixture(HEAD_REVISION), path)
     with GoalStore.open(path) as store, GoalStore.open(":memory:") as target:
         lines = list(store.export_lines())
         target.import_lines(lines)
         assert list(target.export_lines()) == lines
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_a_store_that_was_downgraded_and_upgraded_can_be_moved(database: Path) -> None:
     engine = create_engine(database)
-    migrate.downgrade(engine, "0002")
+    migrate.downgrade(engine, HEAD_REVISION)
     migrate.upgrade(engine)
     with GoalStore.open(database) as store, GoalStore.open(":memory:") as target:
         assert target.import_lines(store.export_lines()) > 0
@@ -427,7 +431,7 @@ def test_a_database_that_was_there_stays_as_it_was(exported: Path, tmp_path: Pat
     before = dump(target)
     error = run_import(exported, target)
     assert error is not None
-    assert "the store has goals already" in error
+    assert "the store has rows in goal_state_goals already" in error
     assert dump(target) == before
     empty = tmp_path / "empty.db"
     GoalStore.open(empty).close()

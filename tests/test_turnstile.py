@@ -517,7 +517,7 @@ with GoalStore.open(sys.argv[1]) as store:
     store.create(thread, "Ship")
     print("ready", flush=True)
     while not Path(sys.argv[3]).exists():
-        store.account(thread, tokens=1)
+        store.charge(thread, tokens=1)
 """
 
 

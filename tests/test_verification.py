@@ -16,11 +16,11 @@ def goals(store: GoalStore) -> dict[str, Goal]:
     """Goals with a past, by thread."""
     for thread in ("a", "b", "c"):
         store.create(thread, "Ship", token_budget=100)
-        store.account(thread, tokens=60, seconds=1.5)
-        store.account(thread, tokens=60, seconds=1)
+        store.charge(thread, tokens=60, seconds=1.5)
+        store.charge(thread, tokens=60, seconds=1)
         store.resume(thread, token_budget=500)
     store.replace("b", "Ship more")
-    store.account("b", tokens=7)
+    store.charge("b", tokens=7)
     store.clear("c")
     return {goal.thread_id: goal for goal in store.goals()}
 
@@ -38,9 +38,9 @@ def test_what_is_sound_has_no_differences(database: Path, target: str) -> None:
             store.transact(
                 lambda r, thread=thread, number=number, status=status: (
                     r.create(thread, "Ship", token_budget=10),
-                    r.account(thread, tokens=number),
+                    r.charge(thread, tokens=number),
                     r.set_baseline(thread, TokenUsage()),
-                    r.record_usage(thread, TokenUsage(5), seconds=1, mode="active_or_stopped"),
+                    r.record_total(thread, TokenUsage(5), seconds=1, mode="active_or_stopped"),
                     r.set(thread, status=status),
                 )
             )
@@ -68,7 +68,7 @@ def test_a_row_that_was_tampered_with(
     change: str,
     expected: tuple[str, str, object, object],
 ) -> None:
-    execute(database, f"UPDATE goals SET {change} WHERE thread_id = 'a'")
+    execute(database, f"UPDATE goal_state_goals SET {change} WHERE thread_id = 'a'")
     differences = store.verify()
     assert one_line(differences) == [expected]
     assert differences == store.verify("a")
@@ -81,7 +81,7 @@ def test_a_row_that_was_tampered_with(
 
 
 AGAIN_AS = (
-    "INSERT INTO goal_events SELECT NULL, event_id, {}, thread_id, goal_id, turn_id,"
+    "INSERT INTO goal_state_events SELECT NULL, event_id, {}, thread_id, goal_id, turn_id,"
     " goal_status, previous_status, token_budget, 0, 0, NULL, NULL, NULL, NULL, occurred_at_ms"
 )
 """One event once more, as another kind."""
@@ -90,49 +90,56 @@ AGAIN_AS = (
 @pytest.mark.parametrize(
     ("statement", "thread", "columns"),
     [
-        ("DELETE FROM goal_events WHERE goal_id = :a AND kind = 'created'", "a", ["event"]),
+        ("DELETE FROM goal_state_events WHERE goal_id = :a AND kind = 'created'", "a", ["event"]),
         (
-            "UPDATE goal_events SET tokens_delta = 61 WHERE goal_id = :a AND cumulative_tokens = 60",
+            "UPDATE goal_state_events SET tokens_delta = 61 WHERE goal_id = :a AND cumulative_tokens = 60",
             "a",
             ["event", "event", "tokens_used"],
         ),
         (
-            "UPDATE goal_events SET time_delta_ms = 1 WHERE goal_id = :a AND cumulative_tokens = 120",
+            "UPDATE goal_state_events SET time_delta_ms = 1 WHERE goal_id = :a AND cumulative_tokens = 120",
             "a",
             ["event", "time_used_ms"],
         ),
         (
-            "UPDATE goal_events SET cumulative_tokens = 59 WHERE goal_id = :a AND cumulative_tokens = 60",
+            (
+                "UPDATE goal_state_events SET cumulative_tokens = 59"
+                " WHERE goal_id = :a AND cumulative_tokens = 60"
+            ),
             "a",
             ["event"],
         ),
         (
-            "UPDATE goal_events SET cumulative_time_ms = 1 WHERE goal_id = :a AND cumulative_tokens = 60",
+            (
+                "UPDATE goal_state_events SET cumulative_time_ms = 1"
+                " WHERE goal_id = :a AND cumulative_tokens = 60"
+            ),
             "a",
             ["event"],
         ),
-        ("DELETE FROM goal_events WHERE goal_id = :a", "a", ["goal_id"]),
+        ("DELETE FROM goal_state_events WHERE goal_id = :a", "a", ["goal_id"]),
         # With it went who took the place of the thread's first goal.
-        ("DELETE FROM goal_events WHERE goal_id = :b", "b", ["goal_id", "goal_id"]),
-        ("DELETE FROM goal_events", "a", ["goal_id"]),
+        ("DELETE FROM goal_state_events WHERE goal_id = :b", "b", ["goal_id", "goal_id"]),
+        ("DELETE FROM goal_state_events", "a", ["goal_id"]),
         (
-            "DELETE FROM goal_events WHERE goal_id = :a AND kind = 'usage_accounted'",
+            "DELETE FROM goal_state_events WHERE goal_id = :a AND kind = 'usage_accounted'",
             "a",
             ["time_used_ms", "tokens_used"],
         ),
         (
             AGAIN_AS.format("'cleared'")
-            + " FROM goal_events WHERE goal_id = :a AND kind = 'created'",
+            + " FROM goal_state_events WHERE goal_id = :a AND kind = 'created'",
             "a",
             ["goal_id"],
         ),
         (
-            AGAIN_AS.format("kind") + " FROM goal_events WHERE goal_id = :a AND kind = 'created'",
+            AGAIN_AS.format("kind")
+            + " FROM goal_state_events WHERE goal_id = :a AND kind = 'created'",
             "a",
             ["event"],
         ),
         (
-            AGAIN_AS.format("'status_changed'") + " FROM goal_events WHERE kind = 'cleared'",
+            AGAIN_AS.format("'status_changed'") + " FROM goal_state_events WHERE kind = 'cleared'",
             "c",
             ["event"],
         ),
@@ -174,8 +181,12 @@ def test_a_log_that_was_tampered_with(
 @pytest.mark.parametrize(
     "break_it",
     [
-        lambda goal: f"UPDATE goals SET thread_id = 'z' WHERE goal_id = '{goal.goal_id}'",
-        lambda goal: f"UPDATE goal_events SET thread_id = 'z' WHERE goal_id = '{goal.goal_id}'",
+        lambda goal: (
+            f"UPDATE goal_state_goals SET thread_id = 'z' WHERE goal_id = '{goal.goal_id}'"
+        ),
+        lambda goal: (
+            f"UPDATE goal_state_events SET thread_id = 'z' WHERE goal_id = '{goal.goal_id}'"
+        ),
     ],
     ids=["row", "log"],
 )
@@ -189,9 +200,11 @@ def test_a_goal_moved_to_another_thread(
 def test_more_goals_than_fit_on_a_page_are_all_compared(store: GoalStore, database: Path) -> None:
     store.transact(lambda r: [r.create(f"t{number}", "Ship") for number in range(1203)])
     assert store.verify() == []
-    execute(database, "UPDATE goals SET tokens_used = 1")
+    execute(database, "UPDATE goal_state_goals SET tokens_used = 1")
     assert len(store.verify()) == 1203
-    execute(database, "UPDATE goals SET tokens_used = 0", "DELETE FROM goal_events")
+    execute(
+        database, "UPDATE goal_state_goals SET tokens_used = 0", "DELETE FROM goal_state_events"
+    )
     assert len(store.verify()) == 1203
 
 

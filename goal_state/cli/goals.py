@@ -29,7 +29,7 @@ from goal_state.cli.output import (
 )
 from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import KEEP, Goal, GoalStatus
-from goal_state.domain.requests import Change, Resumption
+from goal_state.domain.requests import ChangeGoal, ResumeGoal
 from goal_state.errors import GoalNotFoundError
 from goal_state.store import GoalStore
 
@@ -138,14 +138,14 @@ def set_goal(
     token_budget = None if no_budget else KEEP if budget is None else budget
     # Made before the database, so that a value out of its bounds does not leave a new file behind.
     request = (
-        Resumption(
+        ResumeGoal(
             thread_id=thread,
             token_budget=token_budget,
             expected_goal_id=expected_goal_id,
             turn_id=turn,
         )
         if resume
-        else Change(
+        else ChangeGoal(
             thread_id=thread,
             objective=KEEP if objective is None else objective,
             status=KEEP if status is None else status,

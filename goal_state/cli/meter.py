@@ -78,7 +78,7 @@ def meter(
             for usage in progress.track(
                 reader.usages(), total=contents.token_counts, description="Charging the goal"
             ):
-                charges += store.record_usage(
+                charges += store.record_total(
                     goal.thread_id,
                     usage.info,
                     turn_id=usage.turn_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from goal_state.domain.goals import Accounting, Goal, charged_status, make_goal
-from goal_state.domain.requests import Charge, CumulativeUsage
+from goal_state.domain.requests import Charge, RecordTotal
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.errors import UsageOverflowError
 
@@ -11,7 +11,7 @@ __all__ = ["charge_goal"]
 
 
 def charge_goal(
-    request: Charge | CumulativeUsage,
+    request: Charge | RecordTotal,
     goal: Goal | None,
     tokens: int,
     time_ms: int,

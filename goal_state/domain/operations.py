@@ -9,16 +9,16 @@ from typing import Literal, TypeVar
 
 from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
 from goal_state.domain.requests import (
-    Baseline,
-    Change,
+    ChangeGoal,
     Charge,
-    Charges,
-    Clearing,
-    Creation,
-    CumulativeUsage,
-    Reconciliation,
+    ChargeMany,
+    ClearGoal,
+    CreateGoal,
+    Reconcile,
+    RecordTotal,
     Request,
-    Resumption,
+    ResumeGoal,
+    SetBaseline,
 )
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 
@@ -63,7 +63,7 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            Creation(thread_id, objective, token_budget, status, turn_id, in_any_case=False)
+            CreateGoal(thread_id, objective, token_budget, status, turn_id, replace=False)
         )
 
     def replace(
@@ -83,7 +83,7 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            Creation(thread_id, objective, token_budget, status, turn_id, in_any_case=True)
+            CreateGoal(thread_id, objective, token_budget, status, turn_id, replace=True)
         )
 
     def set(
@@ -120,7 +120,7 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            Change(
+            ChangeGoal(
                 thread_id,
                 objective,
                 status,
@@ -150,9 +150,9 @@ class GoalOperations(ABC):
             StaleGoalError: the goal is not the expected one.
             InvalidValueError: a value is out of its bounds.
         """
-        return self.apply(Resumption(thread_id, token_budget, expected_goal_id, turn_id))
+        return self.apply(ResumeGoal(thread_id, token_budget, expected_goal_id, turn_id))
 
-    def account(
+    def charge(
         self,
         thread_id: str,
         *,
@@ -197,8 +197,8 @@ class GoalOperations(ABC):
             )
         )
 
-    def account_many(self, charges: Iterable[Charge]) -> list[Accounting]:
-        """Makes many charges in one transaction, as `account` would one after the other: all or none.
+    def charge_many(self, charges: Iterable[Charge]) -> list[Accounting]:
+        """Makes many charges in one transaction, as `charge` would one after the other: all or none.
 
         Args:
             charges: in the order in which they are to be made.
@@ -208,11 +208,11 @@ class GoalOperations(ABC):
 
         Raises:
             InvalidValueError: something among them is no `Charge`.
-            IdempotencyConflictError, UsageOverflowError: as for `account`; none of them was made.
+            IdempotencyConflictError, UsageOverflowError: as for `charge`; none of them was made.
         """
-        return self.apply(Charges(charges))
+        return self.apply(ChargeMany(charges))
 
-    def record_usage(
+    def record_total(
         self,
         thread_id: str,
         total: TokenUsage | TokenUsageInfo,
@@ -235,13 +235,13 @@ class GoalOperations(ABC):
         its own, on which what falls is late; the first count of a thread begins with its first total, and
         every further one at zero, so that its first total is charged whole.
 
-        This is for totals. What one response used is charged with `account`.
+        This is for totals. What one response used is charged with `charge`.
 
         Args:
             thread_id: the conversation.
             total: its cumulative usage; with a `TokenUsageInfo` the last response's part and the size of
                 the context window are kept too.
-            seconds: active time to charge with it, as for `account`; where the total is not new (a repeat,
+            seconds: active time to charge with it, as for `charge`; where the total is not new (a repeat,
                 a late one, or the first of a thread) neither is the time.
             turn_id: the turn that used it.
             count_id: what the total is counted in, where a thread's usage is counted from zero more than
@@ -254,7 +254,7 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            CumulativeUsage(thread_id, total, seconds, mode, expected_goal_id, turn_id, count_id)
+            RecordTotal(thread_id, total, seconds, mode, expected_goal_id, turn_id, count_id)
         )
 
     def set_baseline(
@@ -272,12 +272,12 @@ class GoalOperations(ABC):
             thread_id: the conversation.
             total: its cumulative usage.
             turn_id: the turn that used it last.
-            count_id: the count that it is of, as for `record_usage`.
+            count_id: the count that it is of, as for `record_total`.
 
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        self.apply(Baseline(thread_id, total, turn_id, count_id))
+        self.apply(SetBaseline(thread_id, total, turn_id, count_id))
 
     def reconcile(
         self,
@@ -298,13 +298,13 @@ class GoalOperations(ABC):
             thread_id: the conversation.
             total: its cumulative usage.
             turn_id: the turn that used it; by default the one that used the baseline.
-            count_id: the count that it is of, as for `record_usage`.
+            count_id: the count that it is of, as for `record_total`.
 
         Raises:
             UsageOverflowError: the goal's usage would reach 2^63.
             InvalidValueError: a value is out of its bounds.
         """
-        return self.apply(Reconciliation(thread_id, total, turn_id, count_id))
+        return self.apply(Reconcile(thread_id, total, turn_id, count_id))
 
     def clear(
         self, thread_id: str, *, expected_goal_id: str | None = None, turn_id: str | None = None
@@ -323,4 +323,4 @@ class GoalOperations(ABC):
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        return self.apply(Clearing(thread_id, expected_goal_id, turn_id))
+        return self.apply(ClearGoal(thread_id, expected_goal_id, turn_id))

@@ -31,16 +31,16 @@ from goal_state.domain.values import (
 from goal_state.errors import InvalidValueError
 
 __all__ = [
-    "Baseline",
-    "Change",
+    "ChangeGoal",
     "Charge",
-    "Charges",
-    "Clearing",
-    "Creation",
-    "CumulativeUsage",
-    "Reconciliation",
+    "ChargeMany",
+    "ClearGoal",
+    "CreateGoal",
+    "Reconcile",
+    "RecordTotal",
     "Request",
-    "Resumption",
+    "ResumeGoal",
+    "SetBaseline",
     "ThreadRequest",
     "check_total",
 ]
@@ -64,10 +64,10 @@ class ThreadRequest(Request[Result_co]):
         self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
 
 
-class Creation(ThreadRequest[Goal]):
-    """A new goal; `in_any_case` also where there is one that is not complete."""
+class CreateGoal(ThreadRequest[Goal]):
+    """A new goal; `replace` also where there is one that is not complete."""
 
-    __slots__ = ("in_any_case", "objective", "status", "token_budget")
+    __slots__ = ("objective", "replace", "status", "token_budget")
 
     def __init__(
         self,
@@ -77,16 +77,16 @@ class Creation(ThreadRequest[Goal]):
         status: object,
         turn_id: object,
         *,
-        in_any_case: bool,
+        replace: bool,
     ) -> None:
         super().__init__(thread_id, turn_id)
         self.objective: str = check_objective(objective)
         self.token_budget: int | None = check_token_budget(token_budget)
         self.status: GoalStatus = check_status(status)
-        self.in_any_case: bool = in_any_case
+        self.replace: bool = replace
 
 
-class Change(ThreadRequest[Goal]):
+class ChangeGoal(ThreadRequest[Goal]):
     """New values for a goal, which is made if it is missing and an objective is given."""
 
     __slots__ = (
@@ -132,7 +132,7 @@ class Change(ThreadRequest[Goal]):
             raise InvalidValueError("blocked_reason", "goes with status blocked only")
 
 
-class Resumption(ThreadRequest[Goal]):
+class ResumeGoal(ThreadRequest[Goal]):
     """A goal shall be active again, with another budget if one is given."""
 
     __slots__ = ("expected_goal_id", "token_budget")
@@ -147,7 +147,7 @@ class Resumption(ThreadRequest[Goal]):
         )
 
 
-class Clearing(ThreadRequest["Goal | None"]):
+class ClearGoal(ThreadRequest["Goal | None"]):
     """A goal shall be removed."""
 
     __slots__ = ("expected_goal_id",)
@@ -160,7 +160,7 @@ class Clearing(ThreadRequest["Goal | None"]):
 
 
 class Charge(ThreadRequest[Accounting]):
-    """Usage to be added to a goal; see `GoalOperations.account` for what the arguments mean.
+    """Usage to be added to a goal; see `GoalOperations.charge` for what the arguments mean.
 
     Raises:
         InvalidValueError: a value is out of its bounds.
@@ -192,7 +192,7 @@ class Charge(ThreadRequest[Accounting]):
         )
 
 
-class Charges(Request[list[Accounting]]):
+class ChargeMany(Request[list[Accounting]]):
     """Many charges, of all of which each or none is to be made."""
 
     __slots__ = ("charges",)
@@ -208,7 +208,7 @@ class Charges(Request[list[Accounting]]):
                 )
 
 
-class CumulativeUsage(ThreadRequest[Accounting]):
+class RecordTotal(ThreadRequest[Accounting]):
     """What a count of a thread has come to, of which the new part is to be charged.
 
     Attributes:
@@ -242,7 +242,7 @@ class CumulativeUsage(ThreadRequest[Accounting]):
         )
 
 
-class Baseline(ThreadRequest[None]):
+class SetBaseline(ThreadRequest[None]):
     """What a count of a thread has come to, of which nothing is to be charged.
 
     Attributes:
@@ -267,7 +267,7 @@ class Baseline(ThreadRequest[None]):
         self.is_stated: bool = is_stated
 
 
-class Reconciliation(ThreadRequest[Accounting]):
+class Reconcile(ThreadRequest[Accounting]):
     """What a count of a thread has come to, as another source knows it."""
 
     __slots__ = ("count_id", "total")

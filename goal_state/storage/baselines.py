@@ -11,22 +11,20 @@ from sqlalchemy.sql import Executable
 
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
-from goal_state.storage.schema import thread_usage
+from goal_state.storage.schema import baselines
 from goal_state.storage.sqlite.executor import Executor, Statement
 
 __all__ = ["StoredBaseline", "UsageLog"]
 
-_U = thread_usage.c
-_COUNTS: Final = [c for c in thread_usage.columns if c.name.endswith("_tokens")]
+_U = baselines.c
+_COUNTS: Final = [c for c in baselines.columns if c.name.endswith("_tokens")]
 _TOTAL: Final = [c for c in _COUNTS if not c.name.startswith("last_")]
-_COLUMNS: Final = [c.name for c in thread_usage.columns if c.name != "warned_goal_id"]
+_COLUMNS: Final = [c.name for c in baselines.columns if c.name != "warned_goal_id"]
 _UNNAMED: Final = ""
 
 
 def _upsert() -> Executable:
-    statement = insert(thread_usage).values(
-        {name: bindparam(name, type_=None) for name in _COLUMNS}
-    )
+    statement = insert(baselines).values({name: bindparam(name, type_=None) for name in _COLUMNS})
     changed = {name: statement.excluded[name] for name in _COLUMNS[2:]}
     return statement.on_conflict_do_update(index_elements=["thread_id", "count_id"], set_=changed)
 
@@ -50,13 +48,13 @@ _BASELINE = Statement(
 )
 _COUNTS_OF_THREAD = Statement(
     lambda: (
-        select(func.count()).select_from(thread_usage).where(_U.thread_id == bindparam("thread_id"))
+        select(func.count()).select_from(baselines).where(_U.thread_id == bindparam("thread_id"))
     ),
     "thread_id",
 )
 _SET_OWNERS = Statement(
     lambda: (
-        update(thread_usage)
+        update(baselines)
         .where(
             _U.thread_id == bindparam("b_thread_id"),
             _U.count_id == bindparam("b_count_id"),
@@ -70,11 +68,11 @@ _SET_OWNERS = Statement(
     ),
     "b_turn_id b_updated_at_ms b_goal_id b_unpaid_turn_ids b_thread_id b_count_id",
 )
-_ANOTHER: Final = thread_usage.alias()
+_ANOTHER: Final = baselines.alias()
 # All counts of the thread are marked, and one mark is enough to know by: a count may begin later.
 _WARN = Statement(
     lambda: (
-        update(thread_usage)
+        update(baselines)
         .where(
             _U.thread_id == bindparam("b_thread_id"),
             ~exists().where(
@@ -88,7 +86,7 @@ _WARN = Statement(
 )
 _FORGET_WARNING = Statement(
     lambda: (
-        update(thread_usage)
+        update(baselines)
         .where(
             _U.thread_id == bindparam("b_thread_id"),
             _U.warned_goal_id == bindparam("b_goal_id"),

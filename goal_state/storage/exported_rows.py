@@ -107,8 +107,8 @@ _COUNTS: Final = (
 )
 
 CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
-    "goals": dict.fromkeys(Goal.__dataclass_fields__, _as_it_is),
-    "goal_events": {
+    "goal_state_goals": dict.fromkeys(Goal.__dataclass_fields__, _as_it_is),
+    "goal_state_events": {
         "position": _position,
         "event_id": check_name,
         "kind": _kind,
@@ -126,14 +126,14 @@ CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
         "replaced_goal_id": _optional(check_goal_id),
         "occurred_at_ms": check_stored_time_ms,
     },
-    "goal_balances": {
+    "goal_state_balances": {
         "goal_id": check_goal_id,
         "through_position": _position,
         "tokens": check_amount,
         "time_ms": check_amount,
         "status": _last_status,
     },
-    "thread_usage": {
+    "goal_state_baselines": {
         "thread_id": check_name,
         "count_id": _count_id,
         "turn_id": check_optional_name,
@@ -146,7 +146,7 @@ CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
         "warned_goal_id": _optional(check_goal_id),
         "unpaid_turn_ids": _optional(_names),
     },
-    "event_cursors": {
+    "goal_state_cursors": {
         "name": check_name,
         "position": _counter,
         "holder": _nothing,
@@ -172,9 +172,9 @@ def check_row(table: str, row: Mapping[str, object]) -> None:
         if type(value) not in _PLAIN:
             raise InvalidValueError(column, "is neither text nor an integer")
         check(column, value)
-    if table == "goals":
+    if table == "goal_state_goals":
         _check_goal(row)
-    elif table == "goal_events":
+    elif table == "goal_state_events":
         _check_event(row)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, func, insert, literal_column, null, select, up
 from goal_state.domain.events import EventKind, GoalEvent, make_event
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.schema import event_cursors, goal_events
+from goal_state.storage.schema import cursors, events
 from goal_state.storage.sqlite.executor import Executor, Statement, limited
 
 __all__ = [
@@ -22,27 +22,25 @@ __all__ = [
     "charge_rows",
 ]
 
-_E = goal_events.c
-_CREATIONS: Final = goal_events.alias()
+_E = events.c
+_CREATIONS: Final = events.alias()
 _CREATED: Final = _E.kind == literal_column(
     "'created'"
 )  # as text, so that the partial index serves
 
 _APPEND = Statement(
-    lambda: insert(goal_events).values(
-        {c.name: bindparam(c.name) for c in goal_events.columns if c.name != "position"}
+    lambda: insert(events).values(
+        {c.name: bindparam(c.name) for c in events.columns if c.name != "position"}
     ),
-    " ".join(c.name for c in goal_events.columns if c.name != "position"),
+    " ".join(c.name for c in events.columns if c.name != "position"),
 )
 _PAGE = Statement(
-    lambda: limited(
-        select(goal_events).where(_E.position > bindparam("after")).order_by(_E.position)
-    ),
+    lambda: limited(select(events).where(_E.position > bindparam("after")).order_by(_E.position)),
     "after limit",
 )
 _PAGE_OF_GOAL = Statement(
     lambda: limited(
-        select(goal_events)
+        select(events)
         .where(_E.goal_id == bindparam("goal_id"), _E.position > bindparam("after"))
         .order_by(_E.position)
     ),
@@ -306,7 +304,7 @@ class ConsumerCursor(NamedTuple):
         return ends is None or self.holder == holder or not now_ms < ends <= now_ms + MAX_LEASE_MS
 
 
-_C = event_cursors.c
+_C = cursors.c
 
 _CURSOR = Statement(
     lambda: select(_C.name, _C.position, _C.holder, _C.lease_expires_at_ms).where(
@@ -318,14 +316,12 @@ _CURSORS = Statement(
     lambda: select(_C.name, _C.position, _C.holder, _C.lease_expires_at_ms).order_by(_C.name)
 )
 _NEW_CURSOR = Statement(
-    lambda: insert(event_cursors).values(
-        {c.name: bindparam(c.name) for c in event_cursors.columns}
-    ),
-    " ".join(c.name for c in event_cursors.columns),
+    lambda: insert(cursors).values({c.name: bindparam(c.name) for c in cursors.columns}),
+    " ".join(c.name for c in cursors.columns),
 )
 _HOLD = Statement(
     lambda: (
-        update(event_cursors)
+        update(cursors)
         .where(_C.name == bindparam("b_name"))
         .values(
             holder=bindparam("b_holder"),
@@ -337,7 +333,7 @@ _HOLD = Statement(
 )
 _ADVANCE = Statement(
     lambda: (
-        update(event_cursors)
+        update(cursors)
         .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
         .values(
             position=bindparam("b_position"),
@@ -349,7 +345,7 @@ _ADVANCE = Statement(
 )
 _RENEW = Statement(
     lambda: (
-        update(event_cursors)
+        update(cursors)
         .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
         .values(lease_expires_at_ms=bindparam("b_expires"), updated_at_ms=bindparam("b_now"))
     ),
@@ -357,7 +353,7 @@ _RENEW = Statement(
 )
 _RELEASE = Statement(
     lambda: (
-        update(event_cursors)
+        update(cursors)
         .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
         .values(holder=null(), lease_expires_at_ms=null(), updated_at_ms=bindparam("b_now"))
     ),

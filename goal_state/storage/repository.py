@@ -38,16 +38,16 @@ from goal_state.domain.goals import (
 )
 from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import (
-    Baseline,
-    Change,
+    ChangeGoal,
     Charge,
-    Charges,
-    Clearing,
-    Creation,
-    CumulativeUsage,
-    Reconciliation,
+    ChargeMany,
+    ClearGoal,
+    CreateGoal,
+    Reconcile,
+    RecordTotal,
     Request,
-    Resumption,
+    ResumeGoal,
+    SetBaseline,
     ThreadRequest,
 )
 from goal_state.domain.totals import (
@@ -216,15 +216,15 @@ class GoalRepository(GoalOperations):
         self.log: Final = EventLog(self.executor, on_event)
         self.usage_log: Final = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
-            Creation: self._create,
-            Change: self._change,
-            Resumption: self._resume,
-            Clearing: self._clear,
-            Charge: self._account,
-            Charges: self._account_many,
-            CumulativeUsage: self._record_usage,
-            Baseline: self._set_baseline,
-            Reconciliation: self._reconcile,
+            CreateGoal: self._create,
+            ChangeGoal: self._change,
+            ResumeGoal: self._resume,
+            ClearGoal: self._clear,
+            Charge: self._charge,
+            ChargeMany: self._charge_many,
+            RecordTotal: self._record_total,
+            SetBaseline: self._set_baseline,
+            Reconcile: self._reconcile,
         }
 
     # -- reading -----------------------------------------------------------------------------------
@@ -278,9 +278,9 @@ class GoalRepository(GoalOperations):
         self.executor.join_transaction()
         return handler(request)
 
-    def _create(self, request: Creation) -> Goal:
+    def _create(self, request: CreateGoal) -> Goal:
         old = self._select(request.thread_id)
-        if old is not None and old.status is not GoalStatus.COMPLETE and not request.in_any_case:
+        if old is not None and old.status is not GoalStatus.COMPLETE and not request.replace:
             raise GoalExistsError(
                 f"thread {request.thread_id!r} has a goal that is {old.status}; complete or clear it"
                 " first, or use replace()"
@@ -290,7 +290,7 @@ class GoalRepository(GoalOperations):
             goal, request.turn_id, replaced_goal_id=None if old is None else old.goal_id
         )
 
-    def _change(self, request: Change) -> Goal:
+    def _change(self, request: ChangeGoal) -> Goal:
         goal = self._select(request.thread_id)
         _expect(request, goal, request.expected_goal_id)
         if goal is None:
@@ -324,7 +324,7 @@ class GoalRepository(GoalOperations):
             )
         return self._update(goal, new, request.turn_id)
 
-    def _resume(self, request: Resumption) -> Goal:
+    def _resume(self, request: ResumeGoal) -> Goal:
         goal = self._select(request.thread_id)
         _expect(request, goal, request.expected_goal_id)
         if goal is None:
@@ -343,7 +343,7 @@ class GoalRepository(GoalOperations):
         )
         return self._update(goal, new, request.turn_id)
 
-    def _clear(self, request: Clearing) -> Goal | None:
+    def _clear(self, request: ClearGoal) -> Goal | None:
         if request.expected_goal_id is None:
             rows = self.executor.run(_CLEAR, (request.thread_id,)).fetchall()
         else:
@@ -409,15 +409,15 @@ class GoalRepository(GoalOperations):
 
     # -- charging ----------------------------------------------------------------------------------
 
-    def _account(self, request: Charge) -> Accounting:
+    def _charge(self, request: Charge) -> Accounting:
         goal = self._select(request.thread_id)
         key = request.idempotency_key
         if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
             return _repeated(request, first, goal)
-        return self._charge(request, goal, request.tokens, request.time_ms, key)
+        return self._write_charge(request, goal, request.tokens, request.time_ms, key)
 
-    def _account_many(self, request: Charges) -> list[Accounting]:
-        """As `_account` for each, but each goal is read and written once and the log in one go."""
+    def _charge_many(self, request: ChargeMany) -> list[Accounting]:
+        """As `_charge` for each, but each goal is read and written once and the log in one go."""
         before: dict[str, Goal | None] = {}
         after: dict[str, Goal | None] = {}
         firsts: dict[tuple[str, str], RecordedCharge] = {}
@@ -464,12 +464,12 @@ class GoalRepository(GoalOperations):
             if values:
                 self.executor.run_many(statement, values)
 
-    def _record_usage(self, request: CumulativeUsage) -> Accounting:
+    def _record_total(self, request: RecordTotal) -> Accounting:
         stored = self.usage_log.baseline(request.thread_id, request.count_id)
         return self._charge_total(request, stored, self._select(request.thread_id))
 
     def _charge_total(
-        self, request: CumulativeUsage, stored: StoredBaseline | None, goal: Goal | None
+        self, request: RecordTotal, stored: StoredBaseline | None, goal: Goal | None
     ) -> Accounting:
         """Charges a goal what is new in a total, and moves the baseline to the total."""
         before = None if stored is None else stored.baseline
@@ -483,7 +483,7 @@ class GoalRepository(GoalOperations):
         else:  # a first total, a repeated or a late one: neither its tokens nor its time are new
             counts = not late and before is not None and cumulative(request.total) != before.total
         time_ms = request.time_ms if counts else 0
-        accounting = self._charge(request, goal, tokens, time_ms, None)
+        accounting = self._write_charge(request, goal, tokens, time_ms, None)
         if not late:
             # The tokens were used, whoever pays: the baseline moves also when no goal took the charge,
             # so that the next goal does not pay for them.
@@ -491,21 +491,21 @@ class GoalRepository(GoalOperations):
             self._write_baseline(request, stored, after, goal, paid=paid)
         return accounting
 
-    def _set_baseline(self, request: Baseline) -> None:
+    def _set_baseline(self, request: SetBaseline) -> None:
         stored = self.usage_log.baseline(request.thread_id, request.count_id)
         if not request.is_stated and self._comes_late(request, stored):
             return
         self._state_baseline(request, stored, self._select(request.thread_id))
 
     def _state_baseline(
-        self, request: Baseline, stored: StoredBaseline | None, goal: Goal | None
+        self, request: SetBaseline, stored: StoredBaseline | None, goal: Goal | None
     ) -> None:
         before = None if stored is None else stored.baseline
         after, _ = next_baseline(before, request.total, request.turn_id)
         self._write_baseline(request, stored, after, goal, paid=False)
 
     def _comes_late(
-        self, request: CumulativeUsage | Baseline, stored: StoredBaseline | None
+        self, request: RecordTotal | SetBaseline, stored: StoredBaseline | None
     ) -> bool:
         """Whether a total was overtaken. Says in the log if this thread's totals seem to be none."""
         if stored is None or not cumulative(request.total).is_below(stored.baseline.total):
@@ -525,15 +525,15 @@ class GoalRepository(GoalOperations):
         if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
             _logger.warning(
                 "the totals of thread %r fall in turn after turn, so they are no totals, and most of"
-                " them charge nothing: charge what one response used with account(), or give"
-                " record_usage() and the meter a count_id for each time that counting begins at zero",
+                " them charge nothing: charge what one response used with charge(), or give"
+                " record_total() and the meter a count_id for each time that counting begins at zero",
                 thread_id,
             )
         return late
 
     def _write_baseline(
         self,
-        request: CumulativeUsage | Baseline,
+        request: RecordTotal | SetBaseline,
         stored: StoredBaseline | None,
         usage: ThreadUsage | None,
         goal: Goal | None,
@@ -576,7 +576,7 @@ class GoalRepository(GoalOperations):
                     now_ms=wall_clock_ms(),
                 )
 
-    def _reconcile(self, request: Reconciliation) -> Accounting:
+    def _reconcile(self, request: Reconcile) -> Accounting:
         thread_id, total, count_id = request.thread_id, request.total, request.count_id
         stored = self.usage_log.baseline(thread_id, count_id)
         goal = self._select(thread_id)
@@ -585,12 +585,12 @@ class GoalRepository(GoalOperations):
             return Accounting(goal, applied=False)
         turn_id = request.turn_id or (None if before is None else before.turn_id)
         if goal is not None and before is not None and before.goal_id == goal.goal_id:
-            charge = CumulativeUsage(
+            charge = RecordTotal(
                 thread_id, total, 0, AccountingMode.ACTIVE_ONLY, None, turn_id, count_id
             )
             return self._charge_total(charge, stored, goal)
         # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
-        self._state_baseline(Baseline(thread_id, total, turn_id, count_id), stored, goal)
+        self._state_baseline(SetBaseline(thread_id, total, turn_id, count_id), stored, goal)
         return Accounting(goal, applied=False)
 
     # -- shared steps ------------------------------------------------------------------------------
@@ -661,9 +661,9 @@ class GoalRepository(GoalOperations):
             )
         return new
 
-    def _charge(
+    def _write_charge(
         self,
-        request: Charge | CumulativeUsage,
+        request: Charge | RecordTotal,
         goal: Goal | None,
         tokens: int,
         time_ms: int,
@@ -683,7 +683,7 @@ class GoalRepository(GoalOperations):
         return accounting
 
 
-def _log_unpaid(request: Charge | CumulativeUsage, accounting: Accounting) -> None:
+def _log_unpaid(request: Charge | RecordTotal, accounting: Accounting) -> None:
     goal = accounting.goal
     if goal is None or request.expected_goal_id not in (None, goal.goal_id):
         _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
@@ -745,7 +745,7 @@ def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | Non
 
 
 def _rows(
-    request: Charge | CumulativeUsage,
+    request: Charge | RecordTotal,
     goal: Goal,
     charged: Goal,
     tokens: int,

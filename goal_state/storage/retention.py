@@ -24,13 +24,13 @@ from sqlalchemy.sql import Executable
 
 from goal_state.storage.ledger import ConsumerCursors
 from goal_state.storage.repository import GoalRepository
-from goal_state.storage.schema import goal_balances, goal_events, goals
+from goal_state.storage.schema import balances, events, goals
 from goal_state.storage.sqlite.executor import Executor, Statement
 
 __all__ = ["last_prunable_position", "prune_chunk", "prune_ended"]
 
-_E = goal_events.c
-_B = goal_balances.c
+_E = events.c
+_B = balances.c
 _OLD: Final = and_(
     _E.position > bindparam("after"),
     _E.position <= bindparam("through"),
@@ -50,12 +50,12 @@ def _carry_forward() -> Executable:
         .group_by(_E.goal_id)
         .subquery()
     )
-    last = goal_events.alias("last")
+    last = events.alias("last")
     # A join by WHERE: after one by ON, SQLite would take ON CONFLICT for a part of it.
     cleared: ColumnElement[str] = literal_column("'cleared'")
     status = case((last.c.kind == cleared, cleared), else_=last.c.goal_status)
     sums = select(*old.columns, status).where(last.c.position == old.c.through_position)
-    statement = insert(goal_balances).from_select([c.name for c in goal_balances.columns], sums)
+    statement = insert(balances).from_select([c.name for c in balances.columns], sums)
     new = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=["goal_id"],
@@ -69,7 +69,7 @@ def _carry_forward() -> Executable:
 
 
 _CARRY_FORWARD = Statement(_carry_forward, "after through")
-_DELETE_OLD = Statement(lambda: delete(goal_events).where(_OLD), "after through")
+_DELETE_OLD = Statement(lambda: delete(events).where(_OLD), "after through")
 _FIRST_YOUNG = Statement(
     lambda: select(func.min(_E.position)).where(_E.occurred_at_ms >= bindparam("before_ms")),
     "before_ms",
@@ -80,7 +80,7 @@ _FIRST_PRUNABLE = Statement(
 
 
 def _ended() -> Executable:
-    other = goal_events.alias("other")
+    other = events.alias("other")
     return (
         select(_E.goal_id)
         .where(
@@ -97,10 +97,10 @@ def _ended() -> Executable:
 
 _ENDED = Statement(_ended, "through")
 _FORGET_EVENTS = Statement(
-    lambda: delete(goal_events).where(_E.goal_id == bindparam("goal_id")), "goal_id"
+    lambda: delete(events).where(_E.goal_id == bindparam("goal_id")), "goal_id"
 )
 _FORGET_BALANCE = Statement(
-    lambda: delete(goal_balances).where(_B.goal_id == bindparam("goal_id")), "goal_id"
+    lambda: delete(balances).where(_B.goal_id == bindparam("goal_id")), "goal_id"
 )
 
 

@@ -1,15 +1,17 @@
 """The schema: SQLAlchemy metadata of the tables. Rows are made and read by the modules above.
 
 Every rule of the domain that SQL can express is a CHECK here as well, so that no other writer of the
-file can break it either. Tables are STRICT: an integer overflow is an error, never a silent float.
+database can break it either. The DDL is SQLite's and PostgreSQL's; in SQLite the tables are STRICT: an
+integer overflow is an error, never a silent float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Index,
@@ -26,21 +28,24 @@ from goal_state.errors import SchemaIncompleteError
 __all__ = [
     "HEAD_REVISION",
     "VERSION_TABLE",
+    "balances",
+    "baselines",
     "check_tables",
-    "database_identity",
-    "event_cursors",
-    "goal_balances",
-    "goal_events",
+    "cursors",
+    "database",
+    "events",
     "goals",
     "metadata",
-    "thread_usage",
 ]
 
 VERSION_TABLE: Final = "goal_state_alembic_version"
 """Where alembic notes the schema's revision: a table of our own, so as to live in a host's database."""
 
-HEAD_REVISION: Final = "0005"
+HEAD_REVISION: Final = "0001"
 """The newest revision in `migrations/`. Known here so that opening a current file needs no alembic."""
+
+_INT64: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""64 bits; a STRICT table of SQLite knows them as INTEGER alone."""
 
 metadata: Final = MetaData(
     naming_convention={
@@ -51,41 +56,37 @@ metadata: Final = MetaData(
     }
 )
 
+
+def _where(condition: str) -> dict[str, Any]:
+    """What makes an index a partial one."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 _STATUSES = "('active', 'paused', 'blocked', 'usage_limited', 'budget_limited', 'complete')"
 
 goals: Final = Table(
-    "goals",
+    "goal_state_goals",
     metadata,
     Column("thread_id", Text, nullable=False),
     Column("goal_id", Text, primary_key=True, nullable=False),
     Column("objective", Text, nullable=False),
     Column("status", Text, nullable=False),
-    Column("token_budget", Integer),
-    Column("tokens_used", Integer, nullable=False),
-    Column("time_used_ms", Integer, nullable=False),
-    Column("created_at_ms", Integer, nullable=False),
-    Column("updated_at_ms", Integer, nullable=False),
-    Column(
-        "resume_at_ms",
-        Integer,
-        CheckConstraint("resume_at_ms IS NULL OR status = 'usage_limited'", name="resume_at_ms"),
-    ),
-    Column(
-        "blocked_reason",
-        Text,
-        CheckConstraint(
-            "blocked_reason IS NULL"
-            " OR (status = 'blocked' AND length(blocked_reason) BETWEEN 1 AND 4000)",
-            name="blocked_reason",
-        ),
-    ),
+    Column("token_budget", _INT64),
+    Column("tokens_used", _INT64, nullable=False),
+    Column("time_used_ms", _INT64, nullable=False),
+    Column("created_at_ms", _INT64, nullable=False),
+    Column("updated_at_ms", _INT64, nullable=False),
+    Column("resume_at_ms", _INT64),
+    Column("blocked_reason", Text),
     UniqueConstraint("thread_id"),
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
     CheckConstraint("length(goal_id) = 36", name="goal_id"),
     CheckConstraint(
-        "length(objective) BETWEEN 1 AND 4000 AND objective = trim(objective)"
-        " AND instr(objective, char(0)) = 0",
-        name="objective",
+        "length(objective) BETWEEN 1 AND 4000 AND objective = trim(objective)", name="objective"
+    ),
+    # PostgreSQL's text holds no NUL at all, and has no such functions.
+    CheckConstraint("instr(objective, char(0)) = 0", name="objective_without_nul").ddl_if(
+        dialect="sqlite"
     ),
     CheckConstraint(f"status IN {_STATUSES}", name="status"),
     CheckConstraint("token_budget > 0", name="token_budget"),
@@ -96,13 +97,19 @@ goals: Final = Table(
         "status <> 'active' OR token_budget IS NULL OR tokens_used < token_budget",
         name="active_within_budget",
     ),
+    CheckConstraint("resume_at_ms IS NULL OR status = 'usage_limited'", name="resume_at_ms"),
+    CheckConstraint(
+        "blocked_reason IS NULL OR (status = 'blocked' AND length(blocked_reason) BETWEEN 1 AND 4000)",
+        name="blocked_reason",
+    ),
     sqlite_strict=True,
 )
 
-goal_events: Final = Table(
-    "goal_events",
+events: Final = Table(
+    "goal_state_events",
     metadata,
-    Column("position", Integer, primary_key=True, autoincrement=True),
+    # No Identity(): on SQLite, which has none, alembic's check takes it for a change that is due.
+    Column("position", _INT64, primary_key=True, autoincrement=True),
     Column("event_id", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("thread_id", Text, nullable=False),
@@ -110,14 +117,14 @@ goal_events: Final = Table(
     Column("turn_id", Text),
     Column("goal_status", Text, nullable=False),
     Column("previous_status", Text),
-    Column("token_budget", Integer),
-    Column("tokens_delta", Integer, nullable=False),
-    Column("time_delta_ms", Integer, nullable=False),
-    Column("cumulative_tokens", Integer),
-    Column("cumulative_time_ms", Integer),
+    Column("token_budget", _INT64),
+    Column("tokens_delta", _INT64, nullable=False),
+    Column("time_delta_ms", _INT64, nullable=False),
+    Column("cumulative_tokens", _INT64),
+    Column("cumulative_time_ms", _INT64),
     Column("idempotency_key", Text),
     Column("replaced_goal_id", Text),
-    Column("occurred_at_ms", Integer, nullable=False),
+    Column("occurred_at_ms", _INT64, nullable=False),
     CheckConstraint(
         "kind IN ('created', 'usage_accounted', 'status_changed', 'cleared')", name="kind"
     ),
@@ -132,13 +139,13 @@ goal_events: Final = Table(
     # One full index only, on a key that rises with time: each one costs a fifth of a charge. The events
     # of a thread are found through its `created` events, since its goals follow one another.
     Index(None, "goal_id"),
-    Index("ix_goal_events_created", "thread_id", sqlite_where=text("kind = 'created'")),
+    Index("ix_goal_state_events_created", "thread_id", **_where("kind = 'created'")),
     Index(
-        "uq_goal_events_idempotency_key",
+        "uq_goal_state_events_idempotency_key",
         "thread_id",
         "idempotency_key",
         unique=True,
-        sqlite_where=text("idempotency_key IS NOT NULL"),
+        **_where("idempotency_key IS NOT NULL"),
     ),
     sqlite_autoincrement=True,
     sqlite_strict=True,
@@ -153,25 +160,20 @@ _COUNTS = (
     "total_tokens",
 )
 
-thread_usage: Final = Table(
-    "thread_usage",
+baselines: Final = Table(
+    "goal_state_baselines",
     metadata,
     Column("thread_id", Text, primary_key=True, nullable=False),
     # Which of its counts, as the host names them; "" for the one without a name.
     Column("count_id", Text, primary_key=True, nullable=False),
     Column("turn_id", Text),
-    *(Column(name, Integer, nullable=False) for name in _COUNTS),
-    *(Column(f"last_{name}", Integer, nullable=False) for name in _COUNTS),
-    Column("model_context_window", Integer),
-    Column("updated_at_ms", Integer, nullable=False),
+    *(Column(name, _INT64, nullable=False) for name in _COUNTS),
+    *(Column(f"last_{name}", _INT64, nullable=False) for name in _COUNTS),
+    Column("model_context_window", _INT64),
+    Column("updated_at_ms", _INT64, nullable=False),
     Column("goal_id", Text),  # the thread's goal when this was recorded
-    Column(  # how often the count began anew: each time that a lower total took its place
-        "count_number",
-        Integer,
-        CheckConstraint("count_number >= 0", name="count_number"),
-        nullable=False,
-        server_default=text("0"),
-    ),
+    # How often the count began anew: each time that a lower total took its place.
+    Column("count_number", _INT64, nullable=False),
     Column("warned_goal_id", Text),  # the goal that a meter has called exhausted, while it is so
     # Turns that reported totals and paid nothing, so that no event names them: a JSON list, latest last.
     Column("unpaid_turn_ids", Text),
@@ -180,46 +182,48 @@ thread_usage: Final = Table(
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"
     ),
+    CheckConstraint("count_number >= 0", name="count_number"),
     sqlite_strict=True,
 )
 
-goal_balances: Final = Table(
-    "goal_balances",
+balances: Final = Table(
+    "goal_state_balances",
     metadata,
     Column("goal_id", Text, primary_key=True, nullable=False),
-    Column("through_position", Integer, nullable=False),
-    Column("tokens", Integer, nullable=False),
-    Column("time_ms", Integer, nullable=False),
+    Column("through_position", _INT64, nullable=False),
+    Column("tokens", _INT64, nullable=False),
+    Column("time_ms", _INT64, nullable=False),
     Column("status", Text, nullable=False),  # or "cleared"
     CheckConstraint("tokens >= 0 AND time_ms >= 0", name="sums"),
     CheckConstraint("through_position > 0", name="through_position"),
     sqlite_strict=True,
 )
 
-event_cursors: Final = Table(
-    "event_cursors",
+cursors: Final = Table(
+    "goal_state_cursors",
     metadata,
     Column("name", Text, primary_key=True, nullable=False),
-    Column("position", Integer, nullable=False),
+    Column("position", _INT64, nullable=False),
     Column("holder", Text),
-    Column("lease_expires_at_ms", Integer),
-    Column("updated_at_ms", Integer, nullable=False),
+    Column("lease_expires_at_ms", _INT64),
+    Column("updated_at_ms", _INT64, nullable=False),
     CheckConstraint("length(name) BETWEEN 1 AND 256", name="name"),
     CheckConstraint("position >= 0", name="position"),
     CheckConstraint("(holder IS NULL) = (lease_expires_at_ms IS NULL)", name="holder"),
     sqlite_strict=True,
 )
 
-database_identity: Final = Table(
-    "database_identity",
+database: Final = Table(
+    "goal_state_database",
     metadata,
-    Column(
-        "identity", Text, primary_key=True, nullable=False
-    ),  # one row, given by whoever opens it
+    Column("number", Integer, primary_key=True, autoincrement=False, server_default=text("1")),
+    Column("identity", Text, nullable=False),  # tells a copy from its original
+    # Which tokens of a usage count, for every process that charges.
+    Column("counted_tokens", Text, nullable=False, server_default=text("'uncached'")),
+    CheckConstraint("number = 1", name="one_row"),  # whoever inserts the second is refused
+    CheckConstraint("length(counted_tokens) BETWEEN 1 AND 256", name="counted_tokens"),
     sqlite_strict=True,
 )
-_ADDED_IN: Final = {"goal_balances": "0003", "database_identity": "0005"}
-"""The revision that made a table; the others are there since the first."""
 
 
 def check_tables(names: Collection[str], revision: str | None) -> None:
@@ -244,12 +248,8 @@ def check_tables(names: Collection[str], revision: str | None) -> None:
                 " goal_state.migrate.include_name.) The database was left as it was"
             )
         return
-    missing = sorted(
-        name
-        for name in metadata.tables
-        if name not in there and _ADDED_IN.get(name, "") <= revision <= HEAD_REVISION
-    )
-    if missing:
+    missing = sorted(metadata.tables.keys() - there)
+    if missing and revision <= HEAD_REVISION:
         raise SchemaIncompleteError(
             f"the database is at revision {revision} and lacks {_listed(missing)}; something else than"
             " goal-state dropped what was in it. Restore a backup from before that. (A migration that"

@@ -24,11 +24,11 @@ from goal_state.storage.exported_rows import MAX_COUNTER, check_row
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import (
     HEAD_REVISION,
-    event_cursors,
-    goal_balances,
-    goal_events,
+    balances,
+    baselines,
+    cursors,
+    events,
     goals,
-    thread_usage,
 )
 from goal_state.storage.sqlite.database import change_identity
 from goal_state.storage.sqlite.executor import Executor, Statement
@@ -50,10 +50,8 @@ character escaped, has a tenth of that."""
 _FORMAT: Final = 2
 _BATCH: Final = 1000
 
-_TABLES: Final = {
-    table.name: table for table in (goals, goal_events, goal_balances, thread_usage, event_cursors)
-}
-_NOT_MOVED: Final = {"event_cursors": {"holder", "lease_expires_at_ms"}}
+_TABLES: Final = {table.name: table for table in (goals, events, balances, baselines, cursors)}
+_NOT_MOVED: Final = {cursors.name: {"holder", "lease_expires_at_ms"}}
 _COLUMNS: Final = {
     name: tuple(column.name for column in table.columns) for name, table in _TABLES.items()
 }
@@ -66,12 +64,14 @@ _KEYS: Final = {
     name: [column.name for column in table.primary_key.columns] for name, table in _TABLES.items()
 }
 
-_LAST_EVER = Statement(lambda: text("SELECT seq FROM sqlite_sequence WHERE name = 'goal_events'"))
+_LAST_EVER = Statement(
+    lambda: text("SELECT seq FROM sqlite_sequence WHERE name = 'goal_state_events'")
+)
 _FORGET_LAST_EVER = Statement(
-    lambda: text("DELETE FROM sqlite_sequence WHERE name = 'goal_events'")
+    lambda: text("DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'")
 )
 _SET_LAST_EVER = Statement(
-    lambda: text("INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_events', :position)"),
+    lambda: text("INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', :position)"),
     "position",
 )
 
@@ -103,8 +103,8 @@ _NEW_ROW: Final = {name: _new_row(table) for name, table in _TABLES.items()}
 _HOW_MANY: Final = {name: _how_many(table) for name, table in _TABLES.items()}
 _HOW_MANY_BEFORE: Final = {name: _how_many_before(table) for name, table in _TABLES.items()}
 
-_E = goal_events.c
-_B = goal_balances.c
+_E = events.c
+_B = balances.c
 _CREATED: Final = _E.kind == literal_column("'created'")
 _SAME_EVENT_ID = Statement(
     lambda: (
@@ -124,7 +124,7 @@ _BALANCE_OF_NO_GOAL = Statement(
 _IN_BALANCE_ALREADY = Statement(
     lambda: (
         select(_E.position)
-        .join(goal_balances, _B.goal_id == _E.goal_id)
+        .join(balances, _B.goal_id == _E.goal_id)
         .where(~_CREATED, _E.position <= _B.through_position)
     )
 )
@@ -132,10 +132,10 @@ _FIRST_OF_GOAL = Statement(
     lambda: select(func.min(_E.position)).where(_E.goal_id == bindparam("goal_id")), "goal_id"
 )
 _CONTRADICTIONS: Final = (
-    ("goal_events", _SAME_EVENT_ID, "event_id: must be another one than that of any other event"),
-    ("goal_events", _REPLACED_AND_THERE, "replaced_goal_id: that goal is there"),
-    ("goal_balances", _BALANCE_OF_NO_GOAL, "goal_id: no goal of this id was created before"),
-    ("goal_events", _IN_BALANCE_ALREADY, "position: the balance of its goal contains it already"),
+    (events.name, _SAME_EVENT_ID, "event_id: must be another one than that of any other event"),
+    (events.name, _REPLACED_AND_THERE, "replaced_goal_id: that goal is there"),
+    (balances.name, _BALANCE_OF_NO_GOAL, "goal_id: no goal of this id was created before"),
+    (events.name, _IN_BALANCE_ALREADY, "position: the balance of its goal contains it already"),
 )
 
 
@@ -212,7 +212,7 @@ def import_lines(repository: GoalRepository, lines: Iterable[str]) -> int:
     executor = repository.executor
     for name, statement in _ALL_ROWS.items():
         if next(executor.stream(statement), None) is not None:
-            raise StoreNotEmptyError(f"the store has {name} already; import into a new one")
+            raise StoreNotEmptyError(f"the store has rows in {name} already; import into a new one")
     run = _Import(executor)
     for number, line in enumerate(lines, 1):
         run.take(number, line)
@@ -294,9 +294,9 @@ class _Import:
         for difference in verify(repository, None):
             goal = repository.get(difference.thread_id)
             if goal is not None and goal.goal_id == difference.goal_id:
-                self._refuse("goals", goal.goal_id, str(difference))
+                self._refuse(goals.name, goal.goal_id, str(difference))
             position = self._executor.run(_FIRST_OF_GOAL, (difference.goal_id,)).fetchone()[0]
-            self._refuse("goal_events", position, str(difference))
+            self._refuse(events.name, position, str(difference))
 
     def _take_header(self, header: dict[str, Any]) -> None:
         last = header.get("last_position")

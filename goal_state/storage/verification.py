@@ -10,14 +10,14 @@ from sqlalchemy import bindparam, literal_column, select, union
 
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.repository import GoalRepository
-from goal_state.storage.schema import goal_balances, goal_events, goals
+from goal_state.storage.schema import balances, events, goals
 from goal_state.storage.sqlite.executor import Executor, Statement
 
 __all__ = ["Difference", "verify"]
 
-_E = goal_events.c
-_B = goal_balances.c
-_CREATED = goal_events.alias("created")
+_E = events.c
+_B = balances.c
+_CREATED = events.alias("created")
 _COLUMNS = (
     _E.goal_id,
     _E.kind,
@@ -33,7 +33,7 @@ _COLUMNS = (
     _B.time_ms,
     _B.status,
 )
-_FROM = goal_events.outerjoin(goal_balances, _B.goal_id == _E.goal_id)
+_FROM = events.outerjoin(balances, _B.goal_id == _E.goal_id)
 _LEDGERS = Statement(lambda: select(*_COLUMNS).select_from(_FROM).order_by(_E.goal_id, _E.position))
 _LEDGERS_OF_THREAD = Statement(
     lambda: (

@@ -1,4 +1,4 @@
-"""The first schema: goals, their event log, usage baselines and the cursors of consumers.
+"""The first schema: goals, their event log, baselines, balances, consumers' cursors, and the database's own row.
 
 Revision: 0001
 Follows: nothing
@@ -12,44 +12,77 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_STATUSES = "('active', 'paused', 'blocked', 'usage_limited', 'budget_limited', 'complete')"
+_COUNTS = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_input_tokens",
+    "output_tokens",
+    "reasoning_output_tokens",
+    "total_tokens",
+)
+# A STRICT table of SQLite has one type for integers of every size.
+_INT64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _where(condition: str) -> dict[str, sa.TextClause]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+
 
 def upgrade() -> None:
     op.create_table(
-        "goals",
+        "goal_state_goals",
         sa.Column("thread_id", sa.Text(), nullable=False),
         sa.Column("goal_id", sa.Text(), nullable=False),
         sa.Column("objective", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("token_budget", sa.Integer()),
-        sa.Column("tokens_used", sa.Integer(), nullable=False),
-        sa.Column("time_used_ms", sa.Integer(), nullable=False),
-        sa.Column("created_at_ms", sa.Integer(), nullable=False),
-        sa.Column("updated_at_ms", sa.Integer(), nullable=False),
-        sa.UniqueConstraint("thread_id", name=op.f("uq_goals_thread_id")),
-        sa.CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name=op.f("ck_goals_thread_id")),
-        sa.CheckConstraint("length(goal_id) = 36", name=op.f("ck_goals_goal_id")),
+        sa.Column("token_budget", _INT64),
+        sa.Column("tokens_used", _INT64, nullable=False),
+        sa.Column("time_used_ms", _INT64, nullable=False),
+        sa.Column("created_at_ms", _INT64, nullable=False),
+        sa.Column("updated_at_ms", _INT64, nullable=False),
+        sa.Column("resume_at_ms", _INT64),
+        sa.Column("blocked_reason", sa.Text()),
+        sa.PrimaryKeyConstraint("goal_id", name=op.f("pk_goal_state_goals")),
+        sa.UniqueConstraint("thread_id", name=op.f("uq_goal_state_goals_thread_id")),
         sa.CheckConstraint(
-            "length(objective) BETWEEN 1 AND 4000 AND objective = trim(objective) AND instr(objective, char(0)) = 0",
-            name=op.f("ck_goals_objective"),
+            "length(thread_id) BETWEEN 1 AND 256", name=op.f("ck_goal_state_goals_thread_id")
         ),
+        sa.CheckConstraint("length(goal_id) = 36", name=op.f("ck_goal_state_goals_goal_id")),
         sa.CheckConstraint(
-            "status IN ('active', 'paused', 'blocked', 'usage_limited', 'budget_limited', 'complete')",
-            name=op.f("ck_goals_status"),
+            "length(objective) BETWEEN 1 AND 4000 AND objective = trim(objective)",
+            name=op.f("ck_goal_state_goals_objective"),
         ),
-        sa.CheckConstraint("token_budget > 0", name=op.f("ck_goals_token_budget")),
-        sa.CheckConstraint("tokens_used >= 0", name=op.f("ck_goals_tokens_used")),
-        sa.CheckConstraint("time_used_ms >= 0", name=op.f("ck_goals_time_used_ms")),
-        sa.CheckConstraint("updated_at_ms >= created_at_ms", name=op.f("ck_goals_updated_at_ms")),
+        # PostgreSQL's text holds no NUL at all, and it has no such functions.
+        sa.CheckConstraint(
+            "instr(objective, char(0)) = 0",
+            name=op.f("ck_goal_state_goals_objective_without_nul"),
+        ).ddl_if(dialect="sqlite"),
+        sa.CheckConstraint(f"status IN {_STATUSES}", name=op.f("ck_goal_state_goals_status")),
+        sa.CheckConstraint("token_budget > 0", name=op.f("ck_goal_state_goals_token_budget")),
+        sa.CheckConstraint("tokens_used >= 0", name=op.f("ck_goal_state_goals_tokens_used")),
+        sa.CheckConstraint("time_used_ms >= 0", name=op.f("ck_goal_state_goals_time_used_ms")),
+        sa.CheckConstraint(
+            "updated_at_ms >= created_at_ms", name=op.f("ck_goal_state_goals_updated_at_ms")
+        ),
         sa.CheckConstraint(
             "status <> 'active' OR token_budget IS NULL OR tokens_used < token_budget",
-            name=op.f("ck_goals_active_within_budget"),
+            name=op.f("ck_goal_state_goals_active_within_budget"),
         ),
-        sa.PrimaryKeyConstraint("goal_id", name=op.f("pk_goals")),
+        sa.CheckConstraint(
+            "resume_at_ms IS NULL OR status = 'usage_limited'",
+            name=op.f("ck_goal_state_goals_resume_at_ms"),
+        ),
+        sa.CheckConstraint(
+            "blocked_reason IS NULL OR (status = 'blocked' AND length(blocked_reason) BETWEEN 1 AND 4000)",
+            name=op.f("ck_goal_state_goals_blocked_reason"),
+        ),
         sqlite_strict=True,
     )
+
     op.create_table(
-        "goal_events",
-        sa.Column("position", sa.Integer(), autoincrement=True, nullable=False),
+        "goal_state_events",
+        sa.Column("position", _INT64, autoincrement=True, nullable=False),
         sa.Column("event_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("thread_id", sa.Text(), nullable=False),
@@ -57,92 +90,134 @@ def upgrade() -> None:
         sa.Column("turn_id", sa.Text()),
         sa.Column("goal_status", sa.Text(), nullable=False),
         sa.Column("previous_status", sa.Text()),
-        sa.Column("token_budget", sa.Integer()),
-        sa.Column("tokens_delta", sa.Integer(), nullable=False),
-        sa.Column("time_delta_ms", sa.Integer(), nullable=False),
-        sa.Column("cumulative_tokens", sa.Integer()),
-        sa.Column("cumulative_time_ms", sa.Integer()),
+        sa.Column("token_budget", _INT64),
+        sa.Column("tokens_delta", _INT64, nullable=False),
+        sa.Column("time_delta_ms", _INT64, nullable=False),
+        sa.Column("cumulative_tokens", _INT64),
+        sa.Column("cumulative_time_ms", _INT64),
         sa.Column("idempotency_key", sa.Text()),
         sa.Column("replaced_goal_id", sa.Text()),
-        sa.Column("occurred_at_ms", sa.Integer(), nullable=False),
+        sa.Column("occurred_at_ms", _INT64, nullable=False),
+        sa.PrimaryKeyConstraint("position", name=op.f("pk_goal_state_events")),
         sa.CheckConstraint(
             "kind IN ('created', 'usage_accounted', 'status_changed', 'cleared')",
-            name=op.f("ck_goal_events_kind"),
+            name=op.f("ck_goal_state_events_kind"),
         ),
         sa.CheckConstraint(
-            "goal_status IN ('active', 'paused', 'blocked', 'usage_limited', 'budget_limited', 'complete')",
-            name=op.f("ck_goal_events_goal_status"),
+            f"goal_status IN {_STATUSES}", name=op.f("ck_goal_state_events_goal_status")
         ),
         sa.CheckConstraint(
-            "tokens_delta >= 0 AND time_delta_ms >= 0 AND (kind = 'usage_accounted') = (cumulative_tokens IS NOT NULL) AND (kind = 'usage_accounted') = (cumulative_time_ms IS NOT NULL) AND (kind = 'usage_accounted' OR (tokens_delta = 0 AND time_delta_ms = 0))",
-            name=op.f("ck_goal_events_usage"),
+            "tokens_delta >= 0 AND time_delta_ms >= 0"
+            " AND (kind = 'usage_accounted') = (cumulative_tokens IS NOT NULL)"
+            " AND (kind = 'usage_accounted') = (cumulative_time_ms IS NOT NULL)"
+            " AND (kind = 'usage_accounted' OR (tokens_delta = 0 AND time_delta_ms = 0))",
+            name=op.f("ck_goal_state_events_usage"),
         ),
-        sa.PrimaryKeyConstraint("position", name=op.f("pk_goal_events")),
         sqlite_autoincrement=True,
         sqlite_strict=True,
     )
-    op.create_table(
-        "thread_usage",
-        sa.Column("thread_id", sa.Text(), nullable=False),
-        sa.Column("turn_id", sa.Text()),
-        sa.Column("input_tokens", sa.Integer(), nullable=False),
-        sa.Column("cached_input_tokens", sa.Integer(), nullable=False),
-        sa.Column("cache_write_input_tokens", sa.Integer(), nullable=False),
-        sa.Column("output_tokens", sa.Integer(), nullable=False),
-        sa.Column("reasoning_output_tokens", sa.Integer(), nullable=False),
-        sa.Column("total_tokens", sa.Integer(), nullable=False),
-        sa.Column("last_input_tokens", sa.Integer(), nullable=False),
-        sa.Column("last_cached_input_tokens", sa.Integer(), nullable=False),
-        sa.Column("last_cache_write_input_tokens", sa.Integer(), nullable=False),
-        sa.Column("last_output_tokens", sa.Integer(), nullable=False),
-        sa.Column("last_reasoning_output_tokens", sa.Integer(), nullable=False),
-        sa.Column("last_total_tokens", sa.Integer(), nullable=False),
-        sa.Column("model_context_window", sa.Integer()),
-        sa.Column("updated_at_ms", sa.Integer(), nullable=False),
-        sa.CheckConstraint(
-            "length(thread_id) BETWEEN 1 AND 256", name=op.f("ck_thread_usage_thread_id")
-        ),
-        sa.CheckConstraint(
-            "input_tokens >= 0 AND last_input_tokens >= 0 AND cached_input_tokens >= 0 AND last_cached_input_tokens >= 0 AND cache_write_input_tokens >= 0 AND last_cache_write_input_tokens >= 0 AND output_tokens >= 0 AND last_output_tokens >= 0 AND reasoning_output_tokens >= 0 AND last_reasoning_output_tokens >= 0 AND total_tokens >= 0 AND last_total_tokens >= 0",
-            name=op.f("ck_thread_usage_counts"),
-        ),
-        sa.PrimaryKeyConstraint("thread_id", name=op.f("pk_thread_usage")),
-        sqlite_strict=True,
+    op.create_index(op.f("ix_goal_state_events_goal_id"), "goal_state_events", ["goal_id"])
+    op.create_index(
+        op.f("ix_goal_state_events_created"),
+        "goal_state_events",
+        ["thread_id"],
+        **_where("kind = 'created'"),
     )
+    op.create_index(
+        op.f("uq_goal_state_events_idempotency_key"),
+        "goal_state_events",
+        ["thread_id", "idempotency_key"],
+        unique=True,
+        **_where("idempotency_key IS NOT NULL"),
+    )
+
     op.create_table(
-        "event_cursors",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("holder", sa.Text()),
-        sa.Column("lease_expires_at_ms", sa.Integer()),
-        sa.Column("updated_at_ms", sa.Integer(), nullable=False),
-        sa.CheckConstraint("length(name) BETWEEN 1 AND 256", name=op.f("ck_event_cursors_name")),
-        sa.CheckConstraint("position >= 0", name=op.f("ck_event_cursors_position")),
+        "goal_state_baselines",
+        sa.Column("thread_id", sa.Text(), nullable=False),
+        sa.Column("count_id", sa.Text(), nullable=False),
+        sa.Column("turn_id", sa.Text()),
+        *(sa.Column(name, _INT64, nullable=False) for name in _COUNTS),
+        *(sa.Column(f"last_{name}", _INT64, nullable=False) for name in _COUNTS),
+        sa.Column("model_context_window", _INT64),
+        sa.Column("updated_at_ms", _INT64, nullable=False),
+        sa.Column("goal_id", sa.Text()),
+        sa.Column("count_number", _INT64, nullable=False),
+        sa.Column("warned_goal_id", sa.Text()),
+        sa.Column("unpaid_turn_ids", sa.Text()),
+        sa.PrimaryKeyConstraint("thread_id", "count_id", name=op.f("pk_goal_state_baselines")),
         sa.CheckConstraint(
-            "(holder IS NULL) = (lease_expires_at_ms IS NULL)", name=op.f("ck_event_cursors_holder")
+            "length(thread_id) BETWEEN 1 AND 256", name=op.f("ck_goal_state_baselines_thread_id")
         ),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_event_cursors")),
+        sa.CheckConstraint(
+            "length(count_id) <= 256", name=op.f("ck_goal_state_baselines_count_id")
+        ),
+        sa.CheckConstraint(
+            " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS),
+            name=op.f("ck_goal_state_baselines_counts"),
+        ),
+        sa.CheckConstraint("count_number >= 0", name=op.f("ck_goal_state_baselines_count_number")),
         sqlite_strict=True,
     )
 
-    op.create_index(op.f("ix_goal_events_goal_id"), "goal_events", ["goal_id"])
-    op.create_index(
-        op.f("ix_goal_events_created"),
-        "goal_events",
-        ["thread_id"],
-        sqlite_where=sa.text("kind = 'created'"),
+    op.create_table(
+        "goal_state_balances",
+        sa.Column("goal_id", sa.Text(), nullable=False),
+        sa.Column("through_position", _INT64, nullable=False),
+        sa.Column("tokens", _INT64, nullable=False),
+        sa.Column("time_ms", _INT64, nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("goal_id", name=op.f("pk_goal_state_balances")),
+        sa.CheckConstraint(
+            "tokens >= 0 AND time_ms >= 0", name=op.f("ck_goal_state_balances_sums")
+        ),
+        sa.CheckConstraint(
+            "through_position > 0", name=op.f("ck_goal_state_balances_through_position")
+        ),
+        sqlite_strict=True,
     )
-    op.create_index(
-        op.f("uq_goal_events_idempotency_key"),
-        "goal_events",
-        ["thread_id", "idempotency_key"],
-        unique=True,
-        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+
+    op.create_table(
+        "goal_state_cursors",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("position", _INT64, nullable=False),
+        sa.Column("holder", sa.Text()),
+        sa.Column("lease_expires_at_ms", _INT64),
+        sa.Column("updated_at_ms", _INT64, nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_goal_state_cursors")),
+        sa.CheckConstraint(
+            "length(name) BETWEEN 1 AND 256", name=op.f("ck_goal_state_cursors_name")
+        ),
+        sa.CheckConstraint("position >= 0", name=op.f("ck_goal_state_cursors_position")),
+        sa.CheckConstraint(
+            "(holder IS NULL) = (lease_expires_at_ms IS NULL)",
+            name=op.f("ck_goal_state_cursors_holder"),
+        ),
+        sqlite_strict=True,
+    )
+
+    op.create_table(
+        "goal_state_database",
+        sa.Column(
+            "number", sa.Integer(), autoincrement=False, server_default=sa.text("1"), nullable=False
+        ),
+        sa.Column("identity", sa.Text(), nullable=False),
+        sa.Column(
+            "counted_tokens", sa.Text(), server_default=sa.text("'uncached'"), nullable=False
+        ),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_goal_state_database")),
+        sa.CheckConstraint("number = 1", name=op.f("ck_goal_state_database_one_row")),
+        sa.CheckConstraint(
+            "length(counted_tokens) BETWEEN 1 AND 256",
+            name=op.f("ck_goal_state_database_counted_tokens"),
+        ),
+        sqlite_strict=True,
     )
 
 
 def downgrade() -> None:
-    op.drop_table("event_cursors")
-    op.drop_table("thread_usage")
-    op.drop_table("goal_events")
-    op.drop_table("goals")
+    op.drop_table("goal_state_database")
+    op.drop_table("goal_state_cursors")
+    op.drop_table("goal_state_balances")
+    op.drop_table("goal_state_baselines")
+    op.drop_table("goal_state_events")
+    op.drop_table("goal_state_goals")

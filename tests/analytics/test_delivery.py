@@ -41,7 +41,7 @@ def charges(store: GoalStore, count: int) -> None:
 
     def work(repository: Any) -> None:
         for _ in range(count):
-            repository.account("thread-1", tokens=1)
+            repository.charge("thread-1", tokens=1)
 
     store.transact(work)
 
@@ -104,7 +104,7 @@ def test_no_goal_operation_waits_for_a_sink(store: GoalStore) -> None:
     with send_events(store, sink, context=CONTEXT) as consumer:
         assert entered.wait(PATIENCE_SECONDS)
         # The sink is in the middle of its first batch, and stays there until all of this is done.
-        store.account("thread-1", tokens=5)
+        store.charge("thread-1", tokens=5)
         store.set("thread-1", status="paused")
         assert store.get("thread-1") is not None
         store.clear("thread-1")

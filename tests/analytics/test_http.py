@@ -43,7 +43,7 @@ def fill(store: GoalStore, events: int) -> None:
     def work(repository: Any) -> None:
         repository.replace("thread-1", "Ship it")
         for _ in range(events - 1):
-            repository.account("thread-1", tokens=1)
+            repository.charge("thread-1", tokens=1)
 
     store.transact(work)
 
@@ -221,7 +221,7 @@ def test_a_sender_that_is_killed_goes_on_after_the_next_start(path: Path, letter
             process.kill()
             process.wait(PATIENCE_SECONDS)
         # The lease of the dead runs out in ten seconds, or at once.
-        execute(path, "UPDATE event_cursors SET lease_expires_at_ms = 0")
+        execute(path, "UPDATE goal_state_cursors SET lease_expires_at_ms = 0")
         with (
             HttpSink(receiver.url, dead_letter_path=letters) as sink,
             send_events(store, sink, context=CONTEXT) as consumer,

@@ -73,10 +73,10 @@ def telemetry() -> Iterator[Telemetry]:
 def live(store: GoalStore) -> None:
     """A goal that crosses its budget, is raised, completed, replaced and cleared."""
     store.create("thread-1", "Ship it", token_budget=100, turn_id="turn-1")
-    store.account("thread-1", tokens=40, seconds=2.5, turn_id="turn-1")
-    store.account("thread-1", tokens=70, seconds=1.0, turn_id="turn-2")
+    store.charge("thread-1", tokens=40, seconds=2.5, turn_id="turn-1")
+    store.charge("thread-1", tokens=70, seconds=1.0, turn_id="turn-2")
     store.resume("thread-1", token_budget=1000)
-    store.account("thread-1", tokens=5)
+    store.charge("thread-1", tokens=5)
     store.set("thread-1", status="complete")
     store.replace("thread-1", "Ship another")
     store.clear("thread-1")

@@ -36,9 +36,9 @@ def test_the_recorded_events_are_rebuilt_byte_for_byte(store: GoalStore, tmp_pat
         runtime_arch="x86_64",
     )
     goal = store.create(thread, "Ship the parser", token_budget=500, turn_id=turns[0])
-    store.account(thread, tokens=140, seconds=0.2, turn_id=turns[1])
-    store.account(thread, tokens=190, seconds=0.3, turn_id=turns[2])
-    store.account(thread, tokens=210, seconds=0.4, turn_id=turns[3])
+    store.charge(thread, tokens=140, seconds=0.2, turn_id=turns[1])
+    store.charge(thread, tokens=190, seconds=0.3, turn_id=turns[2])
+    store.charge(thread, tokens=210, seconds=0.4, turn_id=turns[3])
     store.clear(thread)
 
     target = tmp_path / "events.jsonl"
@@ -51,8 +51,8 @@ def test_the_recorded_events_are_rebuilt_byte_for_byte(store: GoalStore, tmp_pat
 
 def test_seconds_are_whole_and_cumulative(store: GoalStore) -> None:
     store.create("thread-1", "Ship it")
-    store.account("thread-1", seconds=1.9)
-    store.account("thread-1", seconds=1.9)
+    store.charge("thread-1", seconds=1.9)
+    store.charge("thread-1", seconds=1.9)
     seconds = [
         payload["event_params"]["cumulative_time_accounted_seconds"]
         for payload in sent(store, AnalyticsContext(client_name="agent", client_version="1"))

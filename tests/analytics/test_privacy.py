@@ -23,7 +23,7 @@ def live(store: GoalStore) -> None:
     first, second, third, reason, key = SECRETS
     store.create("thread-marker", first, token_budget=10, turn_id="turn-marker")
     store.set("thread-marker", objective=second)
-    store.account("thread-marker", tokens=50, idempotency_key=key)
+    store.charge("thread-marker", tokens=50, idempotency_key=key)
     store.resume("thread-marker", token_budget=100)
     store.replace("thread-marker", third)
     store.set("thread-marker", status="blocked", blocked_reason=reason)

@@ -29,7 +29,7 @@ def db(tmp_path: Path) -> Path:
     with GoalStore.open(path) as store:
         store.create("a", "x", token_budget=10)
         store.create("b", "y")
-        store.account("a", tokens=10, turn_id="turn-1", idempotency_key="key")
+        store.charge("a", tokens=10, turn_id="turn-1", idempotency_key="key")
         store.clear("b")
     return path
 
@@ -145,7 +145,7 @@ def test_a_terminal_without_unicode_is_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     with GoalStore.open(path) as store:
         store.create("a", "目標", token_budget=10)
-        store.account("a", tokens=5)
+        store.charge("a", tokens=5)
     done = subprocess.run(
         [*COMMAND, "show", "a", "--db", str(path)],
         env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"},

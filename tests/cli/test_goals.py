@@ -22,7 +22,7 @@ def db(tmp_path: Path) -> Path:
     with GoalStore.open(path) as store:
         store.create("over", "Ship the parser", token_budget=100)
         store.set_baseline("over", TokenUsage())
-        store.record_usage(
+        store.record_total(
             "over",
             TokenUsage(input_tokens=150, cached_input_tokens=30, output_tokens=20),
             seconds=2.5,
@@ -197,10 +197,10 @@ def test_show_finds_the_last_events_far_back_in_the_log(tmp_path: Path) -> None:
     with GoalStore.open(path, durability="normal") as store:
         store.create("old", "x")
         for number in range(8):
-            store.account("old", tokens=number + 1)
+            store.charge("old", tokens=number + 1)
         store.create("busy", "y")
         for _ in range(200):
-            store.account("busy", tokens=1)
+            store.charge("busy", tokens=1)
     shown = run_json("show", "old", "--db", path)["last_events"]
     assert [one["tokens_delta"] for one in shown] == [4, 5, 6, 7, 8]
 
@@ -240,7 +240,7 @@ def test_verify_agrees(db: Path) -> None:
 
 def test_verify_exits_with_1_when_it_finds_a_difference(db: Path) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute("UPDATE goals SET tokens_used = 141 WHERE thread_id = 'over'")
+        connection.execute("UPDATE goal_state_goals SET tokens_used = 141 WHERE thread_id = 'over'")
     text = run("verify", "--db", db, code=1).stdout
     assert "thread 'over': tokens_used is 141, the log says 140" in text
     found = run_json("verify", "--db", db, code=1)

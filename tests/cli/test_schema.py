@@ -12,6 +12,7 @@ from goal_state import GoalStore, migrate
 from goal_state.storage.schema import HEAD_REVISION
 from tests.cli.program import refused, run, run_json, run_json_lines
 from tests.databases import contents, fingerprints
+from tests.next_schema import NEXT_REVISION
 
 FIRST = migrate.history()[0].revision
 
@@ -24,18 +25,19 @@ def tables(path: Path) -> set[str]:
 
 def test_upgrade_makes_a_database_for_its_owner_alone(path: Path) -> None:
     assert run("db", "upgrade", "--db", path).stdout == f"{path}: no schema → {HEAD_REVISION}\n"
-    assert {"goals", "goal_events"} <= tables(path)
+    assert {"goal_state_goals", "goal_state_events"} <= tables(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert run("db", "upgrade", "--db", path).stdout == f"{path}: {HEAD_REVISION}\n"
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_upgrade_goes_as_far_as_it_is_told(path: Path) -> None:
     state = run_json("db", "upgrade", FIRST, "--db", path)
     assert state == {
         "database": str(path),
         "revision": FIRST,
         "previous_revision": None,
-        "head": HEAD_REVISION,
+        "head": NEXT_REVISION,
     }
     assert run("db", "current", "--db", path).stdout == f"{FIRST}\n"
     assert f"goal-state db upgrade --db {path}" in refused("list", "--db", path)
@@ -53,6 +55,7 @@ def test_current(path: Path) -> None:
     assert run_json("db", "current", "--db", path)["revision"] == HEAD_REVISION
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_history_marks_the_newest_and_the_database_s(path: Path) -> None:
     run("db", "upgrade", FIRST, "--db", path)
     lines = run("db", "history", "--db", path).stdout.splitlines()
@@ -77,10 +80,11 @@ def test_check(path: Path) -> None:
     assert run_json("db", "check", "--db", path)["revision"] == HEAD_REVISION
     assert fingerprints(path.parent) == before
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("ALTER TABLE goals ADD COLUMN mine TEXT")
+        connection.execute("ALTER TABLE goal_state_goals ADD COLUMN mine TEXT")
     assert "the tables are not those of revision" in refused("db", "check", "--db", path)
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_stamp_notes_a_revision_and_changes_nothing_else(path: Path) -> None:
     run("db", "upgrade", "--db", path)
     before = tables(path)
@@ -92,7 +96,7 @@ def test_stamp_notes_a_revision_and_changes_nothing_else(path: Path) -> None:
 def test_downgrade_asks_and_names_what_is_lost(path: Path) -> None:
     with GoalStore.open(path) as store:
         store.create("a", "x")
-        store.account("a", tokens=1)
+        store.charge("a", tokens=1)
     before = contents(path)
     for answer in ("n\n", ""):
         result = run("db", "downgrade", "base", "--db", path, code=2, answer=answer)
@@ -103,7 +107,7 @@ def test_downgrade_asks_and_names_what_is_lost(path: Path) -> None:
         assert contents(path) == before
     result = run("db", "downgrade", "base", "--db", path, answer="y\n")
     assert result.stdout.endswith(f"{path}: {HEAD_REVISION} → no schema\n")
-    assert not {"goals", "goal_events"} & tables(path)
+    assert not {"goal_state_goals", "goal_state_events"} & tables(path)
 
 
 def test_downgrade_with_yes_does_not_ask(path: Path) -> None:
@@ -112,6 +116,7 @@ def test_downgrade_with_yes_does_not_ask(path: Path) -> None:
     assert (state["revision"], state["previous_revision"]) == (None, HEAD_REVISION)
 
 
+@pytest.mark.usefixtures("next_revision")
 def test_downgrade_by_a_step_keeps_the_goals(path: Path) -> None:
     with GoalStore.open(path) as store:
         store.create("a", "x")

@@ -54,7 +54,7 @@ class Host:
         """A whole turn, recorded and charged."""
         self.begin(turn_id)
         self.use(turn_id, stated)
-        self.store.record_usage(THREAD, stated, turn_id=turn_id)
+        self.store.record_total(THREAD, stated, turn_id=turn_id)
         self.end(turn_id)
 
     def resume(self) -> tuple[RestoredUsage | None, list[dict[str, Any]]]:
@@ -145,7 +145,7 @@ def test_the_host_that_repeats_the_charge_after_the_resume_charges_nothing(host:
     host.run("turn-1", BEFORE)
     host.use("turn-1", LOST)
     host.resume()
-    assert not host.store.record_usage(THREAD, LOST, turn_id="turn-1").applied
+    assert not host.store.record_total(THREAD, LOST, turn_id="turn-1").applied
     assert host.goal().tokens_used == LOST.total.goal_tokens
 
 
@@ -162,7 +162,7 @@ def test_a_goal_that_was_made_before_the_meters_turn_pays_what_the_turn_lost(
     assert host.goal().tokens_used == LOST.total.goal_tokens
     meter = GoalMeter(store, THREAD)
     meter.start_turn("turn-2", total=LOST)
-    assert not meter.observe(LOST).charged
+    assert not meter.record_total(LOST).charged
     assert host.goal().tokens_used == LOST.total.goal_tokens
 
 
@@ -204,7 +204,7 @@ def test_a_later_goal_does_not_pay_for_the_one_before(host: Host, clears_first: 
     assert host.goal().tokens_used == 0
     # From now on it pays, but not for what was before.
     later = info(200)
-    host.store.record_usage(THREAD, later, turn_id="turn-2")
+    host.store.record_total(THREAD, later, turn_id="turn-2")
     assert host.goal().tokens_used == later.total.goal_tokens - LOST.total.goal_tokens
 
 
@@ -260,7 +260,7 @@ def test_what_only_the_store_knows_is_told_and_not_charged_again(host: Host) -> 
     host.store.create(THREAD, "Ship it")
     host.run("turn-1", BEFORE)
     host.begin("turn-2")
-    host.store.record_usage(THREAD, LOST, turn_id="turn-2")  # and the line never reached the disk
+    host.store.record_total(THREAD, LOST, turn_id="turn-2")  # and the line never reached the disk
     events, rollouts = list(host.store.events()), fingerprints(host.home)
     restored, told = host.resume()
     assert restored == RestoredUsage(THREAD, "turn-2", LOST)
@@ -287,7 +287,7 @@ def test_a_torn_line_is_a_lost_one(host: Host) -> None:
     host.run("turn-1", BEFORE)
     path = find_rollout(host.home, THREAD)
     assert path is not None
-    host.store.record_usage(THREAD, LOST, turn_id="turn-2")
+    host.store.record_total(THREAD, LOST, turn_id="turn-2")
     torn = json.dumps(event("token_count", info={"total_token_usage": {}}))[:-20].encode()
     path.write_bytes(path.read_bytes() + torn)
     restored, _ = host.resume()
@@ -306,7 +306,7 @@ def test_a_fork_pays_only_for_its_own(host: Host) -> None:
     assert host.store.get("fork") is None
     host.store.create("fork", "Try another way")
     own = info(130)
-    host.store.record_usage("fork", own, turn_id="turn-f")
+    host.store.record_total("fork", own, turn_id="turn-f")
     fork = host.store.get("fork")
     assert fork is not None
     assert fork.tokens_used == own.total.goal_tokens - BEFORE.total.goal_tokens
@@ -322,7 +322,7 @@ def test_a_fork_of_a_thread_that_lost_a_charge_leaves_it_to_its_parent(host: Hos
     restored = hub.fork(THREAD, "fork", client, request_id=1)
     assert restored == RestoredUsage("fork", "turn-1", LOST)
     host.store.create("fork", "Try another way")
-    host.store.record_usage("fork", LOST, turn_id="turn-f")
+    host.store.record_total("fork", LOST, turn_id="turn-f")
     fork = host.store.get("fork")
     assert fork is not None
     assert fork.tokens_used == 0

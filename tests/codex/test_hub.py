@@ -378,7 +378,7 @@ def test_a_resume_that_charges_runs_seven_statements(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Baseline, goal, charge, event, baseline; usage and goal for the client. BEGIN and COMMIT are no part."""
+    """Baseline, goal, charge, event, baseline; then usage and goal. BEGIN and COMMIT are not counted."""
     store.create("thread", "Ship it")
     store.set_baseline("thread", lines_info(5), turn_id="t1")
     path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path

@@ -210,7 +210,7 @@ def test_an_imported_goal_pays_from_here_on(store: GoalStore, home: Path) -> Non
     [goal] = store.goals("active")
     known = store.usage(goal.thread_id)
     assert known is not None
-    store.record_usage(goal.thread_id, known.info.total + TokenUsage(30, 10, 0, 5), turn_id="next")
+    store.record_total(goal.thread_id, known.info.total + TokenUsage(30, 10, 0, 5), turn_id="next")
     charged = store.get(goal.thread_id)
     assert charged is not None
     assert charged.tokens_used == goal.tokens_used + 25
@@ -397,11 +397,11 @@ def test_a_budget_that_was_used_up_before_the_import_is_announced_once(
     store.resume("thread-1", token_budget=1_010)
     meter = GoalMeter(store, "thread-1")
     meter.start_turn("turn-1")
-    reading = meter.observe(TokenUsage(20))
+    reading = meter.record_total(TokenUsage(20))
     assert reading.charged
     assert only(store).status is GoalStatus.BUDGET_LIMITED
     assert reading.budget_exhausted  # whether the other program has said so is not known
-    assert not meter.observe(TokenUsage(30)).budget_exhausted
+    assert not meter.record_total(TokenUsage(30)).budget_exhausted
 
 
 # -- rollouts ----------------------------------------------------------------------------------------

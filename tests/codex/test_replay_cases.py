@@ -101,7 +101,7 @@ class Player:
                     self.turn_id: str = payload["turn_id"]
                 elif payload["type"] == "token_count":
                     stated = TokenUsageInfo.from_mapping(payload["info"])
-                    self.store.record_usage(self.thread_id, stated, turn_id=self.turn_id)
+                    self.store.record_total(self.thread_id, stated, turn_id=self.turn_id)
                     self.hub.usage_updated(self.thread_id, self.turn_id, stated)
                 elif payload["type"] == "task_complete":
                     self.hub.turn_finished(self.thread_id, payload["turn_id"])

@@ -59,19 +59,19 @@ def test_a_turn_pays_for_what_is_new_in_the_total_and_not_for_cached_input(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    reading = meter.observe(TokenUsage(100, 30, 0, 20, 5))
+    reading = meter.record_total(TokenUsage(100, 30, 0, 20, 5))
     assert reading.goal == store.get(THREAD)
     assert reading.charged
     assert tokens_used(store) == 90
-    meter.observe(TokenUsage(300, 130, 0, 50, 5))
+    meter.record_total(TokenUsage(300, 130, 0, 50, 5))
     assert tokens_used(store) == 220
 
 
 def test_a_total_that_is_repeated_charges_nothing(store: GoalStore, meter: GoalMeter) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(100))
-    reading = meter.observe(used(100))
+    meter.record_total(used(100))
+    reading = meter.record_total(used(100))
     assert not reading.charged
     assert tokens_used(store) == 100
 
@@ -81,11 +81,11 @@ def test_a_lower_total_of_the_running_turn_is_late_and_changes_nothing(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(100))
-    assert not meter.observe(used(40)).charged
-    assert not meter.observe(used(50)).charged
-    assert not meter.observe(used(100)).charged
-    meter.observe(used(110))
+    meter.record_total(used(100))
+    assert not meter.record_total(used(40)).charged
+    assert not meter.record_total(used(50)).charged
+    assert not meter.record_total(used(100)).charged
+    meter.record_total(used(110))
     assert tokens_used(store) == 110
 
 
@@ -94,13 +94,13 @@ def test_a_lower_total_of_a_turn_that_is_new_is_a_new_beginning_that_refunds_not
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(100))
+    meter.record_total(used(100))
     meter.finish_turn()
     meter.start_turn("turn-2")
-    assert not meter.observe(used(40)).charged
+    assert not meter.record_total(used(40)).charged
     assert tokens_used(store) == 100
-    meter.observe(used(50))
-    assert not meter.observe(used(45)).charged
+    meter.record_total(used(50))
+    assert not meter.record_total(used(45)).charged
     assert tokens_used(store) == 110
 
 
@@ -110,14 +110,14 @@ def test_what_a_thread_had_used_before_it_was_first_seen_is_nobodys(
     store.create(THREAD, "work")
     meter.start_turn("turn-1", total=used(5_000))
     assert tokens_used(store) == 0
-    meter.observe(used(5_010))
+    meter.record_total(used(5_010))
     assert tokens_used(store) == 10
 
 
 def test_a_thread_that_was_never_seen_begins_at_zero(store: GoalStore, meter: GoalMeter) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(70))
+    meter.record_total(used(70))
     assert tokens_used(store) == 70
 
 
@@ -127,11 +127,11 @@ def test_a_turn_without_a_total_goes_on_from_what_was_stored(
     store.create(THREAD, "work")
     first = make_meter()
     first.start_turn("turn-1")
-    first.observe(used(70))
+    first.record_total(used(70))
     first.finish_turn()
     second = make_meter()
     second.start_turn("turn-2")
-    second.observe(used(75))
+    second.record_total(used(75))
     assert tokens_used(store) == 75
 
 
@@ -141,7 +141,7 @@ def test_the_whole_usage_of_a_response_is_kept_with_its_turn(
     store.create(THREAD, "work")
     meter.start_turn("turn-1", total=used(5))
     info = TokenUsageInfo(TokenUsage(100, 30, 7, 20, 5), TokenUsage(60, 30, 7, 10, 5), 200_000)
-    meter.observe(info)
+    meter.record_total(info)
     assert store.usage(THREAD) == (info, "turn-1")
     assert tokens_used(store) == 85
 
@@ -150,7 +150,7 @@ def test_each_charge_names_its_turn(store: GoalStore, meter: GoalMeter) -> None:
     store.create(THREAD, "work")
     for number in (1, 2):
         meter.start_turn(f"turn-{number}")
-        meter.observe(used(number * 10))
+        meter.record_total(used(number * 10))
         meter.finish_turn()
     charges = [e for e in store.events() if e.kind is EventKind.USAGE_ACCOUNTED]
     assert [(e.turn_id, e.tokens_delta) for e in charges] == [("turn-1", 10), ("turn-2", 10)]
@@ -161,7 +161,7 @@ def test_an_aborted_turn_pays_for_what_it_used(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(25))
+    meter.record_total(used(25))
     clock.tick(seconds=3)
     assert meter.abort_turn().charged
     goal = store.get(THREAD)
@@ -175,7 +175,7 @@ def test_what_an_aborted_turn_did_not_report_is_charged_when_the_next_one_starts
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(25))
+    meter.record_total(used(25))
     meter.abort_turn()
     assert meter.start_turn("turn-2", total=used(40)).charged
     assert tokens_used(store) == 40
@@ -186,7 +186,7 @@ def test_a_thread_without_a_goal_is_metered_all_the_same(
     store: GoalStore, meter: GoalMeter
 ) -> None:
     meter.start_turn("turn-1")
-    reading = meter.observe(used(25))
+    reading = meter.record_total(used(25))
     assert (reading.goal, reading.charged, reading.budget_exhausted) == (None, False, False)
     assert not meter.finish_turn().charged
     usage = store.usage(THREAD)
@@ -204,7 +204,7 @@ def test_a_goal_that_is_not_active_when_a_turn_starts_pays_nothing(
 ) -> None:
     store.create(THREAD, "work", status=status)
     meter.start_turn("turn-1")
-    meter.observe(used(25))
+    meter.record_total(used(25))
     clock.tick(seconds=3)
     assert not meter.flush().charged
     clock.tick(seconds=3)
@@ -218,11 +218,11 @@ def test_a_goal_made_by_the_model_pays_from_then_on(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
     meter.start_turn("turn-1")
-    meter.observe(used(1_000))
+    meter.record_total(used(1_000))
     clock.tick(seconds=10)
     meter.create_goal("work", token_budget=500)
     clock.tick(seconds=2)
-    meter.observe(used(1_030))
+    meter.record_total(used(1_030))
     meter.finish_turn()
     goal = store.get(THREAD)
     assert goal is not None
@@ -236,11 +236,11 @@ def test_a_goal_that_is_activated_in_the_middle_of_a_turn_pays_from_then_on(
 ) -> None:
     store.create(THREAD, "work", status=status)
     meter.start_turn("turn-1")
-    meter.observe(used(1_000))
+    meter.record_total(used(1_000))
     clock.tick(seconds=10)
     meter.set_goal(status="active")
     clock.tick(seconds=2)
-    meter.observe(used(1_030))
+    meter.record_total(used(1_030))
     goal = store.get(THREAD)
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (30, 2_000)
@@ -251,11 +251,11 @@ def test_a_goal_that_takes_the_place_of_a_complete_one_pays_from_then_on(
 ) -> None:
     first = store.create(THREAD, "first")
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     meter.complete_goal()
-    meter.observe(used(25))
+    meter.record_total(used(25))
     second = meter.create_goal("second")
-    meter.observe(used(32))
+    meter.record_total(used(32))
     ledgers = {e.goal_id: e.cumulative_tokens for e in store.events() if e.cumulative_tokens}
     assert ledgers == {first.goal_id: 10, second.goal_id: 7}
 
@@ -264,7 +264,7 @@ def test_an_edit_keeps_the_goal_paying(store: GoalStore, meter: GoalMeter) -> No
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
     meter.set_goal(objective="other work", token_budget=50)
-    meter.observe(used(20))
+    meter.record_total(used(20))
     assert meter.remaining_tokens == 30
     assert meter.goal == store.get(THREAD)
 
@@ -272,12 +272,12 @@ def test_an_edit_keeps_the_goal_paying(store: GoalStore, meter: GoalMeter) -> No
 def test_a_planning_turn_pays_nothing(store: GoalStore, meter: GoalMeter, clock: Clock) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1", charge_tokens=False)
-    meter.observe(used(500))
+    meter.record_total(used(500))
     clock.tick(seconds=5)
     assert not meter.flush().charged
     meter.finish_turn()
     meter.start_turn("turn-2", total=used(500))
-    meter.observe(used(501))
+    meter.record_total(used(501))
     goal = store.get(THREAD)
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (1, 0)
@@ -289,11 +289,11 @@ def test_a_goal_made_in_a_planning_turn_does_not_pay_for_it(
     meter.start_turn("turn-1", charge_tokens=False)
     meter.create_goal("work")
     clock.tick(seconds=5)
-    meter.observe(used(500))
+    meter.record_total(used(500))
     meter.set_goal(status="paused")
     meter.set_goal(status="active")
     clock.tick(seconds=5)
-    meter.observe(used(600))
+    meter.record_total(used(600))
     goal = meter.finish_turn().goal
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (0, 0)
@@ -307,16 +307,16 @@ def test_a_turn_that_crosses_the_budget_pays_to_its_end_and_the_next_one_does_no
 ) -> None:
     store.create(THREAD, "work", token_budget=100)
     meter.start_turn("turn-1")
-    assert not meter.observe(used(99)).budget_exhausted
-    assert meter.observe(used(100)).budget_exhausted
-    reading = meter.observe(used(130))
+    assert not meter.record_total(used(99)).budget_exhausted
+    assert meter.record_total(used(100)).budget_exhausted
+    reading = meter.record_total(used(130))
     assert reading.charged
     assert not reading.budget_exhausted
     clock.tick(seconds=1)
     meter.finish_turn()
     meter.start_turn("turn-2", total=used(130))
     clock.tick(seconds=1)
-    meter.observe(used(500))
+    meter.record_total(used(500))
     goal = meter.finish_turn().goal
     assert goal is not None
     assert goal.status is GoalStatus.BUDGET_LIMITED
@@ -330,28 +330,28 @@ def test_the_notice_comes_once_for_each_time_that_a_budget_fills(
     first, second = make_meter(), make_meter()
     first.start_turn("turn-1")
     second.start_turn("turn-1")
-    assert first.observe(used(100)).budget_exhausted
-    assert not second.observe(used(100)).budget_exhausted
-    assert not second.observe(used(110)).budget_exhausted
+    assert first.record_total(used(100)).budget_exhausted
+    assert not second.record_total(used(100)).budget_exhausted
+    assert not second.record_total(used(110)).budget_exhausted
     first.set_goal(token_budget=200, status="active")
-    assert not first.observe(used(150)).budget_exhausted
-    assert first.observe(used(210)).budget_exhausted
-    assert not second.observe(used(220)).budget_exhausted
+    assert not first.record_total(used(150)).budget_exhausted
+    assert first.record_total(used(210)).budget_exhausted
+    assert not second.record_total(used(220)).budget_exhausted
     third = make_meter()
     third.set_goal(token_budget=300, status="active")
     third.start_turn("turn-2", total=used(220))
-    reading = third.observe(used(320))
+    reading = third.record_total(used(320))
     assert reading.goal is not None
     assert reading.goal.status is GoalStatus.BUDGET_LIMITED
     assert reading.budget_exhausted
-    assert not third.observe(used(330)).budget_exhausted
+    assert not third.record_total(used(330)).budget_exhausted
 
 
 def test_a_goal_is_over_its_budget_for_as_long_as_it_is(store: GoalStore, meter: GoalMeter) -> None:
     store.create(THREAD, "work", token_budget=100)
     assert not meter.start_turn("turn-1").over_budget
-    assert not meter.observe(used(99)).over_budget
-    for reading in (meter.observe(used(100)), meter.flush(), meter.observe(used(130))):
+    assert not meter.record_total(used(99)).over_budget
+    for reading in (meter.record_total(used(100)), meter.flush(), meter.record_total(used(130))):
         assert reading.over_budget
     assert meter.finish_turn().over_budget
     assert meter.start_turn("turn-2").over_budget
@@ -368,12 +368,12 @@ def test_a_budget_that_is_lowered_again_to_what_it_was_fills_again(
 ) -> None:
     store.create(THREAD, "work", token_budget=100)
     meter.start_turn("turn-1")
-    assert meter.observe(used(100)).budget_exhausted
+    assert meter.record_total(used(100)).budget_exhausted
     store.resume(THREAD, token_budget=200)
     store.set(THREAD, token_budget=100)
-    assert meter.observe(used(110)).budget_exhausted
+    assert meter.record_total(used(110)).budget_exhausted
     store.set(THREAD, token_budget=105)  # still full
-    assert not meter.observe(used(120)).budget_exhausted
+    assert not meter.record_total(used(120)).budget_exhausted
 
 
 @pytest.mark.parametrize("pruned", [False, True])
@@ -385,20 +385,20 @@ def test_the_notice_is_not_forgotten(
     goal = store.create(THREAD, "work", token_budget=100)
     meter = make_meter()
     meter.start_turn("turn-1")
-    assert meter.observe(used(100)).budget_exhausted
+    assert meter.record_total(used(100)).budget_exhausted
     if pruned:
         store.prune_events(before=datetime.now(UTC) + timedelta(days=1))
         kinds = [event.kind for event in store.events(goal_id=goal.goal_id)]
         assert EventKind.USAGE_ACCOUNTED not in kinds
     again = make_meter()
     again.start_turn("turn-2", total=used(100), count_id=count_id)
-    for reading in (again.observe(used(150)), meter.observe(used(170))):
+    for reading in (again.record_total(used(150)), meter.record_total(used(170))):
         assert not reading.budget_exhausted
         assert reading.over_budget
     again.finish_turn()
     store.resume(THREAD, token_budget=300)
     again.start_turn("turn-3", total=used(170), count_id=count_id)
-    assert again.observe(used(400)).budget_exhausted
+    assert again.record_total(used(400)).budget_exhausted
 
 
 def test_a_budget_that_somebody_else_filled_is_told_to_the_turn_that_pays(
@@ -406,21 +406,21 @@ def test_a_budget_that_somebody_else_filled_is_told_to_the_turn_that_pays(
 ) -> None:
     store.create(THREAD, "work", token_budget=100)
     meter.start_turn("turn-1")
-    assert not meter.observe(used(10)).budget_exhausted
-    store.account(THREAD, tokens=95)
+    assert not meter.record_total(used(10)).budget_exhausted
+    store.charge(THREAD, tokens=95)
     assert not meter.flush().budget_exhausted  # which charges nothing
-    assert meter.observe(used(20)).budget_exhausted
-    assert not meter.observe(used(30)).budget_exhausted
+    assert meter.record_total(used(20)).budget_exhausted
+    assert not meter.record_total(used(30)).budget_exhausted
     assert tokens_used(store) == 125
 
 
 def test_each_goal_has_a_notice_of_its_own(store: GoalStore, meter: GoalMeter) -> None:
     store.create(THREAD, "first", token_budget=100)
     meter.start_turn("turn-1")
-    assert meter.observe(used(100)).budget_exhausted
+    assert meter.record_total(used(100)).budget_exhausted
     meter.complete_goal()
     meter.create_goal("second", token_budget=10)
-    assert meter.observe(used(110)).budget_exhausted
+    assert meter.record_total(used(110)).budget_exhausted
 
 
 def test_a_crossing_that_is_only_found_when_the_next_turn_starts_is_noticed_then(
@@ -429,7 +429,7 @@ def test_a_crossing_that_is_only_found_when_the_next_turn_starts_is_noticed_then
     store.create(THREAD, "work", token_budget=100)
     meter = make_meter()
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     assert make_meter().start_turn("turn-2", total=used(150)).budget_exhausted
     assert tokens_used(store) == 150
 
@@ -439,12 +439,12 @@ def test_a_budget_lowered_under_the_usage_stops_the_next_turn(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(100))
+    meter.record_total(used(100))
     assert meter.set_goal(token_budget=50).status is GoalStatus.BUDGET_LIMITED
-    assert meter.observe(used(110)).budget_exhausted
+    assert meter.record_total(used(110)).budget_exhausted
     meter.finish_turn()
     meter.start_turn("turn-2")
-    assert not meter.observe(used(500)).budget_exhausted
+    assert not meter.record_total(used(500)).budget_exhausted
     assert tokens_used(store) == 110
 
 
@@ -474,7 +474,7 @@ def test_a_change_charges_what_is_due_first_and_nothing_after(
     store.create(THREAD, "work", token_budget=1_000)
     meter.start_turn("turn-1")
     clock.tick(seconds=1)
-    meter.observe(used(10))
+    meter.record_total(used(10))
     position = store.last_position()
     clock.tick(seconds=1.7)
     changed = change(meter)
@@ -488,7 +488,7 @@ def test_a_change_charges_what_is_due_first_and_nothing_after(
     )
     assert ending.kind in (EventKind.STATUS_CHANGED, EventKind.CLEARED)
     clock.tick(seconds=5)
-    assert not meter.observe(used(500)).charged
+    assert not meter.record_total(used(500)).charged
     clock.tick(seconds=5)
     assert not meter.finish_turn().charged
     assert store.verify() == []
@@ -573,7 +573,7 @@ def test_a_change_that_is_refused_charges_nothing_and_loses_nothing(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     clock.tick(seconds=2)
     position = store.last_position()
     with pytest.raises(error):
@@ -607,12 +607,12 @@ def test_a_goal_made_by_somebody_else_pays_from_the_next_report_on(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
     meter.start_turn("turn-1")
-    meter.observe(used(1_000))
+    meter.record_total(used(1_000))
     clock.tick(seconds=10)
     store.create(THREAD, "work")
     meter.flush()
     clock.tick(seconds=2)
-    meter.observe(used(1_030))
+    meter.record_total(used(1_030))
     goal = store.get(THREAD)
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (30, 2_000)
@@ -623,16 +623,16 @@ def test_a_turn_whose_goal_somebody_replaced_pays_nothing_more(
 ) -> None:
     first = store.create(THREAD, "first")
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     second = store.replace(THREAD, "second")
     for total in (20, 30):
         clock.tick(seconds=1)
-        assert not meter.observe(used(total)).charged
+        assert not meter.record_total(used(total)).charged
     meter.set_goal(objective="still the second")
-    assert not meter.observe(used(35)).charged
+    assert not meter.record_total(used(35)).charged
     meter.finish_turn()
     meter.start_turn("turn-2", total=used(35))
-    meter.observe(used(36))
+    meter.record_total(used(36))
     ledgers = {e.goal_id: e.cumulative_tokens for e in store.events() if e.cumulative_tokens}
     assert ledgers == {first.goal_id: 10, second.goal_id: 1}
 
@@ -642,11 +642,11 @@ def test_a_goal_that_replaced_another_pays_once_it_is_activated_in_the_turn(
 ) -> None:
     store.create(THREAD, "first")
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     store.replace(THREAD, "second", status="paused")
-    meter.observe(used(20))
+    meter.record_total(used(20))
     meter.set_goal(status="active")
-    meter.observe(used(23))
+    meter.record_total(used(23))
     assert tokens_used(store) == 3
 
 
@@ -655,12 +655,12 @@ def test_a_goal_that_somebody_paused_pays_nothing(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     store.set(THREAD, status="paused")
     clock.tick(seconds=1)
-    assert not meter.observe(used(20)).charged
+    assert not meter.record_total(used(20)).charged
     store.set(THREAD, status="active")
-    meter.observe(used(23))
+    meter.record_total(used(23))
     assert tokens_used(store) == 13
 
 
@@ -673,7 +673,7 @@ def test_a_meter_that_died_and_starts_again_charges_what_was_lost_once(
     store.create(THREAD, "work")
     meter = make_meter()
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     for number in (2, 3):
         reading = make_meter().start_turn(f"turn-{number}", total=used(45))
         assert reading.charged is (number == 2)
@@ -688,11 +688,11 @@ def test_what_was_used_for_a_goal_that_is_gone_is_nobodys(
     store.create(THREAD, "first")
     meter = make_meter()
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     store.replace(THREAD, "second")
     meter = make_meter()
     assert not meter.start_turn("turn-2", total=used(45)).charged
-    meter.observe(used(46))
+    meter.record_total(used(46))
     assert tokens_used(store) == 1
 
 
@@ -703,7 +703,7 @@ def test_what_a_turn_used_after_its_goal_was_replaced_is_nobodys_after_a_crash(
     meter = make_meter()
     meter.start_turn("turn-1")
     store.replace(THREAD, "second")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     make_meter().start_turn("turn-2", total=used(45))
     assert tokens_used(store) == 0
 
@@ -713,7 +713,7 @@ def test_what_was_used_before_a_goal_was_made_between_turns_is_nobodys(
 ) -> None:
     store.create(THREAD, "first")
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     meter.abort_turn()
     meter.complete_goal()
     meter.create_goal("second")
@@ -725,7 +725,7 @@ def test_what_a_planning_turn_lost_is_nobodys(store: GoalStore, make_meter: Make
     store.create(THREAD, "work")
     meter = make_meter()
     meter.start_turn("turn-1", charge_tokens=False)
-    meter.observe(used(10))
+    meter.record_total(used(10))
     assert not make_meter().start_turn("turn-2", total=used(45)).charged
     assert tokens_used(store) == 0
 
@@ -736,7 +736,7 @@ def test_what_was_lost_while_the_goal_was_paused_is_nobodys(
     store.create(THREAD, "work")
     meter = make_meter()
     meter.start_turn("turn-1")
-    meter.observe(used(10))
+    meter.record_total(used(10))
     meter.set_goal(status="paused")
     store.set(THREAD, status="active")
     assert not make_meter().start_turn("turn-2", total=used(45)).charged
@@ -749,11 +749,11 @@ def test_a_crash_does_not_let_a_turn_pay_that_began_over_the_budget(
     store.create(THREAD, "work", token_budget=10)
     meter = make_meter()
     meter.start_turn("turn-1")
-    meter.observe(used(10))
-    meter.observe(used(12))
+    meter.record_total(used(10))
+    meter.record_total(used(12))
     meter = make_meter()
     assert meter.start_turn("turn-2", total=used(20)).charged  # turn-1 pays to its end
-    meter.observe(used(30))
+    meter.record_total(used(30))
     assert not make_meter().start_turn("turn-3", total=used(45)).charged
     assert tokens_used(store) == 20
 
@@ -764,10 +764,10 @@ def test_a_new_count_after_a_crash_is_a_new_beginning(
     store.create(THREAD, "work")
     meter = make_meter()
     meter.start_turn("turn-1")
-    meter.observe(used(100))
+    meter.record_total(used(100))
     meter = make_meter()
     assert not meter.start_turn("turn-2", total=used(30)).charged
-    meter.observe(used(35))
+    meter.record_total(used(35))
     assert tokens_used(store) == 105
 
 
@@ -782,12 +782,12 @@ def test_a_report_that_the_database_refused_is_made_good_by_the_next_one(
         with closing(sqlite3.connect(database)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(DatabaseBusyError):
-                meter.observe(used(25))
+                meter.record_total(used(25))
             with pytest.raises(DatabaseBusyError):
                 meter.finish_turn()
         assert meter.turn_id == "turn-1"
         assert tokens_used(store) == 0
-        assert meter.observe(used(25)).budget_exhausted
+        assert meter.record_total(used(25)).budget_exhausted
         goal = meter.finish_turn().goal
         assert goal is not None
         assert (goal.tokens_used, goal.time_used_ms) == (25, 2_000)
@@ -809,9 +809,9 @@ def test_a_total_that_is_no_usage_is_refused(
     clock.tick(seconds=1)
     position = store.last_position()
     with pytest.raises(InvalidValueError, match=r"^total: must be a TokenUsage"):
-        meter.observe(total)  # type: ignore[arg-type]
+        meter.record_total(total)  # type: ignore[arg-type]
     assert store.last_position() == position
-    meter.observe(used(12))
+    meter.record_total(used(12))
     goal = meter.finish_turn().goal
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (7, 1_000)
@@ -834,8 +834,8 @@ def test_a_malformed_count_never_becomes_a_usage(count: object) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda meter: meter.observe(used(9)),
-        lambda meter: meter.observe(used(9), turn_id="turn-1"),
+        lambda meter: meter.record_total(used(9)),
+        lambda meter: meter.record_total(used(9), turn_id="turn-1"),
         GoalMeter.flush,
         GoalMeter.finish_turn,
         GoalMeter.abort_turn,
@@ -848,7 +848,7 @@ def test_a_report_needs_a_turn(
     with pytest.raises(TurnError, match="no turn is running"):
         call(meter)
     meter.start_turn("turn-1")
-    meter.observe(used(9))
+    meter.record_total(used(9))
     meter.finish_turn()
     position = store.last_position()
     with pytest.raises(TurnError, match="no turn is running"):
@@ -866,7 +866,7 @@ def test_a_turn_does_not_start_while_one_runs(
         with pytest.raises(TurnError, match=f"{turn_id!r} cannot start while turn 'turn-1' runs"):
             meter.start_turn(turn_id, total=used(50))
     assert (meter.turn_id, store.last_position()) == ("turn-1", 1)
-    meter.observe(used(60))
+    meter.record_total(used(60))
     goal = meter.finish_turn().goal
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (60, 1_000)
@@ -876,9 +876,9 @@ def test_a_report_of_another_turn_is_refused(store: GoalStore, meter: GoalMeter)
     store.create(THREAD, "work")
     meter.start_turn("turn-1")
     with pytest.raises(TurnError, match="turn 'turn-0' is not running; turn 'turn-1' is"):
-        meter.observe(used(50), turn_id="turn-0")
+        meter.record_total(used(50), turn_id="turn-0")
     assert tokens_used(store) == 0
-    meter.observe(used(60), turn_id="turn-1")
+    meter.record_total(used(60), turn_id="turn-1")
     assert tokens_used(store) == 60
 
 
@@ -892,7 +892,7 @@ def test_names_have_bounds(store: GoalStore, meter: GoalMeter, name: object) -> 
     meter.start_turn("turn-1")
     if name is not None:
         with pytest.raises(InvalidValueError, match=r"^turn_id: "):
-            meter.observe(used(5), turn_id=name)  # type: ignore[arg-type]
+            meter.record_total(used(5), turn_id=name)  # type: ignore[arg-type]
     assert store.usage(THREAD) == (TokenUsageInfo(TokenUsage(), TokenUsage()), None)
 
 
@@ -900,12 +900,12 @@ def test_usage_that_no_counter_holds_is_refused_as_a_whole(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
     store.create(THREAD, "work")
-    store.account(THREAD, tokens=MAX_INTEGER - 10)
+    store.charge(THREAD, tokens=MAX_INTEGER - 10)
     meter.start_turn("turn-1")
     clock.tick(seconds=1)
     with pytest.raises(UsageOverflowError):
-        meter.observe(used(11))
-    meter.observe(used(10))
+        meter.record_total(used(11))
+    meter.record_total(used(10))
     goal = meter.finish_turn().goal
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (MAX_INTEGER, 1_000)
@@ -924,7 +924,7 @@ def test_a_listener_that_reports_to_the_meter_is_told_so(store: GoalStore) -> No
     store.create("thread", "work")
     meter.start_turn("turn", total=TokenUsage())
     with store.subscribe(listener):
-        assert meter.observe(TokenUsage(5)).charged
+        assert meter.record_total(TokenUsage(5)).charged
     assert len(refused) == 1
     assert "after the listener has returned" in str(refused[0])
-    assert meter.observe(TokenUsage(6)).charged
+    assert meter.record_total(TokenUsage(6)).charged

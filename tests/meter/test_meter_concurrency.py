@@ -64,7 +64,7 @@ def test_threads_that_report_the_same_totals_in_lockstep(store: GoalStore, seed:
     def report(number: int) -> None:
         for total in totals:
             barrier.wait()
-            meters[number].observe(total)
+            meters[number].record_total(total)
 
     in_parallel(METERS, report)
     assert_paid(store, totals[-1].goal_tokens)
@@ -90,8 +90,8 @@ def test_threads_that_report_the_same_totals_each_at_its_own_pace(
         meter.start_turn(turn_id, total=TokenUsage(), count_id=count_id)
         for total in totals[:-1]:
             if random.random() < 0.7:
-                meter.observe(total)
-        meter.observe(totals[-1])
+                meter.record_total(total)
+        meter.record_total(totals[-1])
         meter.finish_turn()
 
     in_parallel(METERS, report)
@@ -108,10 +108,12 @@ def test_counts_with_names_each_at_its_own_pace(store: GoalStore) -> None:
         random = Random(number)
         for count_id, totals in counts.items():
             for total in totals:
-                meters[number].observe(total, count_id=count_id)
+                meters[number].record_total(total, count_id=count_id)
                 if random.random() < 0.2:
                     earlier = random.choice(list(counts))
-                    meters[number].observe(random.choice(counts[earlier][:3]), count_id=earlier)
+                    meters[number].record_total(
+                        random.choice(counts[earlier][:3]), count_id=earlier
+                    )
 
     in_parallel(METERS, report)
     assert_paid(store, sum(totals[-1].goal_tokens for totals in counts.values()))
@@ -130,14 +132,14 @@ def test_one_that_starts_again_for_each_response_while_the_others_lag_behind(
             for turn, (before, total) in enumerate(itertools.pairwise(totals)):
                 again = GoalMeter(store, THREAD)
                 again.start_turn(f"again-{turn}", total=before, count_id="run")
-                again.observe(total)
+                again.record_total(total)
                 told.append(total)
             return
         heard = 0
         while heard < len(totals) - 1:
             for total in told[heard:]:
                 heard += 1
-                meters[number].observe(total)
+                meters[number].record_total(total)
             time.sleep(0.001)
 
     in_parallel(METERS, report)
@@ -156,7 +158,7 @@ def test_one_meter_in_many_threads(store: GoalStore) -> None:
             with lock:
                 if total.goal_tokens > highest[-1].goal_tokens:
                     highest.append(total)
-                    notices.append(meter.observe(total).budget_exhausted)
+                    notices.append(meter.record_total(total).budget_exhausted)
 
     lock, highest = threading.Lock(), [TokenUsage()]
     in_parallel(METERS, report)
@@ -171,7 +173,7 @@ def test_the_notice_comes_to_one_of_many(store: GoalStore) -> None:
     notices: list[bool] = []
 
     def report(number: int) -> None:
-        notices.extend(meters[number].observe(total).budget_exhausted for total in totals)
+        notices.extend(meters[number].record_total(total).budget_exhausted for total in totals)
 
     in_parallel(METERS, report)
     assert sum(notices) == 1
@@ -192,7 +194,7 @@ def test_no_meter_charges_the_goal_that_replaced_its_own(store: GoalStore) -> No
                 store.replace(THREAD, f"another {turn}")
             return
         for total in totals:
-            meters[number].observe(total)
+            meters[number].record_total(total)
 
     in_parallel(METERS + 1, report)
     charged = {e.goal_id for e in store.events() if e.kind is EventKind.USAGE_ACCOUNTED}
@@ -212,7 +214,7 @@ with GoalStore.open(path, durability="normal", busy_timeout_seconds=60) as store
     print("started", flush=True)
     for line in sys.stdin:
         count_id, *counts = json.loads(line)
-        meter.observe(TokenUsage(*counts), count_id=count_id)
+        meter.record_total(TokenUsage(*counts), count_id=count_id)
         print("heard", flush=True)
 """
 

@@ -45,7 +45,7 @@ def reported(store: GoalStore, reports: str) -> int:
     store.create(THREAD, "work")
     for report in reports.split():
         turn_id, _, tokens = report.partition(":")
-        store.record_usage(THREAD, total(int(tokens)), turn_id=turn_id or None)
+        store.record_total(THREAD, total(int(tokens)), turn_id=turn_id or None)
     return used(store)
 
 
@@ -78,29 +78,29 @@ def test_a_turn_that_paid_nothing_is_known_too(store: GoalStore, status: str | N
     if status is not None:
         store.create(THREAD, "work", status=status)
     for tokens, turn_id in ((100, "a"), (200, "b"), (300, "c"), (300, "d")):
-        store.record_usage(THREAD, total(tokens), turn_id=turn_id, expected_goal_id="of nobody")
+        store.record_total(THREAD, total(tokens), turn_id=turn_id, expected_goal_id="of nobody")
     store.replace(THREAD, "other work")
     for turn_id in "abcd":
-        store.record_usage(THREAD, total(50), turn_id=turn_id)
-    store.record_usage(THREAD, total(310), turn_id="e")
+        store.record_total(THREAD, total(50), turn_id=turn_id)
+    store.record_total(THREAD, total(310), turn_id="e")
     assert used(store) == 10
 
 
 def test_of_very_many_turns_that_paid_nothing_the_latest_are_known(store: GoalStore) -> None:
     for number in range(100):
-        store.record_usage(THREAD, total(1_000 + number), turn_id=f"turn-{number}")
+        store.record_total(THREAD, total(1_000 + number), turn_id=f"turn-{number}")
     store.create(THREAD, "work")
     for number in range(90, 100):
-        store.record_usage(THREAD, total(500), turn_id=f"turn-{number}")
+        store.record_total(THREAD, total(500), turn_id=f"turn-{number}")
     assert store.baseline(THREAD).total == total(1_099)  # type: ignore[union-attr]
 
 
 def test_a_late_total_changes_nothing_at_all(store: GoalStore) -> None:
     store.create(THREAD, "work")
     for tokens, turn_id in ((100, "a"), (200, "b")):
-        store.record_usage(THREAD, total(tokens), turn_id=turn_id)
+        store.record_total(THREAD, total(tokens), turn_id=turn_id)
     before = store.usage(THREAD), store.baseline(THREAD), store.last_position()
-    late = store.record_usage(THREAD, total(150), turn_id="b", seconds=5)
+    late = store.record_total(THREAD, total(150), turn_id="b", seconds=5)
     assert (late.goal, late.applied) == (store.get(THREAD), False)
     assert (store.usage(THREAD), store.baseline(THREAD), store.last_position()) == before
 
@@ -108,7 +108,7 @@ def test_a_late_total_changes_nothing_at_all(store: GoalStore) -> None:
 def test_the_turns_of_other_threads_are_others(store: GoalStore) -> None:
     store.create("other thread", "work")
     for tokens in (100, 200):
-        store.record_usage("other thread", total(tokens), turn_id="turn-2")
+        store.record_total("other thread", total(tokens), turn_id="turn-2")
     assert reported(store, "turn-1:100 turn-1:200 turn-2:50 turn-2:60") == 110
 
 
@@ -135,7 +135,7 @@ def test_a_further_count_begins_at_zero_and_each_has_a_baseline_of_its_own(
     paid = 0
     for count_id, tokens, charge in reports:
         for _ in range(2):
-            store.record_usage(THREAD, total(tokens), count_id=count_id, turn_id="turn")
+            store.record_total(THREAD, total(tokens), count_id=count_id, turn_id="turn")
             if _ == 0:
                 paid += charge
             assert used(store) == paid
@@ -153,7 +153,7 @@ def test_a_turn_tried_again_from_zero_pays_for_both_tries_in_counts_of_their_own
         meter = GoalMeter(store, THREAD)
         meter.start_turn("turn-1", count_id=attempt)
         for tokens in (50, 80, 50):
-            meter.observe(total(tokens))
+            meter.record_total(total(tokens))
         assert used(store) == truth
 
 
@@ -161,10 +161,10 @@ def test_a_report_may_name_the_count_that_the_turn_goes_on_with(store: GoalStore
     store.create(THREAD, "work")
     meter = GoalMeter(store, THREAD)
     meter.start_turn("turn-1", total=TokenUsage())
-    meter.observe(total(100))
-    meter.observe(total(30), count_id="session-2")
-    meter.observe(total(45))
-    meter.observe(total(40))
+    meter.record_total(total(100))
+    meter.record_total(total(30), count_id="session-2")
+    meter.record_total(total(45))
+    meter.record_total(total(40))
     assert used(store) == 145
 
 
@@ -176,7 +176,7 @@ def test_meters_in_turns_of_their_own_share_a_count_by_its_name(store: GoalStore
         meter.start_turn(f"turn-{number}", count_id="run")
     for tokens in (30, 10, 20, 60, 5, 60):
         for meter in meters:
-            meter.observe(total(tokens))
+            meter.record_total(total(tokens))
     assert used(store) == 60
 
 
@@ -200,12 +200,12 @@ def test_sums_over_counts_that_no_counter_holds_stay_at_the_largest(store: GoalS
 def test_a_counts_name_has_bounds(store: GoalStore, name: object) -> None:
     meter = GoalMeter(store, THREAD)
     calls = (
-        lambda: store.record_usage(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
+        lambda: store.record_total(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
         lambda: store.set_baseline(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
         lambda: store.reconcile(THREAD, total(1), count_id=name),  # type: ignore[arg-type]
         lambda: store.baseline(THREAD, count_id=name),  # type: ignore[arg-type]
         lambda: meter.start_turn("turn-1", count_id=name),  # type: ignore[arg-type]
-        lambda: meter.observe(total(1), count_id=name),  # type: ignore[arg-type]
+        lambda: meter.record_total(total(1), count_id=name),  # type: ignore[arg-type]
     )
     for call in calls:
         with pytest.raises(InvalidValueError, match=r"^count_id: "):
@@ -239,15 +239,15 @@ def test_a_host_that_gives_what_each_response_used_is_told_once_for_each_thread(
             for _ in range(responses):
                 used = total(random.randrange(1, 10_000))
                 if metered:
-                    meter.observe(used)
+                    meter.record_total(used)
                 else:
-                    store.record_usage(thread_id, used, turn_id=f"turn-{turn}")
+                    store.record_total(thread_id, used, turn_id=f"turn-{turn}")
             if metered:
                 meter.finish_turn()
     first, second = warnings(caplog)
     assert "thread 'one'" in first
     assert "thread 'two'" in second
-    assert "account()" in first
+    assert "charge()" in first
     assert "count_id" in first
 
 
@@ -255,7 +255,7 @@ def test_a_host_that_names_no_turn_is_told_too(
     store: GoalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     for tokens in (50, 20, 90, 10, 70, 30, 20):
-        store.record_usage(THREAD, total(tokens))
+        store.record_total(THREAD, total(tokens))
     assert len(warnings(caplog)) == 1
 
 
@@ -266,7 +266,7 @@ def test_retries_and_a_new_count_are_no_reason_to_warn(
     for count_id in "xyz":
         for tokens in (50, 40, 30):
             for turn_id in "def":
-                store.record_usage(THREAD, total(tokens), count_id=count_id, turn_id=turn_id)
+                store.record_total(THREAD, total(tokens), count_id=count_id, turn_id=turn_id)
     assert warnings(caplog) == []
 
 
@@ -279,7 +279,7 @@ def test_hosts_transactions_are_remembered_together(
     for turn_id in "abc":
         for tokens in (90, 20):
             with engine.begin() as connection:
-                GoalRepository(connection).record_usage(THREAD, total(tokens), turn_id=turn_id)
+                GoalRepository(connection).record_total(THREAD, total(tokens), turn_id=turn_id)
     engine.dispose()
     assert len(warnings(caplog)) == 1
 
@@ -291,52 +291,52 @@ def test_hosts_transactions_are_remembered_together(
 def test_a_meter_made_late_in_the_turn_of_another(store: GoalStore, seen: int) -> None:
     """It joins a turn that is known, so its count is the same, however far behind its reports are."""
     first = in_turns(store, "A")["A"]
-    first.observe(total(300))
+    first.record_total(total(300))
     late = GoalMeter(store, THREAD)
     late.start_turn("turn of A")
     for tokens in (seen, 300, 310):
-        late.observe(total(tokens))
-    first.observe(total(320))
+        late.record_total(total(tokens))
+    first.record_total(total(320))
     assert used(store) == 320
 
 
 def test_a_process_that_starts_again_counts_from_anew(store: GoalStore) -> None:
-    in_turns(store, "A")["A"].observe(total(300))
+    in_turns(store, "A")["A"].record_total(total(300))
     again = GoalMeter(store, THREAD)
     again.start_turn("turn 2")
     for tokens in (50, 120):
-        again.observe(total(tokens))
+        again.record_total(total(tokens))
     assert used(store) == 300 + 70
 
 
 def test_the_total_at_the_start_of_a_new_turn_may_begin_a_count(store: GoalStore) -> None:
     meter = in_turns(store, "A")["A"]
-    meter.observe(total(300))
+    meter.record_total(total(300))
     meter.finish_turn()
     meter.start_turn("turn 2", total=total(30))
     for tokens in (20, 35, 30):  # what is below 30 is late
-        meter.observe(total(tokens))
+        meter.record_total(total(tokens))
     meter.finish_turn()
     meter.start_turn("turn 2", total=total(10))
-    meter.observe(total(36))
+    meter.record_total(total(36))
     assert used(store) == 306
 
 
 def test_a_baseline_that_the_host_lowers_is_a_new_count(store: GoalStore) -> None:
     meter = in_turns(store, "A")["A"]
-    meter.observe(total(300))
+    meter.record_total(total(300))
     store.set_baseline(THREAD, total(50))
     baseline = store.baseline(THREAD)
     assert baseline is not None
     assert (baseline.total, baseline.count_number) == (total(50), 1)
-    meter.observe(total(60))
+    meter.record_total(total(60))
     assert used(store) == 310
 
 
 def test_only_a_fall_is_a_new_count(store: GoalStore) -> None:
     numbers: list[int] = []
     for tokens in (100, 100, 150, 149, 149, 200, 0):
-        store.record_usage(THREAD, total(tokens), turn_id=f"turn {tokens}")
+        store.record_total(THREAD, total(tokens), turn_id=f"turn {tokens}")
         store.set_baseline(THREAD, total(tokens))
         store.reconcile(THREAD, total(tokens))
         baseline = store.baseline(THREAD)
@@ -373,13 +373,13 @@ def test_whoever_hears_first_or_late_no_token_is_paid_twice(
             for tokens in [0, *heard, known[-1]]:
                 late = data.draw(st.integers(0, number if named else 0), "of which count")
                 if late:
-                    store.record_usage(
+                    store.record_total(
                         THREAD,
                         total(data.draw(st.sampled_from(totals[number - late]))),
                         turn_id=f"turn {number}",
                         count_id=str(number - late),
                     )
-                store.record_usage(
+                store.record_total(
                     THREAD,
                     total(tokens),
                     turn_id=f"turn {number}",

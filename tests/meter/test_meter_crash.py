@@ -40,7 +40,7 @@ def work(last):
                     file.write(b".")
                     responses += 1
                     if responses % 3:
-                        meter.observe(usage(responses))
+                        meter.record_total(usage(responses))
                     meter.flush()
                 meter.finish_turn()
             meter.start_turn("last", total=usage(responses))

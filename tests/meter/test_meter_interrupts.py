@@ -66,7 +66,7 @@ class Strikes:
             return call(), True
 
 
-CALLS = ("start", "observe", "flush", "finish", "start again", "complete")
+CALLS = ("start", "record_total", "flush", "finish", "start again", "complete")
 
 
 def played(store: GoalStore, strikes: Strikes, struck_call: str, place: int) -> bool:
@@ -87,14 +87,14 @@ def played(store: GoalStore, strikes: Strikes, struck_call: str, place: int) -> 
         return result
 
     make("start", lambda: meter.start_turn("turn-1", total=TokenUsage()))
-    make("observe", lambda: meter.observe(TokenUsage(120)))
+    make("record_total", lambda: meter.record_total(TokenUsage(120)))
     make("flush", meter.flush)
     make("finish", meter.finish_turn)
     assert meter.turn_id is None
     store.resume(thread_id, token_budget=150)
     make("start again", lambda: meter.start_turn("turn-2", total=TokenUsage(130)))
     assert meter.turn_id == "turn-2"
-    readings.append(meter.observe(TokenUsage(160)))
+    readings.append(meter.record_total(TokenUsage(160)))
     make("complete", meter.complete_goal)
     assert [reading.budget_exhausted for reading in readings].count(True) == 2
     ledger = store.events(thread_id=thread_id)
@@ -133,9 +133,9 @@ def test_struck_several_times_in_a_row(
     for _ in range(3):
         strikes.after_commit = True
         with pytest.raises(Struck):
-            meter.observe(TokenUsage(120))
+            meter.record_total(TokenUsage(120))
         with pytest.raises(TurnError, match="is not running"):
-            meter.observe(TokenUsage(120), turn_id="another")
+            meter.record_total(TokenUsage(120), turn_id="another")
         strikes.left = 12
         sys.settrace(strikes)
         with pytest.raises(Struck):
@@ -145,7 +145,7 @@ def test_struck_several_times_in_a_row(
     assert reading.budget_exhausted
     assert reading.goal is not None
     assert (reading.goal.tokens_used, reading.goal.time_used_ms) == (120, 1_500)
-    assert not meter.observe(TokenUsage(130)).budget_exhausted
+    assert not meter.record_total(TokenUsage(130)).budget_exhausted
 
 
 def test_a_goal_that_was_made_by_a_struck_call_pays_from_then_on(
@@ -157,7 +157,7 @@ def test_a_goal_that_was_made_by_a_struck_call_pays_from_then_on(
     with pytest.raises(Struck):
         meter.create_goal("work")
     clock.tick(seconds=2)
-    reading = meter.observe(TokenUsage(10))
+    reading = meter.record_total(TokenUsage(10))
     assert reading.goal is not None
     assert (reading.goal.tokens_used, reading.goal.time_used_ms) == (10, 2_000)
 
@@ -183,9 +183,9 @@ def test_what_was_rolled_back_is_due_still(
     with monkeypatch.context() as patch:
         patch.setattr(store, "transact", undone)
         with pytest.raises(Struck):
-            meter.observe(TokenUsage(20))
-    store.account("other", tokens=20, seconds=1.5)
-    meter.observe(TokenUsage(20))
+            meter.record_total(TokenUsage(20))
+    store.charge("other", tokens=20, seconds=1.5)
+    meter.record_total(TokenUsage(20))
     goal = store.get(THREAD)
     assert goal is not None
     assert (goal.tokens_used, goal.time_used_ms) == (20, 1_500)
@@ -199,8 +199,8 @@ def test_a_notice_that_was_not_heard_is_of_no_other_goal(
     meter.start_turn("turn-1")
     Strikes(store, monkeypatch).after_commit = True
     with pytest.raises(Struck):
-        meter.observe(TokenUsage(120))
+        meter.record_total(TokenUsage(120))
     meter.complete_goal()
     meter.create_goal("other work", token_budget=10)
     assert not meter.flush().budget_exhausted
-    assert meter.observe(TokenUsage(130)).budget_exhausted
+    assert meter.record_total(TokenUsage(130)).budget_exhausted

@@ -338,7 +338,7 @@ class MeterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.turn is not None)
     @rule()
     def repeat(self) -> None:
-        self.observe()
+        self.record_total()
 
     @precondition(lambda self: self.turn is not None)
     @rule(usage=USAGE)
@@ -349,14 +349,16 @@ class MeterMachine(RuleBasedStateMachine):
         self.unheard += usage.goal_tokens
         self.unheard_after += usage.goal_tokens
 
-    def observe(self) -> None:
+    def record_total(self) -> None:
         assert self.turn is not None
         turn_id = self.turn.turn_id
         self.turn.has_reported = True
         self.charge(self.unheard)
         self.heard(turn_id)
         before, payer = self.position, self.payer
-        self.call(lambda: self.meter.observe(self.total, turn_id=turn_id), charged_to={turn_id})
+        self.call(
+            lambda: self.meter.record_total(self.total, turn_id=turn_id), charged_to={turn_id}
+        )
         for event in self.store.events(after=before):
             if event.tokens_delta and payer is not None:  # and took along what time was due
                 time_ns = event.cumulative_time_ms * NS_PER_MS
@@ -379,7 +381,7 @@ class MeterMachine(RuleBasedStateMachine):
     @rule(share=SHARES)
     def begin_a_new_count(self, share: float) -> None:
         if self.begin_anew(share):
-            self.observe()
+            self.record_total()
 
     @precondition(lambda self: self.turn is not None and self.turn.has_reported)
     @rule(share=SHARES)
@@ -393,7 +395,7 @@ class MeterMachine(RuleBasedStateMachine):
             return
         self.charge(0)
         total = TokenUsage(min(int(size * share), size - 1))
-        self.call(lambda: self.meter.observe(total, turn_id=turn_id), charged_to={turn_id})
+        self.call(lambda: self.meter.record_total(total, turn_id=turn_id), charged_to={turn_id})
         assert self.store.usage(THREAD) == stored
         self.note_payer()
 
@@ -432,7 +434,7 @@ class MeterMachine(RuleBasedStateMachine):
         for usage, ns in work:
             self.clock.tick(ns=ns)
             self.use(usage)
-            self.observe()
+            self.record_total()
 
     @rule(ns=TICKS_NS)
     def crash(self, ns: int) -> None:

@@ -52,12 +52,12 @@ def test_tokens_take_along_whatever_time_is_due(
     for _ in range(3):
         clock.tick(seconds=0.3)
         assert not meter.flush().charged
-    meter.observe(TokenUsage(10))
+    meter.record_total(TokenUsage(10))
     assert time_used_ms(store) == 900
     clock.tick(seconds=0.25)
-    meter.observe(TokenUsage(10, cached_input_tokens=5, output_tokens=0))  # nothing that costs
+    meter.record_total(TokenUsage(10, cached_input_tokens=5, output_tokens=0))  # nothing that costs
     assert time_used_ms(store) == 900
-    meter.observe(TokenUsage(20, 5))
+    meter.record_total(TokenUsage(20, 5))
     assert time_used_ms(store) == 1_150
     assert [e.tokens_delta > 0 for e in store.events() if e.time_delta_ms] == [True, True]
 
@@ -70,7 +70,7 @@ def test_no_event_is_of_less_than_a_second_alone_on_a_real_clock(store: GoalStor
         meter.start_turn(f"turn-{turn}", total=total)
         for _ in range(6):
             total += TokenUsage(100, 20, 0, 10)
-            meter.observe(total)
+            meter.record_total(total)
             time.sleep(0.002)
             meter.flush()
         meter.finish_turn()
@@ -102,10 +102,10 @@ def test_a_total_that_brings_nothing_new_still_brings_its_time(
     meter.start_turn("turn-1", total=TokenUsage(50))
     other = GoalMeter(store, THREAD, clock_ns=Clock())
     other.start_turn("turn-1")
-    other.observe(TokenUsage(60))
+    other.record_total(TokenUsage(60))
     for _ in range(4):
         clock.tick(seconds=0.6)
-        meter.observe(TokenUsage(told))
+        meter.record_total(TokenUsage(told))
     assert [e.time_delta_ms for e in store.events() if e.time_delta_ms] == [1_200, 1_200]
 
 
@@ -140,7 +140,7 @@ def test_ticks_below_a_millisecond_add_up_around_everything_that_pays_nothing(
         clock.tick(ns=333_333)
         meter.set_goal(status="active")
         clock.tick(ns=TICK_NS)
-        meter.observe(TokenUsage(input_tokens=number))
+        meter.record_total(TokenUsage(input_tokens=number))
         meter.abort_turn()
         assert time_used_ms(store) == (
             0 if number == 0 else (number + 1) * 2 * TICK_NS // NS_PER_MS
@@ -222,7 +222,7 @@ def test_a_goal_that_is_limited_while_idle_stops_paying_for_it(
     store: GoalStore, make_meter: MakeMeter, clock: Clock
 ) -> None:
     store.create(THREAD, "work")
-    store.account(THREAD, tokens=10)
+    store.charge(THREAD, tokens=10)
     meter = make_meter(count_idle_time=True)
     meter.set_goal(token_budget=5)
     clock.tick(seconds=5)

@@ -107,9 +107,11 @@ class Life:
                 lane: _calls_kept(raw, self.due, lane, acks.done.get(lane, made))
                 for lane, made in self.done.items()
             }
-            log = raw.execute("SELECT position, event_id FROM goal_events ORDER BY 1").fetchall()
+            log = raw.execute(
+                "SELECT position, event_id FROM goal_state_events ORDER BY 1"
+            ).fetchall()
             row = raw.execute(
-                "SELECT position FROM event_cursors WHERE name = ?", (CONSUMER,)
+                "SELECT position FROM goal_state_cursors WHERE name = ?", (CONSUMER,)
             ).fetchone()
         assert log[: len(self.log)] == self.log, "the log has changed where it was written before"
         known = set(log)

@@ -106,7 +106,7 @@ class Trial:
     def run(self, calls: int, passing: int, *, lasting: bool) -> bool:
         """Makes the calls; whether the disk failed at all."""
         with closing(sqlite3.connect(self._path)) as raw:
-            (before,) = raw.execute("SELECT max(position) FROM goal_events").fetchone()
+            (before,) = raw.execute("SELECT max(position) FROM goal_state_events").fetchone()
         heard: list[str] = []
         self._faults.arm(self._fault.kinds, passing, self._fault.error, lasting=lasting)
         with self._insist(

@@ -88,11 +88,11 @@ class Recording(NamedTuple):
                 if differences := store.verify():
                     raise Damage(str(differences[0]))
                 missing = sum(self._missing_calls(raw, lane, acks) for lane in LANES)
-                log = set(raw.execute("SELECT position, event_id FROM goal_events"))
+                log = set(raw.execute("SELECT position, event_id FROM goal_state_events"))
                 told = {*acks.heard, *acks.took}
                 taken = max((position for position, _ in acks.took), default=0)
                 for (cursor,) in raw.execute(
-                    "SELECT position FROM event_cursors WHERE name = ?", (CONSUMER,)
+                    "SELECT position FROM goal_state_cursors WHERE name = ?", (CONSUMER,)
                 ):
                     if cursor > taken:
                         raise Damage(f"the cursor is at {cursor}, delivered was {taken}")

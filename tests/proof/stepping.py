@@ -100,7 +100,7 @@ class Ground:
         Args:
             is_busy: others are writing just now.
         """
-        self.helper.ask(lambda: self.store.account("other", tokens=1))
+        self.helper.ask(lambda: self.store.charge("other", tokens=1))
         self.others += 1
         assert self.tokens("other") == self.others, "a read of the past, or a charge too many"
         assert self.helper.ask(lambda: self.tokens("other")) == self.others
@@ -156,7 +156,7 @@ class Charging(Scenario):
     """One charge; repeated with its key it changes nothing more."""
 
     def call(self) -> object:
-        return self.store.account("mine", tokens=1, idempotency_key=f"k{self.number}")
+        return self.store.charge("mine", tokens=1, idempotency_key=f"k{self.number}")
 
     def check(self, strikes: Sequence[BaseException]) -> None:
         self.call()
@@ -175,7 +175,7 @@ class ChargingMany(Charging):
     def call(self) -> object:
         from goal_state import Charge
 
-        return self.store.account_many(
+        return self.store.charge_many(
             [Charge("mine", tokens=1, idempotency_key=f"k{self.number}"), Charge("other")]
         )
 
@@ -201,7 +201,7 @@ class ChargingBesideWriters(Charging):
     def _write(self, writer: int) -> None:
         try:
             while not self.stopping:
-                self.store.account(f"writer-{writer}", tokens=1)
+                self.store.charge(f"writer-{writer}", tokens=1)
                 self.made[writer] += 1
         except BaseException as error:
             self.failed.append(error)
@@ -242,8 +242,8 @@ class Transacting(Scenario):
 
     def work(self, repository: Any) -> object:
         self.ran.append((threading.get_ident(), self.mark.get()))
-        repository.account("mine", tokens=1, idempotency_key=f"a{self.number}")
-        return repository.account("mine", tokens=1, idempotency_key=f"b{self.number}")
+        repository.charge("mine", tokens=1, idempotency_key=f"a{self.number}")
+        return repository.charge("mine", tokens=1, idempotency_key=f"b{self.number}")
 
     def check(self, strikes: Sequence[BaseException]) -> None:
         here = (threading.get_ident(), self.number)
@@ -259,7 +259,7 @@ class Reading(Scenario):
     """Reads: the connections that they use come back fit for use."""
 
     def prepare(self) -> None:
-        self.store.account("mine", tokens=1)
+        self.store.charge("mine", tokens=1)
 
     def call(self) -> object:
         goal = self.store.get("mine")
@@ -332,7 +332,7 @@ class Subscribing(Scenario):
     def check(self, strikes: Sequence[BaseException]) -> None:
         heard: list[GoalEvent] = []
         with self.store.subscribe(heard.append):
-            self.store.account("mine", tokens=1)
+            self.store.charge("mine", tokens=1)
         assert len(heard) == 1
         assert self.ground.tokens("mine") == self.number
 
@@ -348,7 +348,7 @@ class Closing(Scenario):
 
     def prepare(self) -> None:
         self.own = GoalStore.open(self.ground.path, durability="normal", migrate=False)
-        self.own.account("mine", tokens=1)
+        self.own.charge("mine", tokens=1)
         self.own.get("mine")
 
     def call(self) -> object:
@@ -421,7 +421,7 @@ class BackingUp(Scenario):
         return self.ground.folder / f"copy-{self.number}.db"
 
     def prepare(self) -> None:
-        self.store.account("mine", tokens=1)
+        self.store.charge("mine", tokens=1)
 
     def call(self) -> object:
         return self.store.backup(self.copy())
@@ -453,11 +453,11 @@ class Restoring(Scenario):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.copy = folder / "copy.db"
-        self.store.account("mine", tokens=7)
+        self.store.charge("mine", tokens=7)
         self.store.backup(self.copy)
 
     def prepare(self) -> None:
-        self.store.account("mine", tokens=1)
+        self.store.charge("mine", tokens=1)
 
     def call(self) -> object:
         return self.store.restore(self.copy)  # type: ignore[attr-defined]
@@ -488,7 +488,7 @@ def _handled_close(scenario: Scenario) -> None:
 
 
 def _handled_charge(scenario: Scenario) -> None:
-    scenario.store.account("other", tokens=1)
+    scenario.store.charge("other", tokens=1)
     scenario.ground.others += 1
 
 
@@ -596,7 +596,7 @@ class Stepper:
         """Every call is refused once `close` was called. What there was is looked at through a new store."""
         ground = self.scenario.ground
         try:
-            ground.store.account("mine", tokens=1)
+            ground.store.charge("mine", tokens=1)
         except StoreClosedError:
             pass
         else:

@@ -96,10 +96,10 @@ class Worker:
     def _turn(self) -> None:
         store, chance = self.storm.store, self.random.random()
         if chance < 0.45:
-            self._charge(lambda key: store.account(self.thread, tokens=1, idempotency_key=key))
+            self._charge(lambda key: store.charge(self.thread, tokens=1, idempotency_key=key))
         elif chance < 0.55:
             self._charge(
-                lambda key: store.account_many(
+                lambda key: store.charge_many(
                     [Charge(self.thread, tokens=1, idempotency_key=key), Charge(self.thread)]
                 )
             )
@@ -114,12 +114,12 @@ class Worker:
             list(store.events(after=max(0, store.last_position() - 5)))
         elif chance < 0.92:
             with store.subscribe(lambda event: None, thread_id=self.thread):
-                self._charge(lambda key: store.account(self.thread, tokens=1, idempotency_key=key))
+                self._charge(lambda key: store.charge(self.thread, tokens=1, idempotency_key=key))
         elif self.storm.path is None:
             store.count()
         elif chance < 0.98:
             with GoalStore.open(self.storm.path, durability="normal", migrate=False) as own:
-                self._charge(lambda key: own.account(self.thread, tokens=1, idempotency_key=key))
+                self._charge(lambda key: own.charge(self.thread, tokens=1, idempotency_key=key))
         elif chance < 0.99:
             list(store.export_lines())
         else:
@@ -144,7 +144,7 @@ class Worker:
 
         def work(repository: Any) -> object:
             ran.append((threading.get_ident(), _mark.get("another's")))
-            return repository.account(self.thread, tokens=1, idempotency_key=key)
+            return repository.charge(self.thread, tokens=1, idempotency_key=key)
 
         try:
             return self.storm.store.transact(work)
@@ -339,7 +339,7 @@ class Storm:
         self._check_listener()
 
     def _check_listener(self) -> None:
-        made = self.store.account("t0", tokens=1)
+        made = self.store.charge("t0", tokens=1)
         assert made.applied
         last = self.store.last_position()
         assert last in self.heard[-3:], "listeners are told no more"
@@ -362,7 +362,7 @@ with GoalStore.open(sys.argv[1], durability="normal") as store:
     print("ready", flush=True)
     until = time.monotonic() + float(sys.argv[2])
     while time.monotonic() < until:
-        store.account("elsewhere", tokens=1)
+        store.charge("elsewhere", tokens=1)
         made += 1
         time.sleep(0.001)
 print(made)

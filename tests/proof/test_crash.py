@@ -97,7 +97,7 @@ def test_a_lost_call_is_noticed(life: Life) -> None:
 
 def test_a_call_that_is_half_there_is_noticed(life: Life) -> None:
     with closing(sqlite3.connect(life.path)) as raw, raw:
-        assert raw.execute("UPDATE goals SET objective = 'Another'").rowcount
+        assert raw.execute("UPDATE goal_state_goals SET objective = 'Another'").rowcount
     with pytest.raises(AssertionError, match="lane"):
         life.check(Acks())
 

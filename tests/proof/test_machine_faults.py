@@ -47,10 +47,10 @@ def test_nothing_is_written_to_a_file_that_was_moved_until_it_is_back(
     written.subscribe(heard.append)
     elsewhere = database.rename(database.with_name("elsewhere"))
     with pytest.raises(DatabaseReplacedError, match="moved or deleted"):
-        written.account("t", tokens=5)
+        written.charge("t", tokens=5)
     assert heard == []
     elsewhere.rename(database)
-    assert written.account("t", tokens=7).goal == written.get("t")
+    assert written.charge("t", tokens=7).goal == written.get("t")
     assert [event.tokens_delta for event in written.events()] == [0, 7]
     assert written.verify() == []
 
@@ -73,7 +73,7 @@ def test_a_file_that_took_the_place_of_another_is_left_alone(
     shutil.copy(made_once, database)
     before = database.read_bytes()
     with pytest.raises(DatabaseReplacedError, match="another file"):
-        written.account("t", tokens=5)
+        written.charge("t", tokens=5)
     with pytest.raises(DatabaseReplacedError):
         read_on_a_new_connection(written)
     assert database.read_bytes() == before
@@ -151,7 +151,7 @@ def test_a_store_goes_on_when_damaged_pages_are_whole_again(database: Path, larg
     with GoalStore.open(database) as store:
         overwrite(database, damaged(large, 1))
         for step in (
-            lambda: store.account("t-7", tokens=1),
+            lambda: store.charge("t-7", tokens=1),
             lambda: store.get("t-7"),
             store.verify,
             lambda: list(store.events()),
@@ -159,7 +159,7 @@ def test_a_store_goes_on_when_damaged_pages_are_whole_again(database: Path, larg
             with pytest.raises(DatabaseCorruptError, match="damaged"):
                 step()
         overwrite(database, large)
-        assert store.account("t-7", tokens=3).goal == store.get("t-7")
+        assert store.charge("t-7", tokens=3).goal == store.get("t-7")
         assert store.verify() == []
         assert store.last_position() == 51
 
@@ -182,7 +182,7 @@ def test_work_that_makes_light_of_an_error_of_the_database_is_undone_all_the_sam
         repository.create("before", "Ship")
         overwrite(database, damaged(large, 3))
         with pytest.raises(DatabaseCorruptError):
-            repository.account_many(Charge(f"t-{number}", tokens=1) for number in range(50))
+            repository.charge_many(Charge(f"t-{number}", tokens=1) for number in range(50))
         overwrite(database, large)
         repository.create("after", "Ship")
 
@@ -212,10 +212,10 @@ with GoalStore.open(path) as store:
     store.create("t", "Ship")
 said = []
 with GoalStore.open(path) as store:
-    store.account("t", tokens=1)
+    store.charge("t", tokens=1)
     path.chmod(0o400)
     folder.chmod(0o500)
-    said.append(store.account("t", tokens=2).goal.tokens_used)
+    said.append(store.charge("t", tokens=2).goal.tokens_used)
     for place in ("folder", "file"):
         try:
             GoalStore.open(path).close()
@@ -223,7 +223,7 @@ with GoalStore.open(path) as store:
             said.append(place if place in str(error) or place == "file" else str(error))
         folder.chmod(0o700)
     path.chmod(0o600)
-    said.append(store.account("t", tokens=4).goal.tokens_used)
+    said.append(store.charge("t", tokens=4).goal.tokens_used)
 with GoalStore.open(path) as store:
     said += [store.get("t").tokens_used, store.verify()]
 print(json.dumps(said))

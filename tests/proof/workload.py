@@ -78,9 +78,9 @@ _WEIGHTS: Final = {
     "replace": 2,
     "set": 4,
     "resume": 3,
-    "account": 8,
-    "account_many": 2,
-    "record_usage": 5,
+    "charge": 8,
+    "charge_many": 2,
+    "record_total": 5,
     "set_baseline": 1,
     "reconcile": 2,
     "clear": 2,
@@ -112,17 +112,17 @@ def _single(draw: random.Random, lane: int, number: int) -> Call:
             )
         case "resume":
             arguments |= draw.choice(({}, {"token_budget": budget}))
-        case "account":
+        case "charge":
             arguments |= _charge(draw)
-        case "account_many":
+        case "charge_many":
             charges = [_charge(draw) for _ in range(draw.randint(1, 12))]
             threads = [_thread(draw, lane) for _ in charges]
             return Call(name, {"charges": list(zip(threads, charges, strict=True))})
-        case "record_usage" | "set_baseline" | "reconcile":
+        case "record_total" | "set_baseline" | "reconcile":
             arguments["total"] = _total(draw, number)
         case _:
             pass
-    if name in ("set", "resume", "account", "record_usage", "clear") and draw.random() < 0.3:
+    if name in ("set", "resume", "charge", "record_total", "clear") and draw.random() < 0.3:
         arguments["expected_goal_id"] = draw.choice((CURRENT, CURRENT, NO_SUCH_GOAL))
     return Call(name, arguments | {"turn_id": turn_id})
 
@@ -172,8 +172,8 @@ def _perform_parts(repository: GoalOperations, call: Call) -> None:
 
 def _perform(target: GoalOperations, call: Call) -> None:
     arguments = dict(call.arguments)
-    if call.name == "account_many":
-        target.account_many(Charge(thread, **charge) for thread, charge in arguments["charges"])
+    if call.name == "charge_many":
+        target.charge_many(Charge(thread, **charge) for thread, charge in arguments["charges"])
         return
     if arguments.get("expected_goal_id") == CURRENT:
         goal = cast(Any, target).get(arguments["thread_id"])
@@ -208,7 +208,7 @@ class _Reader:
         self._goals: dict[str, int] = {}
 
     def read(self) -> State:
-        for row in self._rows("goal_events", "position > ? AND", self._position):
+        for row in self._rows("goal_state_events", "position > ? AND", self._position):
             self._position = row.pop("position")
             del row["event_id"]
             self._events += 1
@@ -217,14 +217,14 @@ class _Reader:
         return State(
             self._events,
             self._digest.hexdigest(),
-            tuple(self._plain(row) for row in self._rows("goals")),
-            tuple(self._plain(row) for row in self._rows("thread_usage")),
+            tuple(self._plain(row) for row in self._rows("goal_state_goals")),
+            tuple(self._plain(row) for row in self._rows("goal_state_baselines")),
         )
 
     def _rows(self, table: str, condition: str = "", *values: int) -> list[dict[str, Any]]:
         cursor = self._connection.execute(
             f"SELECT * FROM {table} WHERE {condition} thread_id GLOB ? ORDER BY "
-            + ("position" if table == "goal_events" else "thread_id"),
+            + ("position" if table == "goal_state_events" else "thread_id"),
             (*values, self._pattern),
         )
         names = [column[0] for column in cursor.description]

@@ -224,7 +224,7 @@ _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "expected_goal_id": EXPECTED,
         "turn_id": TURN_IDS,
     },
-    "account": {
+    "charge": {
         "tokens": AMOUNT,
         "seconds": SECONDS,
         "mode": MODE,
@@ -233,7 +233,7 @@ _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "idempotency_key": KEY,
         "as_before": st.booleans(),
     },
-    "record_usage": {
+    "record_total": {
         "total": TOTAL,
         "seconds": SECONDS,
         "turn_id": TURN_IDS,
@@ -264,7 +264,7 @@ def drafts(*names: str) -> st.SearchStrategy[Draft]:
     )
 
 
-_BY_NAME["account_many"] = {"charges": st.lists(drafts("account"), max_size=4)}
+_BY_NAME["charge_many"] = {"charges": st.lists(drafts("charge"), max_size=4)}
 
 
 # -- malformed calls ---------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ _GOOD: dict[str, dict[str, Any]] = {
         "turn_id": None,
     },
     "resume": {"token_budget": None, "expected_goal_id": None, "turn_id": None},
-    "account": {
+    "charge": {
         "tokens": 3,
         "seconds": 3,
         "mode": "active_or_stopped",
@@ -341,7 +341,7 @@ _GOOD: dict[str, dict[str, Any]] = {
         "turn_id": None,
         "idempotency_key": "refused",
     },
-    "record_usage": {
+    "record_total": {
         "total": TokenUsage(1000, 0, 0, 1000),
         "seconds": 3,
         "turn_id": None,

@@ -123,20 +123,20 @@ class GoalMachine(RuleBasedStateMachine):
     def resume(self, draft: Draft) -> None:
         self.carry_out(draft)
 
-    @rule(draft=drafts("account"))
-    def account(self, draft: Draft) -> None:
+    @rule(draft=drafts("charge"))
+    def charge(self, draft: Draft) -> None:
         self.carry_out(draft)
 
-    @rule(draft=drafts("account_many"))
-    def account_many(self, draft: Draft) -> None:
+    @rule(draft=drafts("charge_many"))
+    def charge_many(self, draft: Draft) -> None:
         self.carry_out(draft)
 
     @rule(draft=drafts("reconcile"))
     def reconcile(self, draft: Draft) -> None:
         self.carry_out(draft)
 
-    @rule(draft=drafts("record_usage"))
-    def record_usage(self, draft: Draft) -> None:
+    @rule(draft=drafts("record_total"))
+    def record_total(self, draft: Draft) -> None:
         self.carry_out(draft)
 
     @rule(draft=drafts("set_baseline"))
@@ -151,7 +151,7 @@ class GoalMachine(RuleBasedStateMachine):
         handle, before = self.handle(draft.by_other), self.model.copy()
         refused = step(handle.perform, self.model, draft)
         self.unchanged = refused or (
-            draft.name not in ("record_usage", "set_baseline", "reconcile")
+            draft.name not in ("record_total", "set_baseline", "reconcile")
             and self.model.events == before.events
             and self.model.goals == before.goals
         )
@@ -310,7 +310,7 @@ class GoalMachine(RuleBasedStateMachine):
             # Only a later reconciliation would show whose time a baseline is of.
             and (
                 self.raw is None
-                or dict(self.raw.execute("SELECT thread_id, goal_id FROM thread_usage"))
+                or dict(self.raw.execute("SELECT thread_id, goal_id FROM goal_state_baselines"))
                 == model.recorded_for
             )
         )
@@ -361,7 +361,7 @@ class GoalMachine(RuleBasedStateMachine):
             return seen.goals, seen.events, seen.usage_of_thread
         return [
             self.raw.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-            for table in ("goals", "goal_events", "thread_usage")
+            for table in ("goal_state_goals", "goal_state_events", "goal_state_baselines")
         ]
 
     def log_only_grew(self, log: list[GoalEvent]) -> None:

@@ -283,7 +283,7 @@ class Model:
 
     # -- usage -------------------------------------------------------------------------------------
 
-    def account(
+    def charge(
         self,
         *,
         thread_id: str,
@@ -315,13 +315,13 @@ class Model:
             self.keys[thread_id, idempotency_key] = _Paid(amounts, settled.goal)
         return settled
 
-    def account_many(self, *, charges: list[dict[str, Any]]) -> list[Settlement]:
+    def charge_many(self, *, charges: list[dict[str, Any]]) -> list[Settlement]:
         trial = self.copy()
-        settled = [trial.account(**charge) for charge in charges]
+        settled = [trial.charge(**charge) for charge in charges]
         vars(self).update(vars(trial))
         return settled
 
-    def record_usage(
+    def record_total(
         self,
         *,
         thread_id: str,

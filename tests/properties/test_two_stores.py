@@ -119,7 +119,7 @@ class TwoProcessesMachine(TwoStoresMachine):
             if self.consuming[name][:1] == [killed]:
                 # Its lease ends ten seconds after its death; here, at once.
                 self.raw.execute(
-                    "UPDATE event_cursors SET lease_expires_at_ms = 1 WHERE name = ?", (name,)
+                    "UPDATE goal_state_cursors SET lease_expires_at_ms = 1 WHERE name = ?", (name,)
                 )
         self.forget(killed)
         self.handles.append(self.open_other())
@@ -157,7 +157,7 @@ class TwoProcessesMachine(TwoStoresMachine):
         if self.was_carried_out(operation):
             taken["call carried out, but not answered"] += 1
             self.wrote(other)
-        if operation.arguments.get("idempotency_key") or draft.name in ("record_usage", "clear"):
+        if operation.arguments.get("idempotency_key") or draft.name in ("record_total", "clear"):
             handle = self.handle(by_other)
             agree(self.model, operation, handle.perform(operation))
             self.wrote(handle)

@@ -1,8 +1,8 @@
-"""Makes a small database of each schema revision, with rows of every kind as that schema has them.
+"""Makes a small database of the newest schema revision, with rows of every kind as that schema has them.
 
     python -m tests.upgrade.make_fixtures
 
-Only those that are missing are made: once a revision was released its fixture stays as it is.
+Only if it is missing: once a revision was released its fixture stays as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from goal_state import migrate
+from goal_state.storage.schema import HEAD_REVISION
 from goal_state.storage.sqlite.database import create_engine
 
 __all__ = ["FOLDER", "fixture"]
@@ -31,23 +32,20 @@ def fixture(revision: str) -> Path:
 
 
 class _Rows:
-    """The rows of one fixture. Values of columns that came later are left out of older ones."""
+    """The rows of the fixture."""
 
-    def __init__(self, revision: str) -> None:
-        self.revision = revision
+    def __init__(self) -> None:
         self._clock_ms = _NOW_MS
         self._position = 0
         self._ids = 0
         self.tables: dict[str, list[Row]] = {
-            "goals": [],
-            "goal_events": [],
-            "thread_usage": [],
-            "event_cursors": [],
+            "goal_state_goals": [],
+            "goal_state_events": [],
+            "goal_state_baselines": [],
+            "goal_state_balances": [],
+            "goal_state_cursors": [],
+            "goal_state_database": [{"identity": self.new_id(), "counted_tokens": "all"}],
         }
-        if revision >= "0003":
-            self.tables["goal_balances"] = []
-        if revision >= "0005":
-            self.tables["database_identity"] = [{"identity": self.new_id()}]
 
     def new_id(self) -> str:
         self._ids += 1
@@ -59,7 +57,7 @@ class _Rows:
 
     def event(self, kind: str, goal: Row, **values: Any) -> int:
         self._position += 1
-        self.tables["goal_events"].append(
+        self.tables["goal_state_events"].append(
             {
                 "position": self._position,
                 "event_id": self.new_id(),
@@ -94,11 +92,11 @@ class _Rows:
             "time_used_ms": 0,
             "created_at_ms": self._clock_ms,
             "updated_at_ms": self._clock_ms,
+            "resume_at_ms": None,
+            "blocked_reason": None,
         }
-        if self.revision >= "0002":
-            goal |= {"resume_at_ms": None, "blocked_reason": None}
         self.event("created", goal, **event)
-        self.tables["goals"].append(goal)
+        self.tables["goal_state_goals"].append(goal)
         return goal
 
     def charge(self, goal: Row, tokens: int, time_ms: int, **event: Any) -> int:
@@ -128,7 +126,7 @@ class _Rows:
 
     def clear(self, goal: Row) -> None:
         self.event("cleared", goal, previous_status=goal["status"], turn_id="turn-9")
-        self.tables["goals"].remove(goal)
+        self.tables["goal_state_goals"].remove(goal)
 
     def baseline(self, thread_id: str, first: int, goal: Row | None, **values: Any) -> None:
         names = (
@@ -139,22 +137,16 @@ class _Rows:
             "reasoning_output_tokens",
             "total_tokens",
         )
-        row: Row = {"thread_id": thread_id, "turn_id": None, "model_context_window": None}
+        row: Row = {"thread_id": thread_id, "count_id": "", "turn_id": None}
         row |= {name: first + 100 - number for number, name in enumerate(names)}
         row |= {f"last_{name}": first + 10 - number for number, name in enumerate(names)}
-        row["updated_at_ms"] = self.tick()
-        if self.revision >= "0002":
-            row["goal_id"] = None if goal is None else goal["goal_id"]
-        if self.revision >= "0004":
-            row["count_number"] = first % 7
-            row["warned_goal_id"] = row["goal_id"]
-        if self.revision >= "0005":
-            row["count_id"] = ""
-            row["unpaid_turn_ids"] = None
-        self.tables["thread_usage"].append(row | values)
+        row |= {"model_context_window": None, "updated_at_ms": self.tick()}
+        row["goal_id"] = row["warned_goal_id"] = None if goal is None else goal["goal_id"]
+        row |= {"count_number": first % 7, "unpaid_turn_ids": None}
+        self.tables["goal_state_baselines"].append(row | values)
 
     def cursor(self, name: str, position: int, holder: str | None = None) -> None:
-        self.tables["event_cursors"].append(
+        self.tables["goal_state_cursors"].append(
             {
                 "name": name,
                 "position": position,
@@ -166,7 +158,7 @@ class _Rows:
 
     def prune(self, goal: Row, through: int) -> None:
         """Carries forward what the events of a goal up to a position say."""
-        events = self.tables["goal_events"]
+        events = self.tables["goal_state_events"]
         old = [
             event
             for event in events
@@ -174,8 +166,8 @@ class _Rows:
             and event["position"] <= through
             and event["kind"] != "created"
         ]
-        self.tables["goal_events"] = [event for event in events if event not in old]
-        self.tables["goal_balances"].append(
+        self.tables["goal_state_events"] = [event for event in events if event not in old]
+        self.tables["goal_state_balances"].append(
             {
                 "goal_id": goal["goal_id"],
                 "through_position": through,
@@ -187,12 +179,11 @@ class _Rows:
 
 
 def _fill(rows: _Rows) -> None:
-    if rows.revision >= "0003":
-        pruned = rows.goal("pruned", budget=500)
-        rows.charge(pruned, 100, 10, turn_id="turn-1")
-        through = rows.charge(pruned, 400, 20, turn_id="turn-1")
-        rows.charge(pruned, 5, 5, turn_id="turn-1", idempotency_key="after")
-        rows.prune(pruned, through)
+    pruned = rows.goal("pruned", budget=500)
+    rows.charge(pruned, 100, 10, turn_id="turn-1")
+    through = rows.charge(pruned, 400, 20, turn_id="turn-1")
+    rows.charge(pruned, 5, 5, turn_id="turn-1", idempotency_key="after")
+    rows.prune(pruned, through)
 
     for status in ("active", "paused", "blocked", "usage_limited", "complete"):
         goal = rows.goal(status, budget=1000, turn_id="turn-1")
@@ -201,9 +192,9 @@ def _fill(rows: _Rows) -> None:
         rows.baseline(status, 1000, goal, turn_id="turn-2", model_context_window=258_400)
         if status != "active":
             rows.change_status(goal, status, turn_id="turn-2")
-        if rows.revision >= "0002" and status == "blocked":
+        if status == "blocked":
             goal["blocked_reason"] = "waits for Ada's answer; 'quoted'"
-        if rows.revision >= "0002" and status == "usage_limited":
+        if status == "usage_limited":
             goal["resume_at_ms"] = _NOW_MS + 3_600_000
 
     over = rows.goal("budget_limited", budget=100)
@@ -212,13 +203,13 @@ def _fill(rows: _Rows) -> None:
     rows.goal("unbounded")
     vast = rows.goal("vast", budget=_MAX)
     rows.charge(vast, _MAX - 1, _MAX - 1, turn_id="t" * 256, idempotency_key="k" * 256)
-    odd = rows.goal("\u00fcn\u00ef \U0001f980 '; DROP TABLE goals; --" + "x" * 200)
+    odd = rows.goal("\u00fcn\u00ef \U0001f980 '; DROP TABLE goal_state_goals; --" + "x" * 200)
     odd["objective"] = "\u2028 \U0001f980".strip() + "\nx" * 1999
 
     old = rows.goal("replaced")
     rows.charge(old, 7, 8, idempotency_key="of the one that was replaced")
     rows.change_status(old, "complete")
-    rows.tables["goals"].remove(old)
+    rows.tables["goal_state_goals"].remove(old)
     rows.goal("replaced", turn_id="turn-3", replaced_goal_id=old["goal_id"])
 
     gone = rows.goal("cleared", budget=10)
@@ -227,24 +218,22 @@ def _fill(rows: _Rows) -> None:
     rows.baseline("cleared", 0, None)
     rows.baseline("never had a goal", 0, None, total_tokens=_MAX, model_context_window=0)
     rows.baseline("vast", _MAX - 100, vast, turn_id="t" * 256)
-    if rows.revision >= "0005":
-        rows.baseline("counted", 0, None, turn_id="turn-4", unpaid_turn_ids='["turn-3", "\u00fc"]')
-        for count_id in ("run-1", "n" * 256):
-            rows.baseline("counted", 40, None, count_id=count_id, turn_id="turn-5")
+    rows.baseline("counted", 0, None, turn_id="turn-4", unpaid_turn_ids='["turn-3", "\u00fc"]')
+    for count_id in ("run-1", "n" * 256):
+        rows.baseline("counted", 40, None, count_id=count_id, turn_id="turn-5")
 
-    last = rows.tables["goal_events"][-1]["position"]
+    last = rows.tables["goal_state_events"][-1]["position"]
     rows.cursor("audit", last - 3)
     rows.cursor("analytics", last, holder="019b7600-0000-7000-8000-ffffffffffff")
     rows.cursor("new", 0)
 
 
-def make(revision: str) -> None:
-    """Makes the database of a revision."""
-    rows = _Rows(revision)
+def make(path: Path) -> None:
+    """Makes the database."""
+    rows = _Rows()
     _fill(rows)
-    path = fixture(revision)
     path.parent.mkdir(exist_ok=True)
-    migrate.upgrade(create_engine(path), revision)
+    migrate.upgrade(create_engine(path))
     with closing(sqlite3.connect(path)) as connection, connection:
         for table, values in rows.tables.items():
             for row in values:
@@ -255,7 +244,7 @@ def make(revision: str) -> None:
 
 
 if __name__ == "__main__":
-    for known in migrate.history():
-        if not fixture(known.revision).exists():
-            make(known.revision)
-            print(f"made {fixture(known.revision).name}")
+    newest = fixture(HEAD_REVISION)
+    if not newest.exists():
+        make(newest)
+        print(f"made {newest.name}")

@@ -7,16 +7,26 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from goal_state import EventKind, GoalEvent, GoalStore, TokenUsage, migrate
+from goal_state import (
+    EventKind,
+    GoalEvent,
+    GoalStateError,
+    GoalStore,
+    TokenUsage,
+    migrate,
+)
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
 from goal_state.storage.sqlite.database import create_engine
+from tests import next_schema
 from tests.databases import schema
+from tests.next_schema import DOWNGRADE, NEXT_REVISION, UPGRADE
 from tests.processes import PATIENCE_SECONDS, python
 from tests.upgrade.make_fixtures import fixture
 
@@ -38,23 +48,16 @@ def data(path: Path) -> Data:
         ).fetchall():
             rows = connection.execute(
                 f"SELECT * FROM {name} ORDER BY 1, 2"
-                if name == "thread_usage"
+                if name == "goal_state_baselines"
                 else f"SELECT * FROM {name} ORDER BY 1"
             ).fetchall()
             found[name] = [dict(row) for row in rows]
     return found
 
 
-def without(rows: Data, *tables: str) -> Data:
-    return {name: found for name, found in rows.items() if name not in tables}
-
-
 @pytest.fixture(params=REVISIONS)
 def revision(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-_COUNTED_FROM_NOW = {"thread_usage": {"count_number": 0, "count_id": ""}}
 
 
 _TOTAL = {field.name for field in dataclasses.fields(TokenUsage)}
@@ -67,7 +70,7 @@ def older(revision: str, path: Path) -> Path:
     return path
 
 
-def test_every_revision_has_a_fixture_with_the_schema_that_it_makes(
+def test_fixture_of_each_revision_has_the_schema_that_it_makes(
     revision: str, tmp_path: Path
 ) -> None:
     """So it is told if a released migration is changed, or a new one comes without a fixture."""
@@ -78,53 +81,126 @@ def test_every_revision_has_a_fixture_with_the_schema_that_it_makes(
     found = data(copy)
     assert found.pop(VERSION_TABLE) == [{"version_num": revision}]
     assert all(found.values())
-    assert {goal["status"] for goal in found["goals"]} == {
+    assert {goal["status"] for goal in found["goal_state_goals"]} == {
         *("active", "paused", "blocked", "usage_limited", "budget_limited", "complete")
     }
-    assert {event["kind"] for event in found["goal_events"]} == {*EventKind}
-    # Every column is filled somewhere (but for the one that only a later revision of it could fill).
+    assert {event["kind"] for event in found["goal_state_events"]} == {*EventKind}
+    # Every column is filled somewhere.
     for table, rows in found.items():
         for column in rows[0]:
             assert any(row[column] is not None for row in rows), (table, column)
 
 
-def test_upgrading_keeps_every_field(revision: str, older: Path) -> None:
-    before = data(older)
-    with GoalStore.open(older) as store:
+def upgrade_by_opening(path: Path) -> None:
+    """Upgrades a database; fails if one of its fields is not what it was."""
+    before = data(path)
+    with GoalStore.open(path) as store:
         assert store.verify() == []
-    after = data(older)
-    assert after.pop(VERSION_TABLE) == [{"version_num": HEAD_REVISION}]
-    assert len(after.pop("database_identity")) == 1
-    assert before.pop(VERSION_TABLE) == [{"version_num": revision}]
-    before.pop("database_identity", None)
+    after = data(path)
+    before.pop(VERSION_TABLE)
+    assert after.pop(VERSION_TABLE) == [{"version_num": migrate.history()[-1].revision}]
     for table, rows in before.items():
-        assert len(after[table]) == len(rows)
+        assert len(after[table]) == len(rows), table
         for new, old in zip(after[table], rows, strict=True):
-            # Nothing is made up: what an older schema did not know is not known, and not yet counted.
-            assert new == dict.fromkeys(new) | _COUNTED_FROM_NOW.get(table, {}) | old
+            # Nothing is made up: what an older schema did not know is not known.
+            assert new == dict.fromkeys(new) | old, table
     assert all(not after[table] for table in after.keys() - before.keys())
 
 
-def test_down_again_is_the_database_as_it_was_and_up_again_as_it_had_become(
-    revision: str, older: Path, tmp_path: Path
-) -> None:
-    engine = create_engine(older)
-    before = data(older)
+def walk_down_and_up(path: Path) -> None:
+    """Upgrades a database, takes it back step by step, and up again; fails if it is not each time what it
+    was.
+    """
+    engine = create_engine(path)
+    start, revisions = migrate.current(engine), [known.revision for known in migrate.history()]
+    assert start is not None
+    before = data(path), schema(path)
     migrate.upgrade(engine)
-    upgraded = data(older), schema(older)
-    for step in reversed(REVISIONS[REVISIONS.index(revision) : -1]):
+    upgraded = data(path), schema(path)
+    for step in reversed(revisions[revisions.index(start) : -1]):
         migrate.downgrade(engine, step)
-    assert data(older) == before
-    assert schema(older) == schema(Path(shutil.copy(fixture(revision), tmp_path)))
-    for step in REVISIONS[REVISIONS.index(revision) :]:
+    assert (data(path), schema(path)) == before
+    for step in revisions[revisions.index(start) :]:
         migrate.upgrade(engine, step)
-    assert (data(older), schema(older)) == upgraded
+    assert (data(path), schema(path)) == upgraded
 
 
-def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
+def test_upgrade_of_each_revision_keeps_every_field(older: Path) -> None:
+    upgrade_by_opening(older)
+
+
+def test_downgrade_to_each_revision_and_upgrade_restore_both_databases(older: Path) -> None:
+    walk_down_and_up(older)
+
+
+# -- the checks themselves, on a revision that is made up ----------------------------------------------
+
+
+def with_next_revision(folder: Path, check: Callable[[Path], None], **bodies: str) -> None:
+    """Has a check look at the fixture of the newest revision in a library that knows one more."""
+    next_schema.write(folder / "migrations", **bodies)
+    path = Path(shutil.copy(fixture(HEAD_REVISION), folder))
+    undo = next_schema.use(folder / "migrations")
+    try:
+        check(path)
+        assert migrate.current(create_engine(path)) == NEXT_REVISION
+    finally:
+        undo()
+
+
+@pytest.mark.parametrize("check", [upgrade_by_opening, walk_down_and_up])
+def test_next_revision_without_a_fault_passes(
+    tmp_path: Path, check: Callable[[Path], None]
+) -> None:
+    with_next_revision(tmp_path, check)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE goal_state_goals SET blocked_reason = NULL",
+        "UPDATE goal_state_baselines SET last_total_tokens = last_total_tokens + 1",
+        "UPDATE goal_state_events SET replaced_goal_id = NULL",
+        "UPDATE goal_state_database SET counted_tokens = 'uncached'",
+        "UPDATE goal_state_goals SET colour = 'red'",
+        "DELETE FROM goal_state_cursors WHERE name = 'new'",
+        "INSERT INTO goal_state_colours VALUES ('red')",
+        "DROP TABLE goal_state_balances",
+    ],
+)
+def test_next_revision_that_changes_a_row_fails(tmp_path: Path, statement: str) -> None:
+    upgrade = f'{UPGRADE}    op.execute("{statement}")\n'
+    with pytest.raises((AssertionError, GoalStateError)):
+        with_next_revision(tmp_path, upgrade_by_opening, upgrade=upgrade)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ('op.drop_table("goal_state_colours")', "pass"),
+        ("ALTER TABLE goal_state_goals DROP COLUMN colour", "SELECT 1"),
+        (
+            "ALTER TABLE goal_state_goals DROP COLUMN colour",
+            "UPDATE goal_state_goals SET objective = 'Ship'",
+        ),
+    ],
+)
+def test_next_revision_with_a_downgrade_that_leaves_something_fails(
+    tmp_path: Path, part: str, instead: str
+) -> None:
+    assert part in DOWNGRADE
+    downgrade = DOWNGRADE.replace(part, instead)
+    with pytest.raises(AssertionError):
+        with_next_revision(tmp_path, walk_down_and_up, downgrade=downgrade)
+
+
+# -- going on --------------------------------------------------------------------------------------------
+
+
+def test_store_on_each_revision_goes_on_where_the_older_one_stopped(older: Path) -> None:
     before = data(older)
-    goals = {goal["thread_id"]: goal for goal in before["goals"]}
-    events = before["goal_events"]
+    goals = {goal["thread_id"]: goal for goal in before["goal_state_goals"]}
+    events = before["goal_state_events"]
     heard: list[GoalEvent] = []
     with GoalStore.open(older) as store:
         for thread_id, row in goals.items():
@@ -134,8 +210,8 @@ def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
         assert store.count() == len(goals)
         for event, row in zip(store.events(), events, strict=True):
             assert {field: getattr(event, field) for field in row} == row
-        named = {row["thread_id"] for row in before["thread_usage"] if row.get("count_id")}
-        for row in before["thread_usage"]:
+        named = {row["thread_id"] for row in before["goal_state_baselines"] if row.get("count_id")}
+        for row in before["goal_state_baselines"]:
             if row["thread_id"] in named:  # whose counts are added up
                 total = store.baseline(row["thread_id"], count_id=row["count_id"] or None)
                 assert total is not None
@@ -149,11 +225,11 @@ def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
             assert usage.info.model_context_window == row["model_context_window"]
 
         # A key is known, a total is charged from its baseline on, and a name from its position on.
-        again = store.account("active", tokens=250, seconds=1.5, idempotency_key="key")
+        again = store.charge("active", tokens=250, seconds=1.5, idempotency_key="key")
         assert again.duplicate
         baseline = TokenUsage(1100, 1099, 1098, 1097, 1096, 1095)
         assert store.usage("active").info.total == baseline  # type: ignore[union-attr]
-        new = store.record_usage("active", TokenUsage(1107, 1099, 1098, 1100, 1096, 1105))
+        new = store.record_total("active", TokenUsage(1107, 1099, 1098, 1100, 1096, 1105))
         assert new.goal is not None
         assert new.goal.tokens_used == goals["active"]["tokens_used"] + 10
         [charged] = store.events(after=events[-1]["position"])
@@ -163,25 +239,6 @@ def test_the_store_goes_on_where_the_older_one_stopped(older: Path) -> None:
         assert [event.position for event in heard] == expected
         assert store.resume("paused").status == "active"
         assert store.verify() == []
-
-
-def test_of_a_threads_counts_the_older_schema_keeps_the_one_without_a_name_else_the_latest(
-    tmp_path: Path,
-) -> None:
-    path = Path(shutil.copy(fixture("0005"), tmp_path))
-    with closing(sqlite3.connect(path)) as connection, connection:
-        rows = connection.execute(
-            "SELECT count_id, updated_at_ms FROM thread_usage WHERE thread_id = 'counted'"
-        ).fetchall()
-        assert len(rows) == 3
-        connection.execute(
-            "UPDATE thread_usage SET thread_id = 'only named'"
-            " WHERE thread_id = 'counted' AND count_id <> ''"
-        )
-    migrate.downgrade(create_engine(path), "0004")
-    kept = {row["thread_id"]: row["updated_at_ms"] for row in data(path)["thread_usage"]}
-    assert kept["counted"] == dict(rows)[""]
-    assert kept["only named"] == max(at for count_id, at in rows if count_id)
 
 
 # -- killed ------------------------------------------------------------------------------------------
@@ -195,8 +252,11 @@ from pathlib import Path
 import alembic.command, alembic.config, alembic.script, alembic.autogenerate
 from goal_state import GoalStore, migrate
 from goal_state.storage.sqlite.database import create_engine
+from tests import next_schema
 
 fixture, folder, target, stride = sys.argv[1:]
+if (migrations := Path(folder, "migrations")).exists():
+    next_schema.use(migrations)
 connect = sqlite3.connect
 
 
@@ -207,7 +267,7 @@ def contents(path):
         return [
             re.sub("'[0-9a-f]{32}'", "'...'", line)
             for line in connection.iterdump()
-            if not line.startswith('INSERT INTO "database_identity"')
+            if not line.startswith('INSERT INTO "goal_state_database"')
         ]
 
 
@@ -287,23 +347,25 @@ AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
 _STRIDE = 4
 """Every fourth time the library itself opens what the kill left, else it is looked at past it."""
 
-_BRIEFLY = [("0001", "open")]
+_BRIEFLY = [(HEAD_REVISION, "open", True)]
 _THE_REST = [
-    ("none", "open"),
-    (HEAD_REVISION, "0001"),
-    *((revision, "open") for revision in REVISIONS[1:-1]),
-    *((HEAD_REVISION, revision) for revision in ["base", *REVISIONS[1:-1]]),
+    ("none", "open", False),
+    (HEAD_REVISION, "base", False),
+    *((revision, "open", False) for revision in REVISIONS[:-1]),
+    *((HEAD_REVISION, revision, False) for revision in REVISIONS[:-1]),
 ]
 
 
 @pytest.mark.parametrize(
-    ("revision", "target"),
+    ("revision", "target", "is_ahead"),
     _BRIEFLY + (_THE_REST if AT_LENGTH else []),
 )
-def test_killed_at_any_statement_it_is_the_old_database_or_the_new_one(
-    tmp_path: Path, revision: str, target: str
+def test_migration_killed_at_any_statement_leaves_the_old_database_or_the_new_one(
+    tmp_path: Path, revision: str, target: str, is_ahead: bool
 ) -> None:
     """When it is opened for the first time, upgraded by opening it, and taken down to a revision."""
+    if is_ahead:
+        next_schema.write(tmp_path / "migrations")
     source = "none" if revision == "none" else fixture(revision)
     found = json.loads(python(_KILLED, source, tmp_path, target, _STRIDE))
     # From the old one it turns into the new one once, at the commit.

@@ -27,7 +27,7 @@ from goal_state.errors import (
 )
 from goal_state.storage.forks import check_not_barred
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.schema import VERSION_TABLE, check_tables, database_identity, metadata
+from goal_state.storage.schema import VERSION_TABLE, check_tables, database, metadata
 from goal_state.storage.sqlite.executor import (
     HOSTS_TRANSACTION,
     driver_connection,
@@ -270,8 +270,7 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
             raise _no_database(path) from error
         finally:
             connection.close()
-    # Anybody may have a table `goals`.
-    if tables and not tables & {VERSION_TABLE, *metadata.tables} - {"goals"}:
+    if tables and not tables & {VERSION_TABLE, *metadata.tables}:
         raise ForeignDatabaseError(
             f"{str(path)!r} belongs to another application (it has a table {min(tables)!r} and no"
             " goals of ours); name another file, or open it with an Engine to keep goals in it"
@@ -329,7 +328,7 @@ def _refuse_exchanged(path: Path) -> None:
         suppress(sqlite3.Error),
         closing(_connected(f"{file.as_uri()}?mode=ro&immutable=1")) as main,
     ):
-        row = main.execute(f"SELECT identity FROM {database_identity.name}").fetchone()  # noqa: S608
+        row = main.execute(f"SELECT identity FROM {database.name}").fetchone()  # noqa: S608
         found = None if row is None else row[0]
     if found is not None and found != owner:
         raise DatabaseReplacedError(
@@ -352,7 +351,7 @@ def change_identity(path: Path, identity: str | None = None) -> None:
         closing(sqlite3.connect(path.absolute(), isolation_level=None)) as connection,
     ):
         connection.execute(
-            f"UPDATE {database_identity.name} SET identity = ?",  # noqa: S608
+            f"UPDATE {database.name} SET identity = ?",  # noqa: S608
             (identity or new_id(),),
         )
 

@@ -115,9 +115,10 @@ def translating() -> Generator[None]:
 
 
 _COMMIT: Final = ("COMMIT",)
-_IDENTITY: Final = "SELECT identity FROM database_identity"
+_IDENTITY: Final = "SELECT identity FROM goal_state_database"
 _GIVE_IDENTITY: Final = (
-    "INSERT INTO database_identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM database_identity)"
+    "INSERT INTO goal_state_database (identity)"
+    " SELECT ? WHERE NOT EXISTS (SELECT 1 FROM goal_state_database)"
 )
 
 

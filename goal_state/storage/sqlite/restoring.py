@@ -23,7 +23,7 @@ from goal_state.errors import (
     DatabaseLocationError,
     NotADatabaseError,
 )
-from goal_state.storage.schema import HEAD_REVISION, event_cursors
+from goal_state.storage.schema import HEAD_REVISION, cursors
 from goal_state.storage.sqlite.database import (
     change_identity,
     create_engine,
@@ -95,7 +95,7 @@ def prepared(
                 _check(connection, source)
                 # Whoever holds a consumer's name now finds out by this that it has to look where it is.
                 connection.execute(
-                    f"UPDATE {event_cursors.name} SET holder = NULL, lease_expires_at_ms = NULL"  # noqa: S608
+                    f"UPDATE {cursors.name} SET holder = NULL, lease_expires_at_ms = NULL"  # noqa: S608
                 )
                 # Of another page size, SQLite could not write it over the database.
                 connection.execute("PRAGMA journal_mode = DELETE")

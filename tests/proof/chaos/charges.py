@@ -61,7 +61,7 @@ def make(store: GoalStore, charge: ChargeMade) -> Accounting:
         return make_in(store, charge)
     if charge.way == "work":
         return store.transact(lambda repository: make_work(repository, charge))
-    (accounting,) = store.account_many(
+    (accounting,) = store.charge_many(
         [
             Charge(
                 charge.thread_id,
@@ -83,7 +83,7 @@ def make_work(repository: GoalRepository, charge: ChargeMade) -> Accounting:
 
 def make_in(operations: GoalOperations, charge: ChargeMade) -> Accounting:
     """The charge by its own call, of a store or in a host's transaction."""
-    return operations.account(
+    return operations.charge(
         charge.thread_id,
         tokens=charge.tokens,
         seconds=charge.milliseconds / 1000,

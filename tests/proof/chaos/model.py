@@ -15,7 +15,7 @@ __all__ = ["Found", "Kept", "Model", "read"]
 
 _EVENTS: Final = (
     "SELECT position, event_id, kind, thread_id, goal_id, turn_id, tokens_delta, time_delta_ms,"
-    " idempotency_key, occurred_at_ms FROM goal_events ORDER BY position"
+    " idempotency_key, occurred_at_ms FROM goal_state_events ORDER BY position"
 )
 
 
@@ -54,10 +54,10 @@ def read(path: Path) -> Kept:
                 {
                     row[0]: row[1:]
                     for row in raw.execute(
-                        "SELECT thread_id, goal_id, tokens_used, time_used_ms FROM goals"
+                        "SELECT thread_id, goal_id, tokens_used, time_used_ms FROM goal_state_goals"
                     )
                 },
-                dict(raw.execute("SELECT name, position FROM event_cursors")),
+                dict(raw.execute("SELECT name, position FROM goal_state_cursors")),
                 dict(raw.execute("SELECT number, is_autocommit FROM host_rows")),
             )
     except sqlite3.Error as error:

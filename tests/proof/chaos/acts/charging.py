@@ -240,7 +240,7 @@ class Charging(Acts):
             if what == "get":
                 held.store.get("thread-0")
             elif what == "charge":
-                held.store.account("thread-0", tokens=1)
+                held.store.charge("thread-0", tokens=1)
             else:
                 held.store.transact(lambda inner: inner.get("thread-0"))
 

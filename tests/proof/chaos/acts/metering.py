@@ -54,7 +54,7 @@ class Metering(Acts):
             now_ns += 2_000_000_000
             total += 100
             usage = TokenUsage(input_tokens=total)
-            report(index, lambda usage=usage: meter.observe(usage), lambda: False)
+            report(index, lambda usage=usage: meter.record_total(usage), lambda: False)
             if total == 200:
                 held.store.resume(thread_id, token_budget=400)
         now_ns += 2_000_000_000
