@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 
 from goal_state import GoalStore, InvalidValueError
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, JsonLinesSink
+from goal_state.analytics import AnalyticsEvent, JsonLinesSink
 from goal_state.analytics.line_file import LineFile
 from tests.processes import finish, python, running
-
-CONTEXT = AnalyticsContext(client_name="agent", client_version="1")
 
 
 def files(target: Path) -> list[Path]:
@@ -32,7 +30,7 @@ def lines(target: Path) -> list[Any]:
 def batch(store: GoalStore, count: int) -> list[AnalyticsEvent]:
     for _ in range(count):
         store.replace("thread-1", "Ship it")
-    events = [AnalyticsEvent(event, CONTEXT) for event in store.events()]
+    events = [AnalyticsEvent(event) for event in store.events()]
     return events[-count:]
 
 
