@@ -25,6 +25,7 @@ from goal_state.errors import MissingZstandardError, NotARolloutError
 from tests.codex.rollout_lines import (
     COMPLETED,
     FILLER,
+    IN_PROGRESS,
     SOUND,
     Write,
     began,
@@ -96,6 +97,17 @@ def test_turns_are_listed_from_a_bounded_stretch_before_the_usage(
     # Of "d" only the end lies within it, and that is enough to know how it ended.
     assert listed == (Turn("d", COMPLETED), Turn("e", COMPLETED), Turn("f", COMPLETED))
     assert sum(sizes) < 2**20 + 3 * 2**16
+
+
+def test_a_line_longer_than_the_stretch_in_which_turns_are_looked_for_is_not_read_to_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
+    path = tmp_path / "long.jsonl"
+    sparse(path, 2**30, text_of([began("a"), token_count(5)]))
+    with bytes_read(monkeypatch) as sizes:
+        assert RolloutReader(path).restored(list_turns=True).turns == (Turn("a", IN_PROGRESS),)
+    assert sum(sizes) < 2**20 + 6 * 2**16
 
 
 def test_no_more_turns_are_listed_than_there_is_memory_for(

@@ -172,11 +172,19 @@ class OpenRollout:
         with _reading(self._file, self._compression, self.path) as read:
             yield from _forwards(read, self.path, ledger, max_bytes)
 
-    def backwards(self, ledger: SkipLedger, end: int | None = None) -> Iterator[RawLine]:
+    def backwards(
+        self,
+        ledger: SkipLedger,
+        end: int | None = None,
+        may_read: Callable[[int], bool] = lambda _: True,
+    ) -> Iterator[RawLine]:
         """Every line from `end` (the end of the file) to the beginning, within `MAX_SEARCHED_BYTES` and
         `MAX_LINES`; where these end it early, that is noted. Not for compressed files.
+
+        Before each block `may_read` is told where in the file it ends; where it says no, that was all.
         """
-        return _backwards(self._file, self.path, ledger, self.size if end is None else end)
+        end = self.size if end is None else end
+        return _backwards(self._file, self.path, ledger, end, may_read)
 
 
 def rollout_place(path: object) -> Path:
@@ -396,13 +404,17 @@ def _forwards(
     yield from _line(begin, held, held_bytes, ended=False)
 
 
-def _backwards(file: io.FileIO, path: Path, ledger: SkipLedger, end: int) -> Iterator[RawLine]:
+def _backwards(
+    file: io.FileIO, path: Path, ledger: SkipLedger, end: int, may_read: Callable[[int], bool]
+) -> Iterator[RawLine]:
     held: list[bytes] = []  # the parts of one line, its end first
     held_bytes = count = 0
     ended = False
     position = end
     floor = max(0, end - MAX_SEARCHED_BYTES)
     while position > floor:
+        if not may_read(position):
+            return
         begin = max(floor, position - _BLOCK_BYTES)
         file.seek(begin)
         block = file.read(position - begin)

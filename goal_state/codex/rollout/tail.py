@@ -86,6 +86,7 @@ class TailBuilder:
     dropping: int = 0  # how many turns before here were rolled back
     dropped: dict[str, None] = field(default_factory=dict[str, None])
     turn_records: list[Record] = field(default_factory=list[Record])  # the last one first
+    searched_to: int = 0  # in the file that is being read
     search_bytes_left: int = field(default_factory=lambda: _TURN_SEARCH_BYTES)
 
     @property
@@ -100,13 +101,19 @@ class TailBuilder:
         lists_more = self.lists_turns and len(self.turn_records) < _MAX_TURN_RECORDS
         return self.search_bytes_left < 0 or (is_known and not lists_more)
 
-    def may_search(self, size: int) -> bool:
-        """Whether so many bytes further back are to be read: as many as it takes until the usage is known,
-        from there on as many as turns are looked for in.
+    def may_search(self, position: int) -> bool:
+        """Whether the search goes back to there in the file: as far as it takes until the usage is known,
+        from there on as far as turns are looked for. Where it does not, it is over.
         """
-        if self.info is not None:
-            self.search_bytes_left -= size
+        if self.info is not None and self.searched_to - position > self.search_bytes_left:
+            self.search_bytes_left = -1
         return self.search_bytes_left >= 0
+
+    def search_to(self, position: int) -> None:
+        """The file has been searched back to there."""
+        if self.info is not None:
+            self.search_bytes_left -= self.searched_to - position
+        self.searched_to = position
 
     def result(self) -> RolloutTail:
         """What the records have told so far."""
@@ -206,7 +213,7 @@ def read_tail(
         records: Iterable[LocatedRecord] = reversed(_kept_records(rollout, base, ledger))
     else:
         end = _end_of(rollout, base)
-        lines = _within_search(rollout.backwards(ledger, end), end, tail)
+        lines = _searched_lines(rollout, end, tail, ledger)
         records = records_in(lines, rollout.path, base, ledger)
     for _, record in records:
         tail.take(record)
@@ -214,12 +221,15 @@ def read_tail(
             return
 
 
-def _within_search(lines: Iterator[RawLine], end: int, tail: TailBuilder) -> Iterator[RawLine]:
+def _searched_lines(
+    rollout: OpenRollout, end: int, tail: TailBuilder, ledger: SkipLedger
+) -> Iterator[RawLine]:
     """The lines, backwards from `end`, as far as the search goes. Lines without a record count as well."""
-    for line in lines:
-        if not tail.may_search(end - line.offset):
+    tail.searched_to = end
+    for line in rollout.backwards(ledger, end, tail.may_search):
+        if not tail.may_search(line.offset):
             return
-        end = line.offset
+        tail.search_to(line.offset)
         yield line
 
 
