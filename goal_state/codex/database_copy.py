@@ -47,10 +47,10 @@ def copy_database(database: Path, folder: Path) -> Path:
             (folder / name).unlink(missing_ok=True)
         try:
             present = [name for name in names if (database.parent / name).exists()]
-            room = _MAX_FILE_BYTES
+            bytes_left = _MAX_FILE_BYTES
             for name in present:
-                room -= _copy_file(database.parent / name, folder / name, room)
-            # What is the same after the last of them was copied was so at that moment.
+                bytes_left -= _copy_file(database.parent / name, folder / name, bytes_left)
+            # Files that still equal their copies after the last one was copied were all so at that moment.
             if present == [name for name in names if (database.parent / name).exists()] and all(
                 _is_same(database.parent / name, folder / name) for name in present
             ):
@@ -63,7 +63,7 @@ def copy_database(database: Path, folder: Path) -> Path:
 
 
 def _opened(path: Path) -> io.FileIO:
-    """A regular file, open for reading; opening anything else might wait for ever, or do something."""
+    """A regular file, open for reading: opening a pipe might wait for ever, opening a device change it."""
     is_regular = stat.S_ISREG(path.stat().st_mode)
     if is_regular:
         file = io.FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY), "rb")
@@ -73,13 +73,13 @@ def _opened(path: Path) -> io.FileIO:
     raise NotADatabaseError(f"{str(path)!r} is no regular file")
 
 
-def _copy_file(source: Path, target: Path, room: int) -> int:
-    """Copies a file; returns how many bytes it has. One that grows meanwhile is not run after."""
+def _copy_file(source: Path, target: Path, bytes_left: int) -> int:
+    """Copies a file of at most `bytes_left` bytes, also if it grows meanwhile; returns how many it has."""
     copied = 0
     with _opened(source) as file, target.open("xb") as copy:
         while block := file.read(_BLOCK_BYTES):
             copied += len(block)
-            if copied > room or os.fstat(file.fileno()).st_size > room:
+            if copied > bytes_left or os.fstat(file.fileno()).st_size > bytes_left:
                 raise CodexSchemaError(
                     f"{str(source)!r}: with its logs the database has more than {_MAX_FILE_BYTES} bytes;"
                     " copy its table of goals into a new one and import that"

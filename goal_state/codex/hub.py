@@ -39,7 +39,7 @@ class _Thread:
     turns: dict[str, TurnStatus] = field(default_factory=dict[str, TurnStatus])
     usage_turn_id: str = ""
     unlisted_turn_id: str = ""
-    """A turn that is over, before all of `turns`; how it ended is not known, so it is told to nobody."""
+    """A turn before all of `turns` that is over. How it ended is not known, so it is not listed."""
     outboxes: dict[int, Outbox] = field(default_factory=dict[int, Outbox])
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -204,7 +204,7 @@ class ThreadHub:
                 raise
 
     def detach(self, connection: Connection, thread_id: str | None = None) -> None:
-        """A client leaves a thread, or (None) all of them: it is told nothing more of it."""
+        """A client leaves a thread, or all of them (None), and is told nothing more of it."""
         with self._lock:
             threads = list(self._threads.values())
         for thread in threads:
@@ -329,7 +329,7 @@ class ThreadHub:
         *,
         must_exist: bool = True,
     ) -> Result:
-        """Works on a thread with its lock held, made live first if need be; one that nobody needs
+        """Works on a thread with its lock held, made live first if it is not; one that nobody needs
         afterwards is forgotten.
         """
         while True:

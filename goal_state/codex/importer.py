@@ -1,4 +1,4 @@
-"""Taking over what a Codex data directory holds: its goals, and what its threads have used.
+"""Imports what a Codex data directory holds: its goals, and what its threads have used.
 
 Nothing in the directory is changed, not even by SQLite: the goals are read from a copy.
 """
@@ -56,19 +56,19 @@ _COLUMNS: Final = (
 
 _MAX_GOALS: Final = 100_000
 _MAX_BYTES: Final = 64 * 2**20
-"""All goals are in memory at once, each some hundred bytes beside its texts."""
+"""All goals are in memory at once; each takes some hundred bytes beside its texts."""
 
 _MAX_VALUE_BYTES: Final = 2**20
-"""A row may be as long: an objective has a sixtieth of that at most."""
+"""The longest value or row that is read: an objective has a sixtieth of that at most."""
 
 _MAX_SQL_BYTES: Final = 16 * 2**10
-"""So may each statement of its schema, which SQLite parses into a multiple of that."""
+"""The longest statement of the schema that is read: SQLite parses it into a multiple of that."""
 
 _MAX_SCHEMA_STEPS: Final = 20_000
 """SQLite takes some eight steps for each table and index of a schema, which is kept in memory as a whole."""
 
 _MAX_STEPS: Final = 20_000_000
-"""Some twenty are taken for each goal, a second for all."""
+"""How many steps SQLite may take: some twenty for each goal, a second for all."""
 
 _STEPS_BETWEEN_LOOKS: Final = 1000
 
@@ -252,7 +252,7 @@ class _Import:
             self._skipped.append(Skipped("rollout", str(rollout.path), reason))
 
     def _take_baseline(self, rollout: RolloutPath) -> str | None:
-        """Takes over what a thread has used; or says why not."""
+        """Imports what a thread has used. Returns why not where it does not, else None."""
         thread_id = rollout.thread_id
         if rollout.path != self._newest[thread_id]:
             return "the thread has a newer rollout"
@@ -276,7 +276,7 @@ class _Import:
 
 
 def _state(repository: GoalRepository, thread_id: str, usage: ThreadUsage) -> ThreadUsage | None:
-    """States what a thread has used; where somebody was quicker, what that one said."""
+    """States what a thread has used; returns what another process has stated meanwhile, if one has."""
     known = repository.usage(thread_id)
     if known is None:
         repository.set_baseline(thread_id, usage.info, turn_id=usage.turn_id)
@@ -321,7 +321,7 @@ def _rows(database: Path) -> list[tuple[Any, ...]]:
             except sqlite3.DatabaseError as error:
                 if isinstance(translated(error), DatabaseError):
                     raise
-                # Whatever SQLite did not like about it: it is the file that is to blame.
+                # Whatever SQLite refused about the file, the caller did nothing wrong but name it.
                 why = reading.exceeded or f"cannot be read: {error}"
                 raise CodexSchemaError(f"{str(database)!r}: {why}") from error
 
@@ -334,7 +334,7 @@ class _BoundedReading:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.exceeded: str | None = None
-        """Which bound ended the reading."""
+        """Which bound ended the reading; None where none did."""
         self._steps_left = _MAX_SCHEMA_STEPS
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
         connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL_BYTES)

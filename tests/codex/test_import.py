@@ -615,8 +615,8 @@ def test_a_database_that_is_written_to_while_it_is_copied_is_copied_again(
     with closing(sqlite3.connect(home / "goals_1.sqlite", isolation_level=None)) as connection:
         insert(connection, row(2))
 
-        def copy_and_write(source: Path, target: Path, room: int) -> int:
-            size = copy(source, target, room)
+        def copy_and_write(source: Path, target: Path, bytes_left: int) -> int:
+            size = copy(source, target, bytes_left)
             copied.append(source.name)
             if len(copied) == 1:  # the log is not copied yet
                 insert(connection, row(3))
@@ -635,8 +635,8 @@ def test_a_database_that_is_written_to_all_the_time_is_refused(
     home = make_home(tmp_path / "home", row())
     copy = database_copy._copy_file
 
-    def copy_and_write(source: Path, target: Path, room: int) -> int:
-        size = copy(source, target, room)
+    def copy_and_write(source: Path, target: Path, bytes_left: int) -> int:
+        size = copy(source, target, bytes_left)
         with source.open("ab") as file:
             file.write(b"\0")
         return size

@@ -55,7 +55,7 @@ MAX_SEARCHED_BYTES: Final = 512 * 2**20
 """Nothing further before the end is read backwards: what follows the newest usage belongs to one turn."""
 
 MAX_LINES: Final = 1_000_000
-"""No more lines are read in one go, in either direction: lines of nothing take time as well."""
+"""No more lines are read in one go, in either direction: empty lines take time as well."""
 
 MAX_COMPRESSED_BYTES: Final = 256 * 2**20
 """No more of a compressed file is read: compressed data may well stand for no text at all."""
@@ -63,7 +63,7 @@ MAX_COMPRESSED_BYTES: Final = 256 * 2**20
 _BLOCK_BYTES: Final = 64 * 2**10
 _MAX_HEAD_LINES: Final = 32
 _MAX_HEAD_BYTES: Final = 64 * 2**20
-"""A head line may be as long as what is held, and the first is: it has a program's instructions in it."""
+"""A head line may be as long as what is held: the first one has a program's instructions in it."""
 
 _MAX_SOURCE_READS: Final = 200_000
 """The gzip module reads names and padding byte by byte; all else comes in blocks of kilobytes."""

@@ -179,7 +179,7 @@ def _record_of_event(event: Mapping[str, Any], turn_id: str | None) -> Record | 
     match event.get("type"):
         case "token_count":
             info = event.get("info")
-            if info is None:  # only the rate limits are news
+            if info is None:  # the line is about rate limits alone
                 return None
             return UsageStated(TokenUsageInfo.from_mapping(info), turn_id, is_usage_record=False)
         case "task_started" | "turn_started":
