@@ -54,7 +54,7 @@ from goal_state.codex.rollout import (
     rollout_path,
 )
 from goal_state.storage.schema import metadata
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests.databases import Rows, fingerprints, rows
 from tests.processes import CHECKOUT
 

@@ -40,7 +40,7 @@ from goal_state import (
     UnsupportedDatabaseError,
     migrate,
 )
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests.processes import PATIENCE_SECONDS, python
 
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}

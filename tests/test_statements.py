@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.dialects.sqlite import pysqlite
 
 import goal_state
-from goal_state.storage.sqlite.executor import Statement
+from goal_state.storage.statements import Statement
 
 # These read, or count, a whole table: that is what they are for.
 WHOLE_TABLE = {

@@ -9,7 +9,8 @@ import click
 from sqlalchemy import Engine
 
 from goal_state.errors import DatabaseLocationError
-from goal_state.storage.sqlite.database import create_engine, database_path, inspect_file
+from goal_state.storage.sqlite.connections import create_engine
+from goal_state.storage.sqlite.location import database_path, inspect_file
 from goal_state.store import GoalStore
 
 __all__ = ["Location", "locate", "locate_existing", "open_existing"]

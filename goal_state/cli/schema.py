@@ -14,7 +14,8 @@ from goal_state.cli.opening import Location, locate, locate_existing, open_exist
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import printable, write_json
 from goal_state.storage.schema import HEAD_REVISION
-from goal_state.storage.sqlite.database import create_file, vacuum
+from goal_state.storage.sqlite.connections import vacuum
+from goal_state.storage.sqlite.location import create_file
 from goal_state.store import GoalStore
 
 __all__ = ["db"]

@@ -11,8 +11,9 @@ from sqlalchemy.sql import Executable
 
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
+from goal_state.storage.executor import Executor
 from goal_state.storage.schema import baselines
-from goal_state.storage.sqlite.executor import Executor, Statement
+from goal_state.storage.statements import Statement
 
 __all__ = ["StoredBaseline", "UsageLog"]
 

@@ -9,9 +9,10 @@ from sqlalchemy import bindparam, func, insert, literal_column, null, select, up
 
 from goal_state.domain.events import EventKind, GoalEvent, make_event
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.schema import cursors, events
-from goal_state.storage.sqlite.executor import Executor, Statement, limited
+from goal_state.storage.statements import Statement, limited
 
 __all__ = [
     "ConsumerCursor",
@@ -216,16 +217,10 @@ class EventLog:
     def add(self, rows: list[EventRow]) -> None:
         """Appends rows made by this module, in order."""
         self.newest_id = rows[-1][0]
-        if len(rows) == 1:
-            position = self._executor.run(_APPEND, rows[0]).lastrowid or 0
-        else:
-            self._executor.run_many(_APPEND, rows)
-            if self.on_event is None:
-                return
-            position = self.last_position()
+        last = self._executor.insert(_APPEND, rows)
         if self.on_event is not None:
             # Within a transaction positions follow one another.
-            for number, row in enumerate(rows, position - len(rows) + 1):
+            for number, row in enumerate(rows, last - len(rows) + 1):
                 self.on_event(_event((number, *row)))
 
     def page(self, after: int, limit: int) -> list[GoalEvent]:

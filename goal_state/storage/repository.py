@@ -6,12 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace as changed
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     Connection,
-    Engine,
     bindparam,
     delete,
     func,
@@ -69,12 +68,13 @@ from goal_state.errors import (
     StaleGoalError,
 )
 from goal_state.storage.baselines import StoredBaseline, UsageLog
+from goal_state.storage.executor import Executor
 from goal_state.storage.falling_totals import FallingTotals
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.ledger import EventLog, EventRow, RecordedCharge, charge_rows
 from goal_state.storage.schema import goals
-from goal_state.storage.sqlite.executor import Executor, Statement, limited
 from goal_state.storage.sqlite.host_transaction import host_executor
+from goal_state.storage.statements import Statement, limited
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -169,7 +169,7 @@ _CLEAR_EXPECTED = Statement(
     "b_thread_id b_goal_id",
 )
 
-_falling_totals: Final[WeakKeyDictionary[Engine, FallingTotals]] = WeakKeyDictionary()
+_falling_totals: Final[WeakKeyDictionary[object, FallingTotals]] = WeakKeyDictionary()
 """Of each database, also where a host makes a repository for each of its transactions."""
 
 _STATUS: Final = {status.value: status for status in GoalStatus}
@@ -195,14 +195,13 @@ class GoalRepository(GoalOperations):
 
     def __init__(
         self,
-        connection: Connection | Session | Executor,
+        connection: Connection | Session,
         *,
         on_event: Callable[[GoalEvent], None] | None = None,
     ) -> None:
         """
         Args:
-            connection: a SQLAlchemy connection to a database with our tables, or a session; a store
-                hands in what it runs its own transactions with.
+            connection: a SQLAlchemy connection to a database with our tables, or a session.
             on_event: called with each event as it is written; it counts once the host has committed.
 
         Raises:
@@ -210,11 +209,19 @@ class GoalRepository(GoalOperations):
             UnsupportedDatabaseError: it is no connection of Python's own `sqlite3`, or an async one.
             InvalidValueError: it is neither a connection nor a session.
         """
-        self.executor: Final = (
-            connection if isinstance(connection, Executor) else host_executor(connection)
-        )
-        self.log: Final = EventLog(self.executor, on_event)
-        self.usage_log: Final = UsageLog(self.executor)
+        self._set_up(host_executor(connection), on_event)
+
+    @classmethod
+    def with_executor(cls, executor: Executor) -> Self:
+        """A repository in the transactions of a store's own connection."""
+        repository = cls.__new__(cls)
+        repository._set_up(executor, None)
+        return repository
+
+    def _set_up(self, executor: Executor, on_event: Callable[[GoalEvent], None] | None) -> None:
+        self.executor: Executor = executor
+        self.log: EventLog = EventLog(self.executor, on_event)
+        self.usage_log: UsageLog = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             CreateGoal: self._create,
             ChangeGoal: self._change,
@@ -521,7 +528,7 @@ class GoalRepository(GoalOperations):
                 or self.log.turn_has_charged(thread_id, turn)
             ),
         )
-        falling = _falling_totals.setdefault(self.executor.engine, FallingTotals())
+        falling = _falling_totals.setdefault(self.executor.origin, FallingTotals())
         if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
             _logger.warning(
                 "the totals of thread %r fall in turn after turn, so they are no totals, and most of"

@@ -22,10 +22,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
+from goal_state.storage.executor import Executor
 from goal_state.storage.ledger import ConsumerCursors
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import balances, events, goals
-from goal_state.storage.sqlite.executor import Executor, Statement
+from goal_state.storage.statements import Statement
 
 __all__ = ["last_prunable_position", "prune_chunk", "prune_ended"]
 

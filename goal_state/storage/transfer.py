@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
-from sqlalchemy import Table, bindparam, exists, func, insert, literal_column, select, text
+from sqlalchemy import Table, bindparam, exists, func, insert, literal_column, select
 
-from goal_state.errors import DatabaseLocationError, InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, RequestError
+from goal_state.storage.executor import Executor
 from goal_state.storage.exported_rows import MAX_COUNTER, check_row
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import (
@@ -30,15 +29,13 @@ from goal_state.storage.schema import (
     events,
     goals,
 )
-from goal_state.storage.sqlite.database import change_identity
-from goal_state.storage.sqlite.executor import Executor, Statement
+from goal_state.storage.statements import Statement
 from goal_state.storage.verification import verify
 
 __all__ = [
     "MAX_LINE_CHARACTERS",
     "NotAnExportError",
     "StoreNotEmptyError",
-    "back_up",
     "export_lines",
     "import_lines",
 ]
@@ -63,17 +60,6 @@ _KEY: Final = {name: table.primary_key.columns[0].name for name, table in _TABLE
 _KEYS: Final = {
     name: [column.name for column in table.primary_key.columns] for name, table in _TABLES.items()
 }
-
-_LAST_EVER = Statement(
-    lambda: text("SELECT seq FROM sqlite_sequence WHERE name = 'goal_state_events'")
-)
-_FORGET_LAST_EVER = Statement(
-    lambda: text("DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'")
-)
-_SET_LAST_EVER = Statement(
-    lambda: text("INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', :position)"),
-    "position",
-)
 
 
 def _all_rows(table: Table) -> Statement:
@@ -155,41 +141,13 @@ class NotAnExportError(InvalidValueError):
         self.line = line
 
 
-def back_up(
-    repository: GoalRepository, path: Path, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Copies the database of a reader to a new file while others go on writing; see `GoalStore.backup`."""
-    if path.exists():
-        raise DatabaseLocationError(f"{str(path)!r} exists; name a new file")
-    if not path.parent.is_dir():
-        raise DatabaseLocationError(
-            f"the folder {str(path.parent)!r} does not exist; make it first"
-        )
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        raise DatabaseLocationError(
-            f"{str(partial)!r} exists: another backup runs, or one broke off; delete it"
-        ) from None
-    try:
-        repository.executor.copy_to(partial, progress)
-        change_identity(partial)
-        os.link(partial, path)  # refuses where a rename would replace a file made meanwhile
-    except FileExistsError:
-        raise DatabaseLocationError(f"{str(path)!r} exists; name a new file") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def export_lines(repository: GoalRepository) -> Iterator[str]:
     """Everything as lines of JSON (without line ends), as of one snapshot, in bounded memory."""
     executor = repository.executor
     digest = _Digest()
     count = 0
     with executor.snapshot():
-        row = executor.run(_LAST_EVER).fetchone()
-        last = 0 if row is None else row[0]
+        last = executor.last_position_ever()
         header = {"format": _FORMAT, "revision": HEAD_REVISION, "last_position": last}
         yield digest.with_line(json.dumps(header))
         for name, columns in _COLUMNS.items():
@@ -281,8 +239,7 @@ class _Import:
             )
         executor = self._executor
         # Positions of pruned events are not given out again.
-        executor.run(_FORGET_LAST_EVER)
-        executor.run(_SET_LAST_EVER, (self._last_position,))
+        executor.set_last_position_ever(self._last_position)
         return self._rows
 
     def check_whole(self, repository: GoalRepository) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Final
 from sqlalchemy import bindparam, literal_column, select, union
 
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.executor import Executor
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import balances, events, goals
-from goal_state.storage.sqlite.executor import Executor, Statement
+from goal_state.storage.statements import Statement
 
 __all__ = ["Difference", "verify"]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from goal_state import migrate, store
+from goal_state import migrate
 from goal_state.delivery import consumers, listeners
 from goal_state.storage import baselines, ledger, repository
-from goal_state.storage.sqlite import executor
+from goal_state.storage.sqlite import backend, executor, sources
+from goal_state.storage.statements import Statement
 
 __all__ = ["Points"]
 
@@ -44,8 +45,8 @@ class Points:
 
     def install(self) -> None:
         """Puts the points into the library, for the rest of this process."""
-        self._around(store, "create_file", "making the file")
-        self._around(store, "enable_wal", "turning on the log")
+        self._around(backend, "create_file", "making the file")
+        self._around(sources, "enable_wal", "turning on the log")
         self._around(migrate, "_run", "migrating")
         event.listen(Engine, "after_cursor_execute", self._after_migrating_statement)
         for end in ("begin", "commit", "rollback", "close"):
@@ -79,7 +80,7 @@ class Points:
 
         @functools.wraps(inner)
         def wrapped(
-            self_: executor.Executor, statement: executor.Statement, *values: Any
+            self_: executor.Executor, statement: Statement, *values: Any
         ) -> sqlite3.Cursor | None:
             result = inner(self_, statement, *values)
             if self_.in_transaction:
@@ -99,5 +100,5 @@ def _names_of_statements() -> dict[int, str]:
         id(value): f"{module.__name__.removeprefix('goal_state.storage.')}.{name}"
         for module in (repository, ledger, baselines)
         for name, value in vars(module).items()
-        if isinstance(value, executor.Statement)
+        if isinstance(value, Statement)
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from goal_state import migrate
 from goal_state.storage.schema import HEAD_REVISION
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 
 __all__ = ["FOLDER", "fixture"]
 

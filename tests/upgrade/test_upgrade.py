@@ -23,7 +23,7 @@ from goal_state import (
     migrate,
 )
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests import next_schema
 from tests.databases import schema
 from tests.next_schema import DOWNGRADE, NEXT_REVISION, UPGRADE
@@ -251,7 +251,7 @@ from contextlib import closing
 from pathlib import Path
 import alembic.command, alembic.config, alembic.script, alembic.autogenerate
 from goal_state import GoalStore, migrate
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests import next_schema
 
 fixture, folder, target, stride = sys.argv[1:]

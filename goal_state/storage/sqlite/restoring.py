@@ -23,19 +23,13 @@ from goal_state.errors import (
     DatabaseLocationError,
     NotADatabaseError,
 )
+from goal_state.storage.options import Progress
 from goal_state.storage.schema import HEAD_REVISION, cursors
-from goal_state.storage.sqlite.database import (
-    change_identity,
-    create_engine,
-    inspect_file,
-    reading_uri,
-)
-from goal_state.storage.sqlite.executor import translating
+from goal_state.storage.sqlite.connections import create_engine
+from goal_state.storage.sqlite.errors import translating
+from goal_state.storage.sqlite.location import change_identity, inspect_file, reading_uri
 
-__all__ = ["Progress", "check_backup", "prepared", "write_over"]
-
-Progress = Callable[[int, int], None]
-"""Told now and then of the pages that are left and of the pages in all."""
+__all__ = ["check_backup", "prepared", "write_over"]
 
 
 def check_backup(source: Path) -> str:

@@ -1,4 +1,4 @@
-"""Reaching the database: where it is, whether it is ours, engines and their pragmas."""
+"""Where a database is, and whether it is ours: found out without changing a byte of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import errno
 import os
 import shlex
 import sqlite3
-import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Final, cast
 
-from sqlalchemy import Connection, Engine, NullPool, SingletonThreadPool, StaticPool, event, exc
-from sqlalchemy import create_engine as sqlalchemy_create_engine
+from sqlalchemy import Engine, exc
 from sqlalchemy.engine import URL, make_url
 
 from goal_state.errors import (
@@ -22,128 +20,40 @@ from goal_state.errors import (
     ForeignDatabaseError,
     InvalidValueError,
     NotADatabaseError,
-    TransactionError,
     UnsupportedDatabaseError,
 )
-from goal_state.storage.forks import check_not_barred
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.schema import VERSION_TABLE, check_tables, database, metadata
-from goal_state.storage.sqlite.executor import (
-    HOSTS_TRANSACTION,
-    driver_connection,
-    primary_code,
-    require_sqlite3,
-    translating,
-)
-from goal_state.storage.sqlite.file_guard import OpenedFile, has_log, log_owner
+from goal_state.storage.sqlite.errors import primary_code, translating
+from goal_state.storage.sqlite.file_guard import has_log, log_owner
 
 __all__ = [
-    "Durability",
     "change_identity",
-    "check_busy_timeout",
-    "check_durability",
-    "check_writable",
-    "create_engine",
     "create_file",
     "database_path",
-    "detached_connection",
-    "enable_wal",
     "inspect_file",
     "is_memory",
-    "opened_file",
+    "is_memory_name",
     "read_schema",
     "reading_uri",
-    "set_pragmas",
-    "vacuum",
+    "sqlite_url",
 ]
 
-Durability: TypeAlias = Literal["full", "normal"]
-"""`full`: what was acknowledged survives a power cut. `normal`: it survives a crash of the process, but
-the last commits may be missing after a power cut; the database is consistent all the same."""
 
 _MINIMUM_SQLITE: Final = (3, 37, 0)  # STRICT tables
+
 
 _SMALLEST_FILE_BYTES: Final = 512
 
 
-def create_engine(
-    target: str | os.PathLike[str] | URL,
-    *,
-    durability: Durability = "full",
-    busy_timeout_seconds: float = 10.0,
-) -> Engine:
-    """An engine set up for keeping goals: foreign keys, busy timeout, `synchronous`, and transactions
-    that begin with BEGIN IMMEDIATE, so that none fails half-way for a lock.
-
-    Args:
-        target: a path, `":memory:"`, or a SQLAlchemy URL without parameters.
-        durability: see `Durability`.
-        busy_timeout_seconds: how long to wait for the write lock before `DatabaseBusyError`.
+def sqlite_url(target: str | os.PathLike[str] | URL) -> URL:
+    """The URL of a database: of a path, `:memory:`, or a SQLAlchemy URL without parameters.
 
     Raises:
-        DatabaseLocationError: the URL has parameters.
+        DatabaseLocationError: the URL has parameters, or leads to no file.
         UnsupportedDatabaseError: the URL is not SQLite's, or SQLite is older than 3.37.
-        InvalidValueError: the durability or the time-out is not one.
+        InvalidValueError: it is neither a path nor a URL.
     """
-    check_durability(durability)
-    timeout_ms = check_busy_timeout(busy_timeout_seconds)
-    url = _url(target)
-    memory = _is_memory_name(url.database)
-    engine = sqlalchemy_create_engine(
-        url,
-        # The store keeps its own connections; an in-memory database lives in exactly one.
-        poolclass=StaticPool if memory else NullPool,
-        pool_reset_on_return=None,
-        connect_args={"check_same_thread": False, "timeout": timeout_ms / 1000},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(dbapi_connection: sqlite3.Connection, _record: object) -> None:
-        dbapi_connection.isolation_level = None
-        set_pragmas(dbapi_connection, durability, timeout_ms)
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        # The driver's own BEGIN is off: it comes late, is deferred, and leaves DDL
-        # out. This one takes the write lock at the start and makes migrations transactional.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def check_durability(value: object) -> Durability:
-    """The durability of that name, or `InvalidValueError` with the names there are."""
-    if value not in get_args(Durability):
-        shown = ascii(value) if isinstance(value, str) else type(value).__name__
-        raise InvalidValueError(
-            "durability",
-            f"must be one of {', '.join(get_args(Durability))}, is {shown[:80]}",
-        )
-    return cast(Durability, value)
-
-
-def check_busy_timeout(value: object) -> int:
-    """A time-out in seconds as whole milliseconds; from 0 to a day."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
-        raise InvalidValueError("busy_timeout_seconds", "must be a number from 0 to 86400")
-    return round(value * 1000)
-
-
-def set_pragmas(
-    dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int
-) -> None:
-    """What holds for one connection only, and leaves the file as it is."""
-    cursor = dbapi_connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {timeout_ms:d}")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute(f"PRAGMA synchronous = {durability.upper()}")
-    # Four times the default: a checkpoint syncs the database file, and a tenth of the charges' time
-    # went into that.
-    cursor.execute("PRAGMA wal_autocheckpoint = 4000")
-    cursor.close()
-
-
-def _url(target: str | os.PathLike[str] | URL) -> URL:
     if isinstance(target, URL):
         url = target
     elif isinstance(target, str) and "://" in target:
@@ -195,13 +105,14 @@ def _url(target: str | os.PathLike[str] | URL) -> URL:
     return url
 
 
-def _is_memory_name(database: str | None) -> bool:
+def is_memory_name(database: str | None) -> bool:
+    """Whether SQLite keeps a database of that name in memory."""
     return not database or database == ":memory:"
 
 
 def is_memory(engine: Engine) -> bool:
     """Whether the database lives in memory, in one connection."""
-    return _is_memory_name(engine.url.database)
+    return is_memory_name(engine.url.database)
 
 
 def database_path(engine: Engine) -> Path | None:
@@ -387,108 +298,3 @@ def _create_in_place(file: Path) -> None:
                 file.chmod(0o600)
         finally:
             connection.close()
-
-
-def detached_connection(engine: Engine) -> Connection:
-    """A connection for its holder alone, that takes no place in the engine's pool and on which the
-    driver begins no transactions by itself. In memory it is the one connection that there is.
-
-    Raises:
-        UnsupportedDatabaseError: the engine has no connections to give away.
-        TransactionError: a host's transaction is open on the one connection.
-    """
-    require_sqlite3(engine.dialect)
-    if (path := database_path(engine)) is not None:
-        check_not_barred(str(path))
-    with translating():
-        if is_memory(engine):
-            return _shared_connection(engine)
-        if isinstance(engine.pool, StaticPool | SingletonThreadPool):
-            raise UnsupportedDatabaseError(
-                f"the engine has a {type(engine.pool).__name__}, which would hand out a connection that"
-                " others use; leave poolclass to SQLAlchemy, or pass the path"
-            )
-        connection = engine.connect()
-        connection.detach()
-        driver = driver_connection(connection)
-        if hasattr(
-            driver, "autocommit"
-        ):  # from Python 3.12 on; where it is set, the level has no say
-            cast(Any, driver).autocommit = cast(Any, sqlite3).LEGACY_TRANSACTION_CONTROL
-            driver.rollback()
-        driver.isolation_level = None
-        return connection
-
-
-def _shared_connection(engine: Engine) -> Connection:
-    """The one connection of a database in memory. Closing it leaves to its host what is open on it."""
-    pool = engine.pool
-    if not isinstance(pool, StaticPool):
-        connection = engine.connect()
-        if driver_connection(connection).in_transaction:
-            connection.close()  # which ends nothing: the host holds it too
-            raise TransactionError(HOSTS_TRANSACTION)
-        return connection
-    driver = cast(sqlite3.Connection, pool.connection.dbapi_connection)
-    if driver.in_transaction:
-        raise TransactionError(HOSTS_TRANSACTION)
-    # A pool rolls back what is open when a connection is given back to it.
-    return sqlalchemy_create_engine(
-        "sqlite://", creator=lambda: driver, poolclass=StaticPool, pool_reset_on_return=None
-    ).connect()
-
-
-def check_writable(connection: Connection) -> None:
-    """Makes sure that the database can be written to. Where SQLite may not write to a file, it opens it for
-    reading without a word; BEGIN IMMEDIATE says nothing of it either.
-
-    Raises:
-        DatabaseReadOnlyError: it cannot.
-    """
-    driver = driver_connection(connection)
-    with translating():
-        try:
-            driver.execute(f"DELETE FROM {VERSION_TABLE} WHERE 0")  # noqa: S608
-        except sqlite3.OperationalError as error:
-            if primary_code(error) != sqlite3.SQLITE_BUSY:  # another one can write
-                raise
-        finally:
-            if driver.in_transaction:  # a host's engine, whose driver begins by itself
-                driver.execute("ROLLBACK")
-
-
-def opened_file(connection: Connection) -> OpenedFile:
-    """The file that a connection has open."""
-    with translating():
-        # As bytes: the name of a file need not be UTF-8.
-        query = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
-        row = driver_connection(connection).execute(query).fetchone()
-    return OpenedFile(os.fsdecode(row[0] or b""))
-
-
-def enable_wal(connection: Connection, *, busy_timeout_seconds: float = 10.0) -> None:
-    """Turns on write-ahead logging, which lasts with the file. SQLite does not wait for a lock here."""
-    deadline = time.monotonic() + busy_timeout_seconds
-    cursor = driver_connection(connection).cursor()
-    with translating():
-        while cursor.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
-            try:
-                cursor.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.005)
-    cursor.close()
-
-
-def vacuum(engine: Engine) -> None:
-    """Gives the room of deleted rows back to the file system. Nobody can write meanwhile.
-
-    Raises:
-        DatabaseBusyError: others went on writing for the busy timeout.
-        DatabaseFullError: there is no room for the copy that this needs.
-    """
-    with translating(), detached_connection(engine) as connection:
-        driver = driver_connection(connection)
-        driver.execute("VACUUM")
-        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
