@@ -129,9 +129,9 @@ class ThreadHub:
         """A client attaches to a thread: to a live one as it is, else to what its rollout or the store
         tells of it.
 
-        A thread that is not live is read from its rollout's end: its usage, and every turn that the 64 MiB
-        before the usage name, with its status (see `RolloutReader.restored`). However long the rollout is,
-        that takes a tenth of a second. A turn that neither completed nor failed there was interrupted. The
+        A thread that is not live is read from its rollout's end: its usage, and every turn that the 16 MiB
+        before the usage name, with its status (see `RolloutReader.restored`); what lies further back is not
+        read, however long the rollout is. A turn that neither completed nor failed there was interrupted. The
         store knows no turn's status: without a rollout no turn is listed.
 
         Args:

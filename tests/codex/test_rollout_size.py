@@ -25,7 +25,6 @@ from goal_state.errors import MissingZstandardError, NotARolloutError
 from tests.codex.rollout_lines import (
     COMPLETED,
     FILLER,
-    IN_PROGRESS,
     SOUND,
     Write,
     began,
@@ -89,7 +88,7 @@ def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
 def test_turns_are_listed_from_a_bounded_stretch_before_the_usage(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_LIST_BYTES", 2**20)
     turns = [(began(name), FILLER * 200, completed(name)) for name in "abcdef"]
     reader = rollout(meta(), *(part for turn in turns for part in turn), token_count(5))
     with bytes_read(monkeypatch) as sizes:
@@ -102,11 +101,11 @@ def test_turns_are_listed_from_a_bounded_stretch_before_the_usage(
 def test_a_line_longer_than_the_stretch_in_which_turns_are_looked_for_is_not_read_to_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_LIST_BYTES", 2**20)
     path = tmp_path / "long.jsonl"
-    sparse(path, 2**30, text_of([began("a"), token_count(5)]))
+    sparse(path, 2**30, text_of([began("a"), token_count(5), completed("a")]))
     with bytes_read(monkeypatch) as sizes:
-        assert RolloutReader(path).restored(list_turns=True).turns == (Turn("a", IN_PROGRESS),)
+        assert RolloutReader(path).restored(list_turns=True).turns == (Turn("a", COMPLETED),)
     assert sum(sizes) < 2**20 + 6 * 2**16
 
 

@@ -120,9 +120,9 @@ class RolloutReader:
                 directory will do. With it, a fork that has no usage (or turn) of its own has its
                 parent's up to where it was forked, and so on upwards, each thread once. A parent that
                 is missing or unreadable has none; the latter is noted in `skipped`.
-            list_turns: read on through those 64 MiB, a tenth of a second, and list every turn that they
-                name, the parents' included. A thread of more history has its latest turns listed, up to
-                100,000 lines about turns.
+            list_turns: list every turn that the 16 MiB before the usage name, the parents' included; they
+                are read in a tenth of a second. A thread of more history has its latest turns
+                listed, up to 100,000 lines about turns.
         """
         self._ledger = SkipLedger()
         tail = TailBuilder(lists_turns=list_turns)

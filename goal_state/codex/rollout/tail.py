@@ -27,8 +27,11 @@ from goal_state.domain.usage import TokenUsageInfo
 __all__ = ["RolloutTail", "TailBuilder", "read_tail"]
 
 _TURN_SEARCH_BYTES: Final = 64 * 2**20
-"""How far before the usage turns are looked for, parents' files included: more than a turn has, read in a
-tenth of a second."""
+"""How far before the usage its turns are looked for, parents' files included: more than a turn has, read in
+some tenths of a second."""
+
+_TURN_LIST_BYTES: Final = 16 * 2**20
+"""How far of that every turn is listed: more than most threads have, read in a tenth of a second."""
 
 _MAX_TURN_LINES: Final = 4096
 """How many lines about turns are kept while a compressed file, which can only be read forwards, is read."""
@@ -92,20 +95,34 @@ class TailBuilder:
     @property
     def is_done(self) -> bool:
         """Nothing further back is wanted."""
-        is_known = (
+        lists_more = (
+            self.lists_turns
+            and len(self.turn_records) < _MAX_TURN_RECORDS
+            and self.search_bytes_left >= self._bytes_not_for_listing
+        )
+        return self.search_bytes_left < 0 or (self._is_known and not lists_more)
+
+    @property
+    def _is_known(self) -> bool:
+        """The usage is known, and the turns that go with it."""
+        return (
             self.info is not None
             and self.ended_turn_id is not None
             and not self.needs_usage_turn
             and not self.needs_window
         )
-        lists_more = self.lists_turns and len(self.turn_records) < _MAX_TURN_RECORDS
-        return self.search_bytes_left < 0 or (is_known and not lists_more)
+
+    @property
+    def _bytes_not_for_listing(self) -> int:
+        """How many bytes of the search are left alone where all but the list of turns is known."""
+        return max(0, _TURN_SEARCH_BYTES - _TURN_LIST_BYTES) if self._is_known else 0
 
     def may_search(self, position: int) -> bool:
         """Whether the search goes back to there in the file: as far as it takes until the usage is known,
         from there on as far as turns are looked for. Where it does not, it is over.
         """
-        if self.info is not None and self.searched_to - position > self.search_bytes_left:
+        bytes_left = self.search_bytes_left - self._bytes_not_for_listing
+        if self.info is not None and self.searched_to - position > bytes_left:
             self.search_bytes_left = -1
         return self.search_bytes_left >= 0
 
