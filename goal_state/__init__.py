@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from goal_state.delivery.listeners import Subscription
+from goal_state.domain.counting import CountedTokens
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
 from goal_state.domain.requests import Charge
@@ -44,6 +45,7 @@ from goal_state.errors import (
     SchemaIncompleteError,
     SchemaOutOfDateError,
     SchemaTooNewError,
+    SettingsConflictError,
     StaleGoalError,
     StoreClosedError,
     ThreadNotFoundError,
@@ -68,6 +70,7 @@ __all__ = [
     "Charge",
     "CodexSchemaError",
     "Consumer",
+    "CountedTokens",
     "DatabaseBusyError",
     "DatabaseCorruptError",
     "DatabaseError",
@@ -105,6 +108,7 @@ __all__ = [
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
     "SchemaTooNewError",
+    "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
     "Subscription",

@@ -41,6 +41,7 @@ __all__ = [
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
     "SchemaTooNewError",
+    "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
     "ThreadNotFoundError",
@@ -195,6 +196,30 @@ class SchemaOutOfDateError(SchemaError):
 
 class SchemaTooNewError(SchemaError):
     """The schema was made by a newer version of the library. The database was left untouched."""
+
+
+class SettingsConflictError(RequestError):
+    """The database keeps a setting that all who charge there share, and another one was asked for. Nothing
+    was charged.
+
+    Attributes:
+        setting: the argument's name.
+        stored: what the database keeps.
+        asked: what was asked for.
+    """
+
+    def __init__(self, setting: str, stored: str, asked: str) -> None:
+        super().__init__(setting, stored, asked)
+        self.setting = setting
+        self.stored = stored
+        self.asked = asked
+
+    def __str__(self) -> str:
+        return (
+            f"the goals of this database are charged with {self.setting} {self.stored!r}, not {self.asked!r},"
+            f" and one goal cannot add up both: open it with {self.setting} {self.stored!r}, or keep goals"
+            f" with {self.asked!r} in a database of their own"
+        )
 
 
 class DatabaseError(GoalStateError):

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 
 from goal_state import migrate as migrations
 from goal_state.delivery.listeners import Listeners, Subscription
+from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus, check_status
 from goal_state.domain.operations import GoalOperations
@@ -81,6 +82,7 @@ class GoalStore(GoalOperations):
         durability: Durability = "full",
         busy_timeout_seconds: float = 10.0,
         migrate: bool = True,
+        counted_tokens: Counting = "uncached",
     ) -> GoalStore:
         """Opens a store, creating or upgrading its schema.
 
@@ -91,8 +93,12 @@ class GoalStore(GoalOperations):
                 last changes may be missing after one.
             busy_timeout_seconds: how long a call waits for another process that writes.
             migrate: False only checks the schema.
+            counted_tokens: which tokens of a usage a goal pays for: `"uncached"` (input without cached, plus
+                output), `"all"` (with cached), or a named function of a `TokenUsage`. The first store on a
+                database chooses; its name is kept there, so that no goal adds up different counts.
 
         Raises:
+            SettingsConflictError: the database's goals are charged with other `counted_tokens`.
             DatabaseLocationError: there is no such folder, or the path is a directory.
             NotADatabaseError: the file is no SQLite database.
             ForeignDatabaseError: the file is another application's database.
@@ -109,6 +115,7 @@ class GoalStore(GoalOperations):
         return cls(
             open_backend(
                 target,
+                counted_tokens=CountedTokens.of(counted_tokens),
                 durability=durability,
                 busy_timeout_seconds=busy_timeout_seconds,
                 migrations=migrations,
@@ -118,6 +125,11 @@ class GoalStore(GoalOperations):
             ),
             listeners,
         )
+
+    @property
+    def counted_tokens(self) -> CountedTokens:
+        """Which tokens of a usage the goals pay for; called with a usage, it says how many."""
+        return self._backend.writes_with.counted_tokens
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -390,6 +402,7 @@ class GoalStore(GoalOperations):
             DatabaseLocationError: there is no such file, it holds no goals of ours, or it is the database.
             SchemaTooNewError: the backup was made by a newer version.
             DatabaseCorruptError: the backup is damaged; the database was left as it was.
+            SettingsConflictError: the backup's goals are charged with other `counted_tokens`.
             DatabaseBusyError: others kept the write lock; the database was left as it was.
             InvalidValueError: it is no path.
             OSError: there is no room for a copy beside the database.

@@ -453,14 +453,22 @@ CALLS: dict[str, Call] = {
         lambda _, **given: TokenUsageInfo(**given),
         {"total": usages, "last": usages, "model_context_window": st.none() | counts},
     ),
-    "TokenUsage.from_mapping": _from(TokenUsage.from_mapping, ["inputTokens", "output_tokens"]),
-    "TokenUsage.from_openai": _from(
-        TokenUsage.from_openai,
-        ["input_tokens", "prompt_tokens", "input_tokens_details", "prompt_tokens_details"],
-        st.dictionaries(st.just("cached_tokens"), anything),
-    ),
-    "TokenUsage.from_anthropic": _from(
-        TokenUsage.from_anthropic, ["input_tokens", "cache_read_input_tokens"]
+    "TokenUsage.from_codex": _from(TokenUsage.from_codex, ["inputTokens", "output_tokens"]),
+    "TokenUsage.of": _from(
+        TokenUsage.of,
+        [
+            "input_tokens",
+            "prompt_tokens",
+            "completion_tokens",
+            "cache_read_input_tokens",
+            "input_tokens_details",
+            "prompt_tokens_details",
+            "iterations",
+            "total_tokens",
+            "something_else",
+        ],
+        st.dictionaries(st.sampled_from(["cached_tokens", "type", "input_tokens"]), anything),
+        st.integers(0, 9),
     ),
     "TokenUsageInfo.from_mapping": _from(
         TokenUsageInfo.from_mapping,

@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 from goal_state.domain.charging import charge_goal
+from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import (
     KEEP,
@@ -73,6 +74,7 @@ from goal_state.storage.falling_totals import FallingTotals
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.ledger import EventLog, EventRow, RecordedCharge, charge_rows
 from goal_state.storage.schema import goals
+from goal_state.storage.settings import Settings
 from goal_state.storage.sqlite.host_transaction import host_executor
 from goal_state.storage.statements import Statement, limited
 
@@ -197,31 +199,41 @@ class GoalRepository(GoalOperations):
         self,
         connection: Connection | Session,
         *,
+        counted_tokens: Counting = "uncached",
         on_event: Callable[[GoalEvent], None] | None = None,
     ) -> None:
         """
         Args:
             connection: a SQLAlchemy connection to a database with our tables, or a session.
+            counted_tokens: which tokens of a usage count, as for `GoalStore.open`. The first change makes
+                sure that the database counts alike, or raises `SettingsConflictError`.
             on_event: called with each event as it is written; it counts once the host has committed.
 
         Raises:
             TransactionError: the connection is closed or in autocommit mode.
             UnsupportedDatabaseError: it is no connection of Python's own `sqlite3`, or an async one.
-            InvalidValueError: it is neither a connection nor a session.
+            InvalidValueError: it is neither a connection nor a session, or `counted_tokens` is malformed.
         """
-        self._set_up(host_executor(connection), on_event)
+        self._set_up(host_executor(connection), CountedTokens.of(counted_tokens), on_event)
 
     @classmethod
-    def with_executor(cls, executor: Executor) -> Self:
+    def with_executor(cls, executor: Executor, counted_tokens: CountedTokens) -> Self:
         """A repository in the transactions of a store's own connection."""
         repository = cls.__new__(cls)
-        repository._set_up(executor, None)
+        repository._set_up(executor, counted_tokens, None)
         return repository
 
-    def _set_up(self, executor: Executor, on_event: Callable[[GoalEvent], None] | None) -> None:
+    def _set_up(
+        self,
+        executor: Executor,
+        counted_tokens: CountedTokens,
+        on_event: Callable[[GoalEvent], None] | None,
+    ) -> None:
         self.executor: Executor = executor
-        self.log: EventLog = EventLog(self.executor, on_event)
-        self.usage_log: UsageLog = UsageLog(self.executor)
+        self.counted_tokens: CountedTokens = counted_tokens
+        self.log: EventLog = EventLog(executor, on_event)
+        self.usage_log: UsageLog = UsageLog(executor)
+        self.settings: Settings = Settings(executor, counted_tokens)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             CreateGoal: self._create,
             ChangeGoal: self._change,
@@ -283,6 +295,7 @@ class GoalRepository(GoalOperations):
         if handler is None:
             raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
         self.executor.join_transaction()
+        self.settings.agree()
         return handler(request)
 
     def _create(self, request: CreateGoal) -> Goal:
@@ -483,7 +496,11 @@ class GoalRepository(GoalOperations):
         if before is None and request.count_id is not None:
             before = beginning() if self.usage_log.knows(request.thread_id) else None
         late = self._comes_late(request, stored)
-        after, tokens = (None, 0) if late else next_baseline(before, request.total, request.turn_id)
+        after, tokens = (
+            (None, 0)
+            if late
+            else next_baseline(before, request.total, request.turn_id, self.counted_tokens)
+        )
         least_ms = request.least_time_alone_ms
         if least_ms is not None:
             counts = tokens > 0 or request.time_ms >= least_ms
@@ -508,7 +525,7 @@ class GoalRepository(GoalOperations):
         self, request: SetBaseline, stored: StoredBaseline | None, goal: Goal | None
     ) -> None:
         before = None if stored is None else stored.baseline
-        after, _ = next_baseline(before, request.total, request.turn_id)
+        after, _ = next_baseline(before, request.total, request.turn_id, self.counted_tokens)
         self._write_baseline(request, stored, after, goal, paid=False)
 
     def _comes_late(
@@ -558,7 +575,7 @@ class GoalRepository(GoalOperations):
         ):
             unpaid = with_turn(unpaid, request.turn_id)
         if before is None and usage is None:  # a further count whose first total is zero
-            usage, _ = next_baseline(None, request.total, request.turn_id)
+            usage, _ = next_baseline(None, request.total, request.turn_id, self.counted_tokens)
         if usage is not None:
             number = 0 if before is None else before.count_number
             falls = before is not None and usage.info.total.is_below(before.total)

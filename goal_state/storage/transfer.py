@@ -1,9 +1,10 @@
 """Moving everything that a store holds: as a copy of the file, or as JSON lines.
 
-JSON lines begin with a header `{"format": 2, "revision": …, "last_position": …}`; then follows one
-`{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one snapshot; the
-end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was cut off or
-damaged on its way is known. Leases do not travel: whoever held a consumer's name holds it in the old store.
+JSON lines begin with a header `{"format": 2, "revision": …, "last_position": …, "counted_tokens": …}`; then
+follows one `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one
+snapshot; the end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was
+cut off or damaged on its way is known. Leases do not travel: whoever held a consumer's name holds it in the
+old store.
 """
 
 from __future__ import annotations
@@ -147,8 +148,12 @@ def export_lines(repository: GoalRepository) -> Iterator[str]:
     digest = _Digest()
     count = 0
     with executor.snapshot():
-        last = executor.last_position_ever()
-        header = {"format": _FORMAT, "revision": HEAD_REVISION, "last_position": last}
+        header = {
+            "format": _FORMAT,
+            "revision": HEAD_REVISION,
+            "last_position": executor.last_position_ever(),
+            "counted_tokens": repository.counted_tokens.name,
+        }
         yield digest.with_line(json.dumps(header))
         for name, columns in _COLUMNS.items():
             left_out = _NOT_MOVED.get(name, set())
@@ -167,16 +172,26 @@ def import_lines(repository: GoalRepository, lines: Iterable[str]) -> int:
         StoreNotEmptyError: the database holds something.
         NotAnExportError: they are no whole, unchanged export; with the number of the line.
     """
+    repository.settings.agree()
     executor = repository.executor
     for name, statement in _ALL_ROWS.items():
         if next(executor.stream(statement), None) is not None:
             raise StoreNotEmptyError(f"the store has rows in {name} already; import into a new one")
-    run = _Import(executor)
+    run = _Import(executor, repository.counted_tokens.name)
     for number, line in enumerate(lines, 1):
         run.take(number, line)
     rows = run.end()
     run.check_whole(repository)
     return rows
+
+
+def counted_tokens_of(header: str) -> str:
+    """The name of what an export's goals are charged with, by its first line; the default if it is none."""
+    try:
+        name: object = _parsed(1, header).get("counted_tokens")
+    except NotAnExportError:
+        name = None
+    return name if isinstance(name, str) else "uncached"
 
 
 class _Digest:
@@ -198,8 +213,9 @@ class _Digest:
 class _Import:
     """An import under way: takes line after line, and knows on which line each table begins."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, counted_tokens: str) -> None:
         self._executor = executor
+        self._counted_tokens = counted_tokens
         self._digest = _Digest()
         self._line = 0
         self._last_position = 0
@@ -257,7 +273,12 @@ class _Import:
 
     def _take_header(self, header: dict[str, Any]) -> None:
         last = header.get("last_position")
-        if header.keys() != {"format", "revision", "last_position"} or type(last) is not int:
+        counted_tokens = header.get("counted_tokens")
+        if (
+            header.keys() != {"format", "revision", "last_position", "counted_tokens"}
+            or type(last) is not int
+            or not isinstance(counted_tokens, str)
+        ):
             raise NotAnExportError(1, "is no header of an export of goal-state")
         if type(header["format"]) is not int or header["format"] != _FORMAT:
             raise NotAnExportError(
@@ -273,6 +294,12 @@ class _Import:
             )
         if not 0 <= last <= MAX_COUNTER:
             raise NotAnExportError(1, "last_position: must be from 0 to 2^62")
+        if counted_tokens != self._counted_tokens:
+            raise NotAnExportError(
+                1,
+                f"counted_tokens: its goals are charged with {counted_tokens!r:.80} and this store's with"
+                f" {self._counted_tokens!r}; import it into a store that counts alike",
+            )
         self._last_position = last
 
     def _take_trailer(self, trailer: dict[str, Any]) -> None:

@@ -161,11 +161,11 @@ def test_real_rollouts_give_the_totals_that_the_recorded_runs_had(
         ]
         used = TokenUsage()
         for record in records:
-            used += TokenUsage.from_mapping(record["usage"])
+            used += TokenUsage.of(record["usage"])
         known = store.usage(found.thread_id)
         assert known is not None
         assert (known.info.total, known.turn_id) == (used, records[-1]["turn_id"])
-        assert known.info.last == TokenUsage.from_mapping(records[-1]["usage"])
+        assert known.info.last == TokenUsage.of(records[-1]["usage"])
         hub, client = ThreadHub(store, home=home), Client()
         restored = hub.resume(found.thread_id, client, request_id=1)
         assert hub.flush(PATIENCE_SECONDS)

@@ -70,13 +70,11 @@ def test_recorded_totals_are_the_sums_of_what_the_responses_used(path: Path) -> 
     responses = [one["payload"] for one in lines if one["type"] == "token_usage_record"]
     total = TokenUsage()
     for response in responses:
-        total += TokenUsage.from_mapping(response["usage"])
+        total += TokenUsage.of(response["usage"])
 
     reader = RolloutReader(path)
     tail = reader.restored()
-    assert tail.info == TokenUsageInfo(
-        total, TokenUsage.from_mapping(responses[-1]["usage"]), 258_400
-    )
+    assert tail.info == TokenUsageInfo(total, TokenUsage.of(responses[-1]["usage"]), 258_400)
     assert tail.turn_id == tail.usage_turn_id == responses[-1]["turn_id"]
     assert [one.turn_id for one in reader.usages()] == [one["turn_id"] for one in responses]
     assert [turn.status for turn in reader.turns()] == [COMPLETED] * len(responses)

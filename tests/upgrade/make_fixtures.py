@@ -44,7 +44,7 @@ class _Rows:
             "goal_state_baselines": [],
             "goal_state_balances": [],
             "goal_state_cursors": [],
-            "goal_state_database": [{"identity": self.new_id(), "counted_tokens": "all"}],
+            "goal_state_database": [{"identity": self.new_id(), "counted_tokens": "uncached"}],
         }
 
     def new_id(self) -> str:

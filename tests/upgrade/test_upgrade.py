@@ -161,7 +161,7 @@ def test_next_revision_without_a_fault_passes(
         "UPDATE goal_state_goals SET blocked_reason = NULL",
         "UPDATE goal_state_baselines SET last_total_tokens = last_total_tokens + 1",
         "UPDATE goal_state_events SET replaced_goal_id = NULL",
-        "UPDATE goal_state_database SET counted_tokens = 'uncached'",
+        "UPDATE goal_state_database SET counted_tokens = 'all'",
         "UPDATE goal_state_goals SET colour = 'red'",
         "DELETE FROM goal_state_cursors WHERE name = 'new'",
         "INSERT INTO goal_state_colours VALUES ('red')",

@@ -224,8 +224,8 @@ def session_meta(line: Mapping[str, Any]) -> SessionMeta | None:
 def _record_info(record: Mapping[str, Any]) -> TokenUsageInfo:
     last = record.get("usage")
     return TokenUsageInfo(
-        TokenUsage.from_mapping(cast("Any", record.get("thread_token_usage"))),
-        TokenUsage() if last is None else TokenUsage.from_mapping(last),
+        TokenUsage.from_codex(record.get("thread_token_usage")),
+        TokenUsage() if last is None else TokenUsage.from_codex(last),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
+from goal_state.domain.counting import CountedTokens
 from goal_state.errors import ForkedStoreError, RequestError, StoreClosedError, fresh
 from goal_state.storage.backend import Migrations
 from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
@@ -50,6 +51,7 @@ class SqliteBackend:
     def __init__(
         self,
         source: Source,
+        counted_tokens: CountedTokens,
         busy_timeout_seconds: float,
         migrations: Migrations,
         *,
@@ -66,11 +68,14 @@ class SqliteBackend:
         connected = source.connect()
         self._file = opened_file(connected.driver)
         self._executor = Executor(connected)
-        self.writes_with: GoalRepository = GoalRepository.with_executor(self._executor)
+        self.writes_with: GoalRepository = GoalRepository.with_executor(
+            self._executor, counted_tokens
+        )
         self._gate = gate(source.path, busy_timeout_seconds)
         self._leave_waiting_to_gate()
         try:
             check_writable(connected.driver)
+            self.writes_with.settings.check()
         except BaseException:
             self._executor.close()
             raise
@@ -96,6 +101,7 @@ class SqliteBackend:
         cls,
         target: str | os.PathLike[str] | URL | Engine,
         *,
+        counted_tokens: CountedTokens,
         durability: Durability,
         busy_timeout_seconds: float,
         migrations: Migrations,
@@ -107,6 +113,7 @@ class SqliteBackend:
 
         Args:
             target: a path, `":memory:"`, a URL, or a host's engine.
+            counted_tokens: which tokens of a usage a goal pays for.
             durability: see `Durability`.
             busy_timeout_seconds: how long to wait for another process that writes.
             migrations: who keeps the schema.
@@ -128,10 +135,17 @@ class SqliteBackend:
                     create_file(path)
             migrations.ensure_current(source.engine, revision, migrate=migrate)
             backend = cls(
-                source, busy_timeout_seconds, migrations, on_begin=on_begin, on_end=on_end
+                source,
+                counted_tokens,
+                busy_timeout_seconds,
+                migrations,
+                on_begin=on_begin,
+                on_end=on_end,
             )
-            if not source.is_hosts and migrate and path is not None:
-                backend._note_log_owner(path)
+            if not source.is_hosts and migrate:
+                backend._agree_on_settings()
+                if path is not None:
+                    backend._note_log_owner(path)
             return backend
 
         try:
@@ -205,16 +219,17 @@ class SqliteBackend:
 
     def restore(self, path: Path, progress: Progress | None) -> None:
         """See `Backend`."""
-        from goal_state.storage.sqlite.restoring import prepared, write_over
+        from goal_state.storage.sqlite.restoring import check_copy, prepared, write_over
 
         self.check()
-        identity = self.read(lambda reader: _own(reader).identity())
+        identity = self.read(lambda reader: reader.settings.identity())
         page_size = self.read(lambda reader: _own(reader).page_size())
 
         def put_in_place() -> None:
             with prepared(
                 path, self._source.path, identity, page_size, progress, self._migrations.upgrade
             ) as copy:
+                check_copy(copy, self.writes_with.counted_tokens)
                 self._writer.exclusively(
                     lambda: write_over(copy, self._executor.driver, self._busy_timeout_seconds)
                 )
@@ -226,7 +241,7 @@ class SqliteBackend:
     def _connect_reader(self) -> tuple[GoalRepository, Executor]:
         self._file.check()  # else SQLite would make an empty file where there is none
         executor = Executor(self._source.connect())
-        return GoalRepository.with_executor(executor), executor
+        return GoalRepository.with_executor(executor, self.writes_with.counted_tokens), executor
 
     def _reconnect_writer(self) -> None:
         self._file.check()
@@ -242,11 +257,15 @@ class SqliteBackend:
 
     def _note_log_owner(self, path: Path) -> None:
         """Makes it possible to notice, at the next open, that another file took this one's place."""
-        identity = self.read(lambda reader: _own(reader).identity())
-        if identity is None:
-            identity = self.write(lambda repository: _own(repository).give_identity())
-        note_log_owner(_real(path), identity)
+        identity = self.read(lambda reader: reader.settings.identity())
+        if identity is not None:
+            note_log_owner(_real(path), identity)
         self._identity = identity
+
+    def _agree_on_settings(self) -> None:
+        """Keeps in a new database what all who open it have to agree on."""
+        if self.read(lambda reader: reader.settings.identity()) is None:
+            self.write(lambda repository: repository.settings.agree())
 
     def close(self) -> None:
         """See `Backend`."""

@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import pysqlite
 
 from goal_state.errors import DatabaseBusyError, DatabaseError, TransactionError
-from goal_state.storage.identifiers import new_id
 from goal_state.storage.sqlite.connections import HOSTS_TRANSACTION
 from goal_state.storage.sqlite.errors import too_large, translated, translating
 from goal_state.storage.statements import Statement
@@ -27,11 +26,6 @@ _LAST_POSITION_EVER: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'goal
 _FORGET_LAST_POSITION: Final = "DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'"
 _SET_LAST_POSITION: Final = (
     "INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', ?)"
-)
-_IDENTITY: Final = "SELECT identity FROM goal_state_database"
-_GIVE_IDENTITY: Final = (
-    "INSERT INTO goal_state_database (identity)"
-    " SELECT ? WHERE NOT EXISTS (SELECT 1 FROM goal_state_database)"
 )
 
 
@@ -253,16 +247,6 @@ class Executor:
                     self.driver.backup(target, pages=1000, progress=report)
             finally:
                 target.close()
-
-    def identity(self) -> str | None:
-        """What tells the database from its copies; None where nothing was noted yet."""
-        row = self._cursor.execute(_IDENTITY).fetchone()
-        return None if row is None else row[0]
-
-    def give_identity(self) -> str:
-        """Notes one, unless another was quicker, inside a transaction that may write."""
-        self._cursor.execute(_GIVE_IDENTITY, (new_id(),))
-        return self._cursor.execute(_IDENTITY).fetchone()[0]
 
     def page_size(self) -> int:
         """The size of the database's pages in bytes."""
