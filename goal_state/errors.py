@@ -226,12 +226,12 @@ class DatabaseError(GoalStateError):
     """The database could not do what it was asked. The transaction was rolled back.
 
     Attributes:
-        sqlite_errorcode: SQLite's extended result code, or None where there is none.
+        code: the database's own: SQLite's extended result code, or None where there is none.
     """
 
-    def __init__(self, message: str, *, sqlite_errorcode: int | None = None) -> None:
+    def __init__(self, message: str, *, code: int | str | None = None) -> None:
         super().__init__(message)
-        self.sqlite_errorcode = sqlite_errorcode
+        self.code = code
 
 
 class DatabaseBusyError(DatabaseError):
