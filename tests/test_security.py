@@ -290,7 +290,8 @@ def test_no_sql_is_made_of_what_a_caller_gave() -> None:
     # What is put in are constants, and names of columns that were found in a list of ours.
     assert marked.keys() == {
         "importer.py",
-        "database.py",
+        "connections.py",
+        "location.py",
         "host_transaction.py",
         "restoring.py",
     }
