@@ -13,6 +13,7 @@ from typing import TypeVar
 
 __all__ = [
     "BudgetExhaustedError",
+    "CodexSchemaError",
     "DatabaseBusyError",
     "DatabaseCorruptError",
     "DatabaseError",
@@ -29,9 +30,13 @@ __all__ = [
     "GoalStateError",
     "IdempotencyConflictError",
     "InvalidValueError",
+    "MissingZstandardError",
     "NestedCallError",
     "NotADatabaseError",
+    "NotARolloutError",
     "RequestError",
+    "RolloutClosedError",
+    "RolloutError",
     "SchemaError",
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
@@ -39,6 +44,7 @@ __all__ = [
     "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
+    "ThreadNotFoundError",
     "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
@@ -134,6 +140,30 @@ class TurnError(RequestError):
     """A turn was reported that is unknown, runs already or does not run. Nothing was charged."""
 
 
+class ThreadNotFoundError(RequestError):
+    """No such thread is live, and there is neither a rollout nor a record of it."""
+
+
+class RolloutError(RequestError):
+    """The rollout cannot be read or written as was asked."""
+
+
+class NotARolloutError(RolloutError):
+    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
+
+
+class MissingZstandardError(RolloutError):
+    """The rollout is compressed with Zstandard, and the package `zstandard` is not installed."""
+
+
+class RolloutClosedError(RolloutError):
+    """The writer of the rollout has been closed."""
+
+
+class CodexSchemaError(RequestError):
+    """The data directory keeps its goals in a way that is not known here."""
+
+
 class DatabaseLocationError(RequestError):
     """The path or URL does not lead to a file that can hold a database (no such folder, a directory …)."""
 
@@ -196,12 +226,12 @@ class DatabaseError(GoalStateError):
     """The database could not do what it was asked. The transaction was rolled back.
 
     Attributes:
-        sqlite_errorcode: SQLite's extended result code, or None where there is none.
+        code: the database's own: SQLite's extended result code, or None where there is none.
     """
 
-    def __init__(self, message: str, *, sqlite_errorcode: int | None = None) -> None:
+    def __init__(self, message: str, *, code: int | str | None = None) -> None:
         super().__init__(message)
-        self.sqlite_errorcode = sqlite_errorcode
+        self.code = code
 
 
 class DatabaseBusyError(DatabaseError):

@@ -35,6 +35,9 @@ class Executor(Protocol):
     that speaks of a fault in our own SQL comes out as it is.
     """
 
+    violation: type[Exception]
+    """What the driver raises where a row breaks a rule of the schema, as one that repeats a key does."""
+
     @property
     def origin(self) -> object:
         """What this executor has in common with others that work on the same database."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Any, Final, NoReturn, cast
@@ -371,7 +370,7 @@ class _Import:
             return
         try:
             self._executor.run_many(_NEW_ROW[self._table], self._batch)
-        except sqlite3.IntegrityError:
+        except self._executor.violation:
             # Those before it are there, and the keys are in order: this one repeats something else.
             line = self._first_line[self._table] + self._count(_HOW_MANY[self._table])
             raise NotAnExportError(

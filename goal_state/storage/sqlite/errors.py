@@ -75,7 +75,7 @@ def translated(error: sqlite3.Error) -> Exception:
     kind, sentence = _BY_CODE.get(code & 0xFF, (None, ""))
     if kind is None:
         return error
-    return kind(f"{sentence} ({error.sqlite_errorname})", sqlite_errorcode=code)
+    return kind(f"{sentence} ({error.sqlite_errorname})", code=code)
 
 
 @contextmanager

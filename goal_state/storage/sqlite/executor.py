@@ -58,6 +58,8 @@ class Executor:
     The cursor is kept: a statement costs what it costs in `sqlite3` by hand.
     """
 
+    violation: type[Exception] = sqlite3.IntegrityError
+
     def __init__(self, connected: Connected) -> None:
         self._use(connected)
 

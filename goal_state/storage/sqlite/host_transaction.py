@@ -187,7 +187,7 @@ class _HostExecutor(Executor):
                 "the transaction did not get the write lock, since another process has written after"
                 " this one began to read, or is still writing: roll it back and run it again; one that"
                 f" begins with BEGIN IMMEDIATE waits instead ({error.sqlite_errorname})",
-                sqlite_errorcode=error.sqlite_errorcode,
+                code=error.sqlite_errorcode,
             ) from error
 
 
