@@ -34,16 +34,23 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "host-rolls-back": lambda path: HesitantHost(create_engine(path)),
     "host-with-plain-engine-rolls-back": lambda path: HesitantHost(_plain_engine(path)),
 }
+# Those that share the least code with each other.
+QUICK = {"file", "host"}
 
 
 class TestStore(StoreContract):
-    @pytest.fixture(params=SUBJECTS)
+    @pytest.fixture(
+        params=[
+            name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+            for name in SUBJECTS
+        ]
+    )
     def make_subject(self, request: pytest.FixtureRequest, database: Path) -> Callable[[], Subject]:
         return lambda: SUBJECTS[request.param](database)
 
 
 class TestRepository(RepositoryContract):
-    @pytest.fixture(params=["ours", "plain"])
+    @pytest.fixture(params=["ours", pytest.param("plain", marks=pytest.mark.slow)])
     def engine(self, request: pytest.FixtureRequest, database: Path) -> Iterator[Engine]:
         engine = create_engine(database) if request.param == "ours" else _plain_engine(database)
         yield engine

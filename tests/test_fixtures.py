@@ -99,6 +99,7 @@ class TestSound(StoreContract):
 """
 
 
+@pytest.mark.slow
 def test_contract_on_a_store_that_forgets_time_fails_and_says_what_differs(tmp_path: Path) -> None:
     (tmp_path / "test_forgetful.py").write_text(FORGETFUL)
     done = subprocess.run(

@@ -269,6 +269,7 @@ def test_an_edit_keeps_the_goal_paying(store: GoalStore, meter: GoalMeter) -> No
     assert meter.goal == store.get(THREAD)
 
 
+@pytest.mark.slow
 def test_a_planning_turn_pays_nothing(store: GoalStore, meter: GoalMeter, clock: Clock) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1", charge_tokens=False)

@@ -112,6 +112,7 @@ def test_struck_after_its_commit_a_call_is_repeated_and_charges_once(
     assert played(store, Strikes(store, monkeypatch), call, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_struck_anywhere_a_call_is_repeated_and_charges_once(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch, call: str

@@ -11,7 +11,6 @@ import pytest
 from tests.proof import disk
 from tests.proof.effort import IS_LONG
 
-
 HERE = Path(__file__).parent
 
 
