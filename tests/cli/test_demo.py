@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from tests.cli.program import CHECKOUT, ENVIRONMENT, PATIENCE_SECONDS
 
 
+@pytest.mark.slow
 def test_the_demo_meters_under_and_over_budget_and_clears_a_goal(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", CHECKOUT / "examples/demo.py"],
