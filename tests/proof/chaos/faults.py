@@ -88,7 +88,7 @@ def _overlook_an_exchanged_file() -> None:
 
 def _leave_the_lead_behind() -> None:
     """Nobody who waits looks whether anybody leads."""
-    writer._LOOK_UP_SECONDS = 3_600.0
+    writer._POLL_SECONDS = 3_600.0
 
 
 def _blame_requests_for_strikes() -> None:
