@@ -304,7 +304,7 @@ class Consumer:
         return not self._is_stopping and self._is_own_process()
 
     def _run_pass(self) -> int:
-        """Claims the lease unless it is held and delivers one batch; returns how many events the sink took."""
+        """Claims the lease unless it is held, and delivers one batch; returns how many events were taken."""
         self._passes_begun += 1
         position = self._position if self._position is not None else self._claim_lease()
         if position is None:
