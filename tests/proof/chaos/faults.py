@@ -83,7 +83,7 @@ def _restore_by_copying() -> None:
 
 def _overlook_an_exchanged_file() -> None:
     """A file is opened beside which the log of another one lies."""
-    location._refuse_exchanged = lambda path: None
+    location._refuse_replaced = lambda path: None
 
 
 def _leave_the_lead_behind() -> None:
