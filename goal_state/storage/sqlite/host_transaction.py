@@ -134,7 +134,7 @@ class _HostExecutor(Executor):
         return connection
 
     def _join(self, connection: Connection) -> None:
-        """Makes sure that a transaction is open that may write, and that the host will commit or roll back."""
+        """Makes sure that a transaction of the host is open that may write; begins one if there is none."""
         driver = self.driver
         found = connection.get_transaction()
         if found is self._joined:
