@@ -148,7 +148,7 @@ bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their o
 
 proof: $(VENV)/.installed ## the evidence at length (about an hour): crashes, power cuts, faults, properties
 	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof tests/properties tests/meter \
-		tests/replay tests/upgrade tests/test_contention.py tests/test_bad_input.py \
+		tests/codex tests/upgrade tests/test_contention.py tests/test_bad_input.py \
 		tests/test_tampered_exports.py $(ARGS)
 
 mutants: $(VENV)/.installed ## mutation testing: changes that no test notices

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 __all__ = [
     "BudgetExhaustedError",
+    "CodexSchemaError",
     "DatabaseBusyError",
     "DatabaseCorruptError",
     "DatabaseError",
@@ -29,9 +30,13 @@ __all__ = [
     "GoalStateError",
     "IdempotencyConflictError",
     "InvalidValueError",
+    "MissingZstandardError",
     "NestedCallError",
     "NotADatabaseError",
+    "NotARolloutError",
     "RequestError",
+    "RolloutClosedError",
+    "RolloutError",
     "SchemaError",
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
@@ -39,6 +44,7 @@ __all__ = [
     "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
+    "ThreadNotFoundError",
     "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
@@ -132,6 +138,30 @@ class TransactionError(RequestError):
 
 class TurnError(RequestError):
     """A turn was reported that is unknown, runs already or does not run. Nothing was charged."""
+
+
+class ThreadNotFoundError(RequestError):
+    """No such thread is live, and there is neither a rollout nor a record of it."""
+
+
+class RolloutError(RequestError):
+    """The rollout cannot be read or written as was asked."""
+
+
+class NotARolloutError(RolloutError):
+    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
+
+
+class MissingZstandardError(RolloutError):
+    """The rollout is compressed with Zstandard, and the package `zstandard` is not installed."""
+
+
+class RolloutClosedError(RolloutError):
+    """The writer of the rollout has been closed."""
+
+
+class CodexSchemaError(RequestError):
+    """The data directory keeps its goals in a way that is not known here."""
 
 
 class DatabaseLocationError(RequestError):

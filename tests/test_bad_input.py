@@ -42,10 +42,10 @@ from goal_state import (
     TokenUsageInfo,
     migrate,
 )
-from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics import JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
 from goal_state.cli.main import program
-from goal_state.codex import ThreadHub
+from goal_state.codex import CodexPayload, ThreadHub
 from goal_state.codex.rollout import (
     RolloutReader,
     RolloutWriter,
@@ -528,18 +528,17 @@ CALLS: dict[str, Call] = {
         )
         for name in ("upgrade", "downgrade", "stamp")
     },
-    "AnalyticsContext": Call(
-        lambda _, **given: AnalyticsContext(**given),
+    "CodexPayload": Call(
+        lambda _, **given: CodexPayload(**given),
         {
             name: st.none() | st.booleans() if name.endswith("enabled") else names
-            for name in AnalyticsContext.__dataclass_fields__
+            for name in CodexPayload.__dataclass_fields__
         },
     ),
     "send_events": Call(
         _send_events,
         {
             "sink": st.just(lambda _: None),
-            "context": st.just(AnalyticsContext(client_name="c", client_version="1")),
             "name": names,
         },
     ),

@@ -23,11 +23,12 @@ from goal_state.cli.output import (
     usage_json,
     write_json,
 )
-from goal_state.codex.rollout import NotARolloutError, RolloutReader
+from goal_state.codex.rollout import RolloutReader
 from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import Goal
 from goal_state.domain.usage import TokenUsage
 from goal_state.domain.values import check_token_budget
+from goal_state.errors import NotARolloutError
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 

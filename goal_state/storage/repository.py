@@ -27,6 +27,7 @@ from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import (
     KEEP,
     Accounting,
+    AccountingMode,
     Goal,
     GoalStatus,
     check_goal,
@@ -485,7 +486,12 @@ class GoalRepository(GoalOperations):
 
     def _record_total(self, request: RecordTotal) -> Accounting:
         stored = self.usage_log.baseline(request.thread_id, request.count_id)
-        goal = self._select(request.thread_id)
+        return self._charge_total(request, stored, self._select(request.thread_id))
+
+    def _charge_total(
+        self, request: RecordTotal, stored: StoredBaseline | None, goal: Goal | None
+    ) -> Accounting:
+        """Charges a goal what is new in a total, and moves the baseline to the total."""
         before = None if stored is None else stored.baseline
         if before is None and request.count_id is not None:
             before = beginning() if self.usage_log.knows(request.thread_id) else None
@@ -513,9 +519,13 @@ class GoalRepository(GoalOperations):
         stored = self.usage_log.baseline(request.thread_id, request.count_id)
         if not request.is_stated and self._comes_late(request, stored):
             return
+        self._state_baseline(request, stored, self._select(request.thread_id))
+
+    def _state_baseline(
+        self, request: SetBaseline, stored: StoredBaseline | None, goal: Goal | None
+    ) -> None:
         before = None if stored is None else stored.baseline
         after, _ = next_baseline(before, request.total, request.turn_id, self.counted_tokens)
-        goal = self._select(request.thread_id)
         self._write_baseline(request, stored, after, goal, paid=False)
 
     def _comes_late(
@@ -592,17 +602,20 @@ class GoalRepository(GoalOperations):
 
     def _reconcile(self, request: Reconcile) -> Accounting:
         thread_id, total, count_id = request.thread_id, request.total, request.count_id
-        stored = self.baseline(thread_id, count_id)
+        stored = self.usage_log.baseline(thread_id, count_id)
         goal = self._select(thread_id)
-        if stored is not None and cumulative(total).is_below(stored.total):
+        before = None if stored is None else stored.baseline
+        if before is not None and cumulative(total).is_below(before.total):
             return Accounting(goal, applied=False)
-        turn_id = request.turn_id or (None if stored is None else stored.turn_id)
-        accounting = Accounting(goal, applied=False)
-        if goal is not None and stored is not None and stored.goal_id == goal.goal_id:
-            accounting = self.record_total(thread_id, total, turn_id=turn_id, count_id=count_id)
+        turn_id = request.turn_id or (None if before is None else before.turn_id)
+        if goal is not None and before is not None and before.goal_id == goal.goal_id:
+            charge = RecordTotal(
+                thread_id, total, 0, AccountingMode.ACTIVE_ONLY, None, turn_id, count_id
+            )
+            return self._charge_total(charge, stored, goal)
         # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
-        self.set_baseline(thread_id, total, turn_id=turn_id, count_id=count_id)
-        return accounting
+        self._state_baseline(SetBaseline(thread_id, total, turn_id, count_id), stored, goal)
+        return Accounting(goal, applied=False)
 
     # -- shared steps ------------------------------------------------------------------------------
 

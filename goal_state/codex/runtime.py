@@ -5,22 +5,12 @@ from __future__ import annotations
 import platform
 import re
 from functools import cache
-from importlib import metadata
 from typing import Final
 
-__all__ = ["library_version", "machine_arch", "os_name", "os_version"]
+__all__ = ["machine_arch", "os_name", "os_version"]
 
 _OS: Final = {"Darwin": "macos"}
 _ARCH: Final = {"amd64": "x86_64", "arm64": "aarch64", "i386": "x86", "i686": "x86"}
-
-
-@cache
-def library_version() -> str:
-    """The version of this library; "unknown" where it is used without being installed."""
-    try:
-        return metadata.version("goal-state")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 @cache

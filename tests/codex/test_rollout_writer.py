@@ -20,16 +20,14 @@ import pytest
 from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
-    NotARolloutError,
-    RolloutClosedError,
     RolloutReader,
     RolloutWriter,
     Turn,
     find_rollouts,
     rollout_path,
 )
-from goal_state.errors import InvalidValueError
-from tests.rollout_lines import (
+from goal_state.errors import InvalidValueError, NotARolloutError, RolloutClosedError
+from tests.codex.rollout_lines import (
     COMPLETED,
     FILLER,
     SOUND,

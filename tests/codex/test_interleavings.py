@@ -25,8 +25,7 @@ from goal_state import GoalStore, TokenUsageInfo
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
 from goal_state.codex.rollout import TurnStatus
-from tests.databases import fingerprints
-from tests.replay.clients import (
+from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     goal_message,
@@ -34,6 +33,7 @@ from tests.replay.clients import (
     response,
     usage,
 )
+from tests.databases import fingerprints
 
 pytestmark = pytest.mark.timeout(60 + settings().max_examples)  # as many as the profile asks for
 
@@ -56,13 +56,16 @@ class Thread:
     usage_turn_id: str = ""
     turns: dict[str, TurnStatus] = field(default_factory=dict)
     clients: set[int] = field(default_factory=set)
+    recorded_turns: dict[str, TurnStatus] = field(default_factory=dict)
+    unlisted_turn_id: str = ""
 
     def wake(self) -> None:
         if not self.is_live:
             self.is_live = True
-            self.info, self.usage_turn_id, self.turns = self.kept, self.kept_turn_id, {}
-            if self.kept is not None and self.kept_turn_id:
-                self.turns = {self.kept_turn_id: TurnStatus.COMPLETED}
+            self.info, self.usage_turn_id = self.kept, self.kept_turn_id
+            self.turns = dict(self.recorded_turns)
+            # A baseline tells of its turn, and not how that ended.
+            self.unlisted_turn_id = "" if self.kept_turn_id in self.turns else self.kept_turn_id
 
     def sleep_if_idle(self) -> None:
         if not self.clients and RUNNING not in self.turns.values():
@@ -70,7 +73,7 @@ class Thread:
 
     def turn_id(self) -> str:
         ended = [turn_id for turn_id, status in self.turns.items() if status is not RUNNING]
-        return (["", *self.turns, *ended])[-1]
+        return (["", *self.turns, *filter(None, [self.unlisted_turn_id]), *ended])[-1]
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -151,7 +154,9 @@ class HubMachine(RuleBasedStateMachine):
             for turn_id, status in parent.turns.items()
         }
         info_, turn_id = parent.info, parent.usage_turn_id
-        self.threads[name] = Thread(info_, turn_id, True, info_, turn_id, turns)
+        self.threads[name] = Thread(
+            info_, turn_id, True, info_, turn_id, turns, unlisted_turn_id=parent.unlisted_turn_id
+        )
         parent.is_live = was_live
         self.hub.fork(parent_name, name, self.clients[client], request_id=request_id)
         self.expect_replay(client, request_id, name)
@@ -184,7 +189,9 @@ class HubMachine(RuleBasedStateMachine):
             name = rollout_with_token_usage(self.home)
             self.threads[name] = Thread(USAGE, TURN_ID)
         else:
-            self.threads[rollout(self.home)] = Thread()
+            name = rollout(self.home)
+            self.threads[name] = Thread()
+        self.threads[name].recorded_turns = {TURN_ID: TurnStatus.COMPLETED}
         self.files = fingerprints(self.home)
 
     @precondition(lambda self: self.threads)

@@ -15,11 +15,11 @@ from goal_state.codex.rollout import (
     rollout_path,
 )
 from goal_state.errors import InvalidValueError
-from tests.processes import python
-from tests.rollout_lines import (
+from tests.codex.rollout_lines import (
     DAY,
     HOME,
 )
+from tests.processes import python
 
 
 def test_recorded_rollouts_are_found_newest_first() -> None:

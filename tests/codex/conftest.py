@@ -8,7 +8,7 @@ import pytest
 
 from goal_state import GoalStore
 from goal_state.codex import ThreadHub
-from tests.replay.clients import Client
+from tests.codex.clients import Client
 
 
 @pytest.fixture

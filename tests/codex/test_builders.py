@@ -21,7 +21,7 @@ from goal_state.codex.builders import (
     rollout_with_token_usage,
 )
 from goal_state.codex.rollout import RolloutReader, Turn, TurnStatus, find_rollout, find_rollouts
-from tests.replay.clients import info
+from tests.codex.clients import info
 
 STARTED_AT = datetime(2026, 3, 9, 7, 5, 2, 345_000, tzinfo=UTC)
 ELEMENTS = [{"byte_range": {"start": 0, "end": 5}, "placeholder": "<note>"}]

@@ -17,8 +17,7 @@ import pytest
 from goal_state import GoalStore
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.outbox import Outbox
-from tests.interrupts import interrupts
-from tests.replay.clients import (
+from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     FailingClient,
@@ -27,6 +26,7 @@ from tests.replay.clients import (
     kinds,
     usage,
 )
+from tests.interrupts import interrupts
 
 BOUND = 1000
 """Messages that wait for a client before it is dropped."""

@@ -13,17 +13,16 @@ from typing import Any, Self
 import pytest
 
 import goal_state.codex.rollout.lines
-import goal_state.codex.rollout.reader
+import goal_state.codex.rollout.tail
 from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
-    MissingZstandardError,
-    NotARolloutError,
     RolloutReader,
     RolloutTail,
     Turn,
 )
-from tests.rollout_lines import (
+from goal_state.errors import MissingZstandardError, NotARolloutError
+from tests.codex.rollout_lines import (
     COMPLETED,
     FILLER,
     SOUND,
@@ -71,7 +70,7 @@ def test_a_terabyte_of_history_costs_what_its_tail_costs(
 def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.codex.rollout.reader, "_TURN_SEARCH_BYTES", 2**20)
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
     ended = [began("a"), completed("a"), began("b"), context("b")]
     near = rollout(meta(), *ended, FILLER * 300, context("b"), token_count(5))
     assert near.restored() == RolloutTail(info(5), "b", "b", "a")
@@ -84,6 +83,48 @@ def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
     halfway = [FILLER * 300, context("b"), FILLER * 300]
     reader = rollout(meta(), *ended, *halfway, token_count(5))
     assert reader.restored() == RolloutTail(info(5), "b", "b", None), "counted from the usage"
+
+
+def test_turns_are_listed_from_a_bounded_stretch_before_the_usage(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_LIST_BYTES", 2**20)
+    turns = [(began(name), FILLER * 200, completed(name)) for name in "abcdef"]
+    reader = rollout(meta(), *(part for turn in turns for part in turn), token_count(5))
+    with bytes_read(monkeypatch) as sizes:
+        listed = reader.restored(list_turns=True).turns
+    # Of "d" only the end lies within it, and that is enough to know how it ended.
+    assert listed == (Turn("d", COMPLETED), Turn("e", COMPLETED), Turn("f", COMPLETED))
+    assert sum(sizes) < 2**20 + 3 * 2**16
+
+
+def test_a_line_longer_than_the_stretch_in_which_turns_are_looked_for_is_not_read_to_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_LIST_BYTES", 2**20)
+    path = tmp_path / "long.jsonl"
+    sparse(path, 2**30, text_of([began("a"), token_count(5), completed("a")]))
+    with bytes_read(monkeypatch) as sizes:
+        assert RolloutReader(path).restored(list_turns=True).turns == (Turn("a", COMPLETED),)
+    assert sum(sizes) < 2**20 + 6 * 2**16
+
+
+def test_no_more_turns_are_listed_than_there_is_memory_for(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_RECORDS", 6)
+    turns = [line for name in "abcdef" for line in (began(name), completed(name))]
+    listed = rollout(meta(), *turns, token_count(5)).restored(list_turns=True).turns
+    assert [turn.turn_id for turn in listed] == ["d", "e", "f"]
+
+
+def test_a_turn_that_is_named_before_each_response_is_kept_once(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_RECORDS", 5)
+    turns = [began("a"), completed("a"), began("b"), *(context("b") for _ in range(9))]
+    listed = rollout(meta(), *turns, token_count(5)).restored(list_turns=True).turns
+    assert [turn.turn_id for turn in listed] == ["a", "b"]
 
 
 def test_a_line_longer_than_memory_allows_is_passed_over(tmp_path: Path) -> None:
@@ -198,7 +239,7 @@ def test_a_compressed_rollout_is_read_in_little_memory(rollout: Write) -> None:
 def test_a_compressed_rollout_remembers_the_latest_turns(
     rollout: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goal_state.codex.rollout.reader, "_MAX_TURN_LINES", 4)
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_LINES", 4)
     lines = [began("a"), completed("a"), token_count(5), *(began(f"b{n}") for n in range(3))]
     assert rollout(gzip.compress(text_of([meta(), *lines]))).restored() == RolloutTail(
         info(5), "a", "b2", "a"

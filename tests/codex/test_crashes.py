@@ -14,9 +14,9 @@ from goal_state import EventKind, Goal, GoalStatus, GoalStore, TokenUsageInfo
 from goal_state.codex import RestoredUsage, ThreadHub
 from goal_state.codex.rollout import RolloutWriter, find_rollout
 from goal_state.meter import GoalMeter
+from tests.codex.clients import PATIENCE_SECONDS, Client, goal_message, info, usage
+from tests.codex.rollout_lines import began, completed, event
 from tests.databases import fingerprints
-from tests.replay.clients import PATIENCE_SECONDS, Client, goal_message, info, usage
-from tests.rollout_lines import began, completed, event
 
 THREAD = "thread-1"
 

@@ -19,7 +19,7 @@ from goal_state.codex.rollout import (
 )
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 
-RECORDED = Path(__file__).parent / "data" / "rollouts"
+RECORDED = Path(__file__).parents[1] / "data" / "rollouts"
 HOME = RECORDED / "home"
 DAY = HOME / "sessions" / "2026" / "11" / "20"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,12 @@ from goal_state import (
     StoreClosedError,
     TokenUsage,
 )
-from goal_state.codex import RestoredUsage, ThreadHub, ThreadNotFoundError, restored_turn_id
+from goal_state.codex import RestoredUsage, ThreadHub, restored_turn_id
 from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
-from goal_state.codex.rollout import NotARolloutError, Turn, TurnStatus, find_rollout
-from tests.databases import fingerprints
-from tests.replay.clients import (
+from goal_state.codex.rollout import Turn, TurnStatus, find_rollout
+from goal_state.errors import NotARolloutError, ThreadNotFoundError
+from goal_state.storage.sqlite.executor import Executor, Statement
+from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     goal_message,
@@ -27,6 +30,9 @@ from tests.replay.clients import (
     response,
     usage,
 )
+from tests.codex.rollout_lines import aborted, began, completed, meta, token_count, write_rollout
+from tests.codex.rollout_lines import info as lines_info
+from tests.databases import fingerprints
 
 DONE, RUNNING = TurnStatus.COMPLETED, TurnStatus.IN_PROGRESS
 FAILED, INTERRUPTED = TurnStatus.FAILED, TurnStatus.INTERRUPTED
@@ -279,6 +285,120 @@ def test_a_thread_that_is_not_live_is_restored_from_its_rollout(
         usage(thread_id, TURN_ID, USAGE),
     ]
     assert fingerprints(home) == before
+
+
+STORED_TURNS = [
+    *(began("t1"), token_count(5), completed("t1")),
+    *(began("t2"), token_count(9), aborted("t2")),
+    *(began("t3"), completed("t3", error={"codex_error_info": "other"})),
+    *(began("t4"), token_count(12)),
+]
+STATUSES_OVER = {"t1": "completed", "t2": "interrupted", "t3": "failed", "t4": "interrupted"}
+
+
+def test_a_cold_thread_has_every_turn_of_its_rollout_with_the_status_that_it_ended_with(
+    hub: ThreadHub, tmp_path: Path, client: Client
+) -> None:
+    path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
+    restored = hub.resume("thread", client, request_id=1, rollout=path)
+    assert restored == RestoredUsage("thread", "t4", lines_info(12))
+    flushed(hub)
+    # Nobody has seen the last one end, and nobody works on it: it was interrupted.
+    assert client.told[0] == response(1, "thread", **STATUSES_OVER)
+
+
+def test_a_fork_of_a_cold_thread_has_the_turns_of_its_rollout(
+    hub: ThreadHub, tmp_path: Path, client: Client
+) -> None:
+    path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
+    hub.fork("thread", "fork", client, request_id=1, rollout=path)
+    flushed(hub)
+    assert client.told[0] == response(1, "fork", **STATUSES_OVER)
+
+
+def test_a_cold_thread_has_the_turns_that_the_host_names(
+    hub: ThreadHub, tmp_path: Path, client: Client
+) -> None:
+    path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
+    turns = [Turn("t0", FAILED), Turn("t1", DONE), Turn("t9", RUNNING)]
+    restored = hub.resume("thread", client, request_id=1, rollout=path, turns=turns)
+    assert restored == RestoredUsage("thread", "t1", lines_info(12))
+    flushed(hub)
+    said = {"t0": "failed", "t1": "completed", "t9": "inProgress"}
+    assert client.told[0] == response(1, "thread", **said)
+    hub.detach(client)
+    assert hub.live_threads() == ["thread"], "one of its turns runs"
+    # Of a live thread the hub knows better.
+    hub.turn_finished("thread", "t9", INTERRUPTED)
+    assert hub.live_threads() == []
+
+
+def test_a_live_thread_has_the_turns_that_the_hub_has_seen(hub: ThreadHub, client: Client) -> None:
+    hub.turn_started("thread", "t1")
+    hub.resume("thread", client, request_id=1, turns=[Turn("t0", FAILED)])
+    flushed(hub)
+    assert client.told[0] == response(1, "thread", t1="inProgress")
+
+
+@pytest.mark.parametrize("turn", [Turn("", DONE), Turn("t1", "done")])  # type: ignore[arg-type]
+def test_a_turn_that_cannot_be_one_is_refused(hub: ThreadHub, client: Client, turn: Turn) -> None:
+    with pytest.raises(InvalidValueError):
+        hub.resume("thread", client, request_id=1, turns=[turn])
+
+
+def test_a_turn_that_only_the_baseline_names_is_named_and_not_listed(
+    hub: ThreadHub, store: GoalStore, client: Client
+) -> None:
+    """The store does not know how it ended."""
+    store.set_baseline("thread", info(3), turn_id="t1")
+    assert hub.resume("thread", client, request_id=1) == RestoredUsage("thread", "t1", info(3))
+    flushed(hub)
+    assert client.told[0] == response(1, "thread")
+    hub.turn_started("thread", "t2")
+    assert hub.resume("thread", client, request_id=2) == RestoredUsage("thread", "t1", info(3))
+    hub.turn_finished("thread", "t2")
+    assert hub.resume("thread", client, request_id=3) == RestoredUsage("thread", "t2", info(3))
+
+
+def test_a_turn_that_the_rollout_lost_was_interrupted(
+    hub: ThreadHub, store: GoalStore, tmp_path: Path, client: Client
+) -> None:
+    path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS[:3]).path
+    store.set_baseline("thread", info(30), turn_id="t2")
+    restored = hub.resume("thread", client, request_id=1, rollout=path)
+    assert restored == RestoredUsage("thread", "t2", info(30))
+    flushed(hub)
+    assert client.told[0] == response(1, "thread", t1="completed", t2="interrupted")
+
+
+def test_a_resume_that_charges_runs_seven_statements(
+    store: GoalStore,
+    hub: ThreadHub,
+    tmp_path: Path,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Baseline, goal, charge, event, baseline; then usage and goal. BEGIN and COMMIT are not counted."""
+    store.create("thread", "Ship it")
+    store.set_baseline("thread", lines_info(5), turn_id="t1")
+    path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
+    statements: list[Statement] = []
+
+    def counting(run: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(executor: Executor, statement: Statement, *values: Any) -> Any:
+            statements.append(statement)
+            return run(executor, statement, *values)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in ("run", "run_many"):
+            patched.setattr(Executor, name, counting(getattr(Executor, name)))
+        hub.resume("thread", client, request_id=1, rollout=path)
+    goal = store.get("thread")
+    assert goal is not None
+    assert goal.tokens_used == 7
+    assert len(statements) == 7
 
 
 def test_a_rollout_that_lies_elsewhere_can_be_named(

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from goal_state import NotADatabaseError
-from goal_state.codex import importer
-from goal_state.codex.importer import CodexHome, CodexSchemaError
+from goal_state.codex import database_copy
+from goal_state.codex.importer import CodexHome
+from goal_state.errors import CodexSchemaError
+from tests.codex.test_import import RECORDED, SCHEMA, insert, make_home, row
 from tests.processes import python
-from tests.test_codex_import import RECORDED, SCHEMA, insert, make_home, row
 
 _READ = """
 import resource, sys, tempfile
-from goal_state.codex.importer import CodexHome, CodexSchemaError
+from goal_state.codex.importer import CodexHome
+from goal_state.errors import CodexSchemaError
 from tests.processes import peak_memory_mib
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**29, 2**29))
 tempfile.tempdir = sys.argv[2]
@@ -177,8 +179,8 @@ def test_a_log_that_grows_while_it_is_copied_is_not_run_after(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     make_home(home, row(1))
-    monkeypatch.setattr(importer, "_MAX_FILE_BYTES", 2**20)
-    monkeypatch.setattr(importer, "_BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(database_copy, "_MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(database_copy, "_BLOCK_BYTES", 2**12)
     log = home / "goals_1.sqlite-wal"
     log.write_bytes(bytes(2**14))
     real, written = os.fstat, [0]

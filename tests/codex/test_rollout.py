@@ -23,7 +23,7 @@ from goal_state.codex.rollout import (
     TurnStatus,
 )
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
-from tests.rollout_lines import (
+from tests.codex.rollout_lines import (
     COMPLETED,
     DAY,
     FAILED,
@@ -226,6 +226,21 @@ def test_the_turns_told_backwards_are_those_told_forwards(
     assert (tail.last_turn_id is None) == (not names)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("lines", "statuses"), STATUSES.values(), ids=STATUSES)
+def test_turns_that_are_listed_backwards_are_those_read_forwards(
+    rollout: Write,
+    lines: list[dict[str, Any]],
+    statuses: list[tuple[str, TurnStatus]],
+    packed: bool,
+) -> None:
+    text = text_of([meta(), *lines, token_count(7)])
+    reader = rollout(gzip.compress(text) if packed else text)
+    listed = reader.restored(list_turns=True).turns
+    assert [(turn.turn_id, turn.status) for turn in listed] == statuses
+    assert reader.restored().turns == ()
+
+
 turn_steps = st.lists(
     st.tuples(
         st.sampled_from([None, COMPLETED, INTERRUPTED, FAILED]),
@@ -269,6 +284,8 @@ def test_forwards_backwards_and_compressed_agree(
     turns, usages, tail = reader.turns(), list(reader.usages()), reader.restored()
 
     assert tail == RolloutReader(packed).restored()
+    for one in (plain, packed):
+        assert list(RolloutReader(one).restored(list_turns=True).turns) == turns
     newest = usages[-1] if usages else None
     assert tail.info == (newest and newest.info)
     assert tail.usage_turn_id == (newest and newest.turn_id)

@@ -15,8 +15,8 @@ import pytest
 from goal_state import GoalStore, TokenUsageInfo
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.rollout import RolloutReader, RolloutWriter, find_rollout
+from tests.codex.clients import PATIENCE_SECONDS, Client, kinds
 from tests.databases import fingerprints
-from tests.replay.clients import PATIENCE_SECONDS, Client, kinds
 
 CASES = Path(__file__).parents[1] / "data" / "replay-cases"
 NAMES = sorted(path.stem for path in CASES.glob("*.json"))
@@ -41,7 +41,6 @@ class Player:
         self.symbols["the-fork"] = "thread2"
         self.hub = ThreadHub(store, home=home)
         self.clients: dict[str, Client] = {}
-        self.was_restarted = False
 
     def _read(self, recorded: Path) -> None:
         reader = RolloutReader(recorded)
@@ -65,7 +64,6 @@ class Player:
                 # Nobody of before is there any more: the program was started again.
                 self.clients = {name: Client() for name in names}
                 self.hub = ThreadHub(self.store, home=self.home)
-                self.was_restarted = True
             asking = next(name for name in names if "response" in step["messages"][name])
             self._do(step["do"], asking, number)
             told = self._told()
@@ -74,8 +72,7 @@ class Player:
             if step["turns"] is not None:
                 reply = told[asking][0]["result"]["thread"]["turns"]
                 turns = [[self.symbols[turn["id"]], turn["status"]] for turn in reply]
-                # A thread that was restored from its rollout's tail knows its latest turn alone.
-                assert turns == (step["turns"][-1:] if self.was_restarted else step["turns"])
+                assert turns == step["turns"]
 
     def _do(self, do: str, asking: str, number: int) -> None:
         client = self.clients[asking]

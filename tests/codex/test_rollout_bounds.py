@@ -17,15 +17,14 @@ from goal_state.codex.rollout import (
     MAX_LINES,
     MAX_READ_BYTES,
     MAX_SEARCHED_BYTES,
-    NotARolloutError,
     RolloutReader,
     RolloutTail,
     RolloutWriter,
     find_rollout,
     find_rollouts,
 )
-from tests.processes import python
-from tests.rollout_lines import (
+from goal_state.errors import NotARolloutError
+from tests.codex.rollout_lines import (
     FILLER,
     SOUND,
     Write,
@@ -40,12 +39,14 @@ from tests.rollout_lines import (
     token_count,
     write_rollout,
 )
+from tests.processes import python
 
 _HUGE_BYTES = 10**13
 _MEMBER = gzip.compress(b"")
 _READ_ALL = """
 import sys
-from goal_state.codex.rollout import NotARolloutError, RolloutReader
+from goal_state.codex.rollout import RolloutReader
+from goal_state.errors import NotARolloutError
 from tests.processes import peak_memory_mib
 reader = RolloutReader(sys.argv[1])
 for read in (reader.restored, reader.turns, lambda: list(reader.usages()), lambda: reader.meta):

@@ -29,21 +29,21 @@ from goal_state import (
     NotADatabaseError,
     TokenUsage,
 )
-from goal_state.codex import ThreadHub, importer
+from goal_state.codex import ThreadHub, database_copy, importer
 from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
 from goal_state.codex.importer import (
     CodexHome,
-    CodexSchemaError,
     ImportReport,
     Skipped,
     import_codex,
 )
 from goal_state.codex.rollout import find_rollout, find_rollouts
+from goal_state.errors import CodexSchemaError
 from goal_state.meter import GoalMeter
+from tests.codex.clients import PATIENCE_SECONDS, Client
 from tests.databases import contents, execute, fingerprints
-from tests.replay.clients import PATIENCE_SECONDS, Client
 
-RECORDED = Path(__file__).parent / "data" / "home"
+RECORDED = Path(__file__).parents[1] / "data" / "home"
 SCHEMA = """
     CREATE TABLE thread_goals (
         thread_id TEXT PRIMARY KEY NOT NULL, goal_id TEXT NOT NULL, objective TEXT NOT NULL,
@@ -493,7 +493,7 @@ def test_a_rollout_that_cannot_be_read_is_left_out_and_the_rest_taken(
 
 
 def test_a_fork_begins_with_what_it_inherited(store: GoalStore, tmp_path: Path) -> None:
-    cases = Path(__file__).parent / "data" / "replay-cases" / "rejoin_mid_turn"
+    cases = Path(__file__).parents[1] / "data" / "replay-cases" / "rejoin_mid_turn"
     day = tmp_path / "sessions" / "2026" / "11" / "20"
     shutil.copytree(cases, day)
     parent, fork = sorted(day.iterdir())
@@ -611,12 +611,12 @@ def test_a_database_that_is_written_to_while_it_is_copied_is_copied_again(
     store: GoalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = make_home(tmp_path / "home", row(), journal_mode="WAL")
-    copy, copied = importer._copy_file, []
+    copy, copied = database_copy._copy_file, []
     with closing(sqlite3.connect(home / "goals_1.sqlite", isolation_level=None)) as connection:
         insert(connection, row(2))
 
-        def copy_and_write(source: Path, target: Path, room: int) -> int:
-            size = copy(source, target, room)
+        def copy_and_write(source: Path, target: Path, bytes_left: int) -> int:
+            size = copy(source, target, bytes_left)
             copied.append(source.name)
             if len(copied) == 1:  # the log is not copied yet
                 insert(connection, row(3))
@@ -624,7 +624,7 @@ def test_a_database_that_is_written_to_while_it_is_copied_is_copied_again(
                 insert(connection, row(4))
             return size
 
-        monkeypatch.setattr(importer, "_copy_file", copy_and_write)
+        monkeypatch.setattr(database_copy, "_copy_file", copy_and_write)
         assert imported(home, store).goals == 4
     assert copied == ["goals_1.sqlite", "goals_1.sqlite-wal"] * 2
 
@@ -633,16 +633,16 @@ def test_a_database_that_is_written_to_all_the_time_is_refused(
     store: GoalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = make_home(tmp_path / "home", row())
-    copy = importer._copy_file
+    copy = database_copy._copy_file
 
-    def copy_and_write(source: Path, target: Path, room: int) -> int:
-        size = copy(source, target, room)
+    def copy_and_write(source: Path, target: Path, bytes_left: int) -> int:
+        size = copy(source, target, bytes_left)
         with source.open("ab") as file:
             file.write(b"\0")
         return size
 
-    monkeypatch.setattr(importer, "_copy_file", copy_and_write)
-    monkeypatch.setattr(importer, "_COPY_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(database_copy, "_copy_file", copy_and_write)
+    monkeypatch.setattr(database_copy, "_COPY_PAUSE_SECONDS", 0)
     with pytest.raises(DatabaseBusyError, match="try again"):
         imported(home, store)
 

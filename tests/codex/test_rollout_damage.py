@@ -20,8 +20,6 @@ from hypothesis import strategies as st
 from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
-    MissingZstandardError,
-    NotARolloutError,
     RolloutReader,
     RolloutTail,
     RolloutWriter,
@@ -32,8 +30,8 @@ from goal_state.codex.rollout import (
     TurnStatus,
 )
 from goal_state.domain.usage import TokenUsage
-from goal_state.errors import RequestError
-from tests.rollout_lines import (
+from goal_state.errors import MissingZstandardError, NotARolloutError, RequestError
+from tests.codex.rollout_lines import (
     COMPLETED,
     PARENT,
     SOUND,

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
+import goal_state.codex.rollout.tail
 from goal_state.codex.rollout import (
     MAX_HELD_BYTES,
     RolloutReader,
     RolloutTail,
     SkippedLine,
+    Turn,
 )
-from tests.rollout_lines import (
+from tests.codex.rollout_lines import (
+    COMPLETED,
     FILLER,
+    IN_PROGRESS,
     Write,
     began,
     bytes_read,
@@ -184,3 +188,27 @@ def test_a_malformed_history_base_is_none(rollout: Write, base: Any) -> None:
     found = rollout(meta("fork", history_base=base)).meta
     assert found is not None
     assert found.history_base is None
+
+
+def test_the_turns_of_a_fork_are_its_parents_up_to_the_fork_and_its_own(rollout: Write) -> None:
+    parent = rollout(*PARENT_LINES, name="parent.jsonl")
+    own = numbered([meta("fork", **fork_of("parent", 5)), began("c"), token_count(9)], 5)
+    fork = rollout(*own, name="fork.jsonl")
+    tail = fork.restored({"parent": parent.path}.get, list_turns=True)
+    # The parent's second turn had begun when the fork was made, and its end is not the fork's.
+    assert tail.turns == (Turn("a", COMPLETED), Turn("b", IN_PROGRESS), Turn("c", IN_PROGRESS))
+
+
+def test_the_search_for_turns_ends_in_a_parent_after_as_many_bytes_as_in_one_file(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
+    begin = [meta("parent"), began("a"), completed("a")]
+    parent = rollout(*numbered(begin), FILLER * 1000, began("b"), name="parent.jsonl")
+    size = parent.path.stat().st_size
+    own = meta("fork", **fork_of("parent", 10**6, size))
+    fork = rollout(own, token_count(9), name="fork.jsonl")
+    with bytes_read(monkeypatch) as sizes:
+        tail = fork.restored({"parent": parent.path}.get, list_turns=True)
+    assert tail.turns == (Turn("b", IN_PROGRESS),)
+    assert sum(sizes) < 2**20 + 6 * 2**16

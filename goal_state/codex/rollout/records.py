@@ -1,4 +1,4 @@
-"""What one line of a rollout says about the thread, its turns and its usage."""
+"""Records: what one line of a rollout states about the thread, its turns and its usage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from goal_state.errors import InvalidValueError
 __all__ = [
     "ErrorRaised",
     "HistoryBase",
-    "Saying",
+    "Record",
     "SessionMeta",
     "TurnBegan",
     "TurnEnded",
@@ -24,9 +24,9 @@ __all__ = [
     "TurnStatus",
     "TurnsDropped",
     "UsageStated",
-    "may_say_something",
+    "may_hold_record",
     "ordinal_of",
-    "said",
+    "record_of",
     "session_meta",
 ]
 
@@ -125,12 +125,12 @@ class UsageStated:
 
     info: TokenUsageInfo
     turn_id: str | None
-    is_record: bool
+    is_usage_record: bool
 
 
-Saying: TypeAlias = TurnBegan | TurnNamed | TurnEnded | ErrorRaised | TurnsDropped | UsageStated
+Record: TypeAlias = TurnBegan | TurnNamed | TurnEnded | ErrorRaised | TurnsDropped | UsageStated
 
-_SAYING: Final = re.compile(
+_RECORD: Final = re.compile(
     rb'"type"[ \t\r]*:[ \t\r]*"(?:'
     rb"token_count|token_usage_record|turn_context|task_started|task_complete|turn_aborted"
     rb'|turn_started|turn_complete|error|thread_rolled_back)"'
@@ -142,9 +142,9 @@ _HARMLESS_ERRORS: Final = ("thread_rollback_failed", "active_turn_not_steerable"
 """Errors of a request that leave the turn under way as it was."""
 
 
-def may_say_something(content: bytes) -> bool:
-    """Whether `said` could make anything of the line: a cheap look at its bytes, before it is parsed."""
-    return _SAYING.search(content) is not None
+def may_hold_record(content: bytes) -> bool:
+    """Whether `record_of` could find a record in the line: a cheap look at its bytes, before it is parsed."""
+    return _RECORD.search(content) is not None
 
 
 def ordinal_of(line: Mapping[str, Any]) -> int | None:
@@ -153,8 +153,8 @@ def ordinal_of(line: Mapping[str, Any]) -> int | None:
     return ordinal if isinstance(ordinal, int) and not isinstance(ordinal, bool) else None
 
 
-def said(line: Mapping[str, Any]) -> Saying | None:
-    """What a line says; None if nothing that matters here, as of every type that is not known.
+def record_of(line: Mapping[str, Any]) -> Record | None:
+    """The record that a line holds; None for a line about anything else, or of a type that is not known.
 
     Raises:
         InvalidValueError: it states a usage, or a number of turns, that cannot be one.
@@ -168,20 +168,20 @@ def said(line: Mapping[str, Any]) -> Saying | None:
         case "turn_context":
             return None if turn_id is None else TurnNamed(turn_id)
         case "token_usage_record":
-            return UsageStated(_record_info(stated), turn_id, is_record=True)
+            return UsageStated(_record_info(stated), turn_id, is_usage_record=True)
         case "event_msg":
-            return _said_by_event(stated, turn_id)
+            return _record_of_event(stated, turn_id)
         case _:
             return None
 
 
-def _said_by_event(event: Mapping[str, Any], turn_id: str | None) -> Saying | None:
+def _record_of_event(event: Mapping[str, Any], turn_id: str | None) -> Record | None:
     match event.get("type"):
         case "token_count":
             info = event.get("info")
-            if info is None:  # only the rate limits are news
+            if info is None:  # the line is about rate limits alone
                 return None
-            return UsageStated(TokenUsageInfo.from_mapping(info), turn_id, is_record=False)
+            return UsageStated(TokenUsageInfo.from_mapping(info), turn_id, is_usage_record=False)
         case "task_started" | "turn_started":
             return TurnBegan(turn_id, _amount(event.get("model_context_window")))
         case "task_complete" | "turn_complete":
