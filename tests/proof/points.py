@@ -1,4 +1,4 @@
-"""Named points inside the library, put there from outside, at each of which a process can die."""
+"""Named points inside the library, installed from outside, at each of which a process can be killed."""
 
 from __future__ import annotations
 

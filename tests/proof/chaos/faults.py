@@ -1,6 +1,5 @@
-"""Faults that the library once had, or could have, each put back in a worker's process by replacing a
-function: what the machine is proved by.
-"""
+"""Faults that the library once had, or could have, each injected into a worker by replacing a function. They
+prove that the chaos machine finds them."""
 
 from __future__ import annotations
 
