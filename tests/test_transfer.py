@@ -461,6 +461,6 @@ def test_an_import_beside_the_log_of_a_database_that_is_gone_is_refused(
     (tmp_path / "gone.db-wal").write_bytes(b"a log")
     error = run_import(exported, tmp_path / "gone.db")
     assert error is not None
-    assert "the log of a database that is not there" in error
+    assert "the log of a database that is missing" in error
     assert not (tmp_path / "gone.db").exists()
     assert (tmp_path / "gone.db-wal").read_bytes() == b"a log"

@@ -1,4 +1,4 @@
-"""Named points inside the library, put there from outside, at each of which a process can die."""
+"""Named points inside the library, installed from outside, at each of which a process can be killed."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Points:
         names = _names_of_statements()
         for run in ("run", "run_many"):
             self._after_statements(run, names)
-        self._around(listeners.Listeners, "begin", "queueing what listeners hear")
-        self._around(listeners.Listeners, "end", "deciding what listeners hear")
+        self._around(listeners.Listeners, "begin", "beginning to collect events")
+        self._around(listeners.Listeners, "end", "queueing events for listeners")
         self._around(listeners.Listeners, "deliver", "the listeners")
         self._around(listeners.Subscription, "tell", "one listener")
-        self._around(consumers.Consumer, "_claim", "claiming a name")
-        self._around(consumers.Consumer, "_advance", "moving the cursor")
-        self._around(consumers.Consumer, "_renew", "renewing leases")
-        self._around(consumers.Consumer, "_give_back", "giving a name back")
+        self._around(consumers.Consumer, "_claim_lease", "claiming a lease")
+        self._around(consumers.Consumer, "_advance_cursor", "moving the cursor")
+        self._around(consumers.Consumer, "_renew_lease", "renewing leases")
+        self._around(consumers.Consumer, "_release_lease", "releasing a lease")
 
     def _around(self, owner: Any, name: str, what: str) -> None:
         inner = getattr(owner, name)

@@ -1,4 +1,4 @@
-"""A process that writes can be killed at any moment: what it acknowledged is there, and all is whole."""
+"""A writing process can be killed at any moment: what it acknowledged is kept, and the database is sound."""
 
 from __future__ import annotations
 
