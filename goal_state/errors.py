@@ -31,6 +31,7 @@ __all__ = [
     "InvalidValueError",
     "NestedCallError",
     "NotADatabaseError",
+    "NotAnExportError",
     "RequestError",
     "SchemaError",
     "SchemaIncompleteError",
@@ -38,6 +39,7 @@ __all__ = [
     "SchemaTooNewError",
     "StaleGoalError",
     "StoreClosedError",
+    "StoreNotEmptyError",
     "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
@@ -86,6 +88,18 @@ class UsageOverflowError(InvalidValueError):
     """A charge would carry a counter past 2^63-1, the largest integer that the database holds."""
 
 
+class NotAnExportError(InvalidValueError):
+    """What was to be imported is not what `GoalStore.export` wrote: it was cut off, damaged or changed.
+
+    Attributes:
+        line: the number of the line at which that shows, from 1.
+    """
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}", problem)
+        self.line = line
+
+
 class GoalExistsError(RequestError):
     """The thread already has a goal that is not complete."""
 
@@ -114,6 +128,10 @@ class NestedCallError(RequestError):
 
 class StoreClosedError(RequestError):
     """The store has been closed."""
+
+
+class StoreNotEmptyError(RequestError):
+    """The store to import into holds something already."""
 
 
 class ForkedStoreError(RequestError):

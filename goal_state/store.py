@@ -35,8 +35,8 @@ from goal_state.errors import (
     UnsupportedDatabaseError,
     fresh,
 )
+from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
-from goal_state.storage.ledger import ConsumerCursor, ConsumerCursors
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.sqlite.database import (
     Durability,
@@ -458,7 +458,7 @@ class GoalStore(GoalOperations):
             OSError: the file cannot be made there.
             DatabaseError: the copy could not be made; nothing of it is left.
         """
-        from goal_state.storage.transfer import back_up
+        from goal_state.storage.sqlite.backup import back_up
 
         place = check_path("path", path)
         self._read(lambda reader: back_up(reader, place, progress))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +43,7 @@ from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Request
 from goal_state.storage.schema import metadata
 from goal_state.storage.sqlite.database import create_engine
-from goal_state.storage.sqlite.executor import Statement
+from goal_state.storage.statements import Statement
 from tests.databases import Rows
 
 Result = TypeVar("Result")
@@ -52,7 +53,7 @@ ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED, COMPLETE = GoalStatus
 NO_GOAL = "01980000-0000-7000-8000-000000000000"
 
 WHOLE_TABLES = {
-    table.name: Statement(lambda table=table: select(table)) for table in metadata.sorted_tables
+    table.name: Statement(partial(select, table), ()) for table in metadata.sorted_tables
 }
 
 

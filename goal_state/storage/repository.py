@@ -1,26 +1,14 @@
-"""Every statement on goals, inside a transaction that its owner began."""
+"""The operations on goals, inside a transaction that its owner began."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal_column,
-    null,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine
 
 from goal_state.domain.charging import charge_goal
 from goal_state.domain.events import EventKind, GoalEvent
@@ -31,11 +19,11 @@ from goal_state.domain.goals import (
     GoalStatus,
     check_goal,
     check_status,
-    make_goal,
     requested_status,
     status_by_budget,
 )
 from goal_state.domain.operations import GoalOperations
+from goal_state.domain.records import changed
 from goal_state.domain.requests import (
     ChangeGoal,
     Charge,
@@ -69,10 +57,10 @@ from goal_state.errors import (
 )
 from goal_state.storage.baselines import StoredBaseline, UsageLog
 from goal_state.storage.falling_totals import FallingTotals
+from goal_state.storage.goals import GoalTable
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.ledger import EventLog, EventRow, RecordedCharge, charge_rows
-from goal_state.storage.schema import goals
-from goal_state.storage.sqlite.executor import Executor, Statement, limited
+from goal_state.storage.ledger import EventDraft, EventLog, charge_events
+from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.sqlite.host_transaction import host_executor
 
 if TYPE_CHECKING:
@@ -84,94 +72,8 @@ _logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_G = goals.c
-
-_BY_THREAD = Statement(
-    lambda: select(goals).where(_G.thread_id == bindparam("b_thread_id")), "b_thread_id"
-)
-_PAGE = Statement(
-    lambda: limited(select(goals).where(_G.goal_id > bindparam("after")).order_by(_G.goal_id)),
-    "after limit",
-)
-_PAGE_OF_STATUS = Statement(
-    lambda: limited(
-        select(goals)
-        .where(_G.goal_id > bindparam("after"), _G.status == bindparam("b_status"))
-        .order_by(_G.goal_id)
-    ),
-    "after b_status limit",
-)
-_COUNT = Statement(lambda: select(func.count()).select_from(goals))
-_COUNT_OF_STATUS = Statement(
-    lambda: select(func.count()).select_from(goals).where(_G.status == bindparam("b_status")),
-    "b_status",
-)
-_INSERT = Statement(
-    lambda: insert(goals).values({c.name: bindparam(c.name) for c in goals.columns}),
-    " ".join(c.name for c in goals.columns),
-)
-_UPDATE = Statement(
-    lambda: (
-        update(goals)
-        .where(_G.goal_id == bindparam("b_goal_id"))
-        .values(
-            objective=bindparam("b_objective"),
-            status=bindparam("b_status"),
-            token_budget=bindparam("b_token_budget"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
-            resume_at_ms=bindparam("b_resume_at_ms"),
-            blocked_reason=bindparam("b_blocked_reason"),
-        )
-    ),
-    "b_objective b_status b_token_budget b_updated_at_ms b_resume_at_ms b_blocked_reason b_goal_id",
-)
-# Each column that is set makes SQLite run its CHECKs: what a charge leaves alone is left out.
-_CHARGE = Statement(
-    lambda: (
-        update(goals)
-        .where(_G.goal_id == bindparam("b_goal_id"))
-        .values(
-            tokens_used=bindparam("b_tokens_used"),
-            time_used_ms=bindparam("b_time_used_ms"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
-        )
-    ),
-    "b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
-)
-_CHARGE_AND_LIMIT = Statement(
-    lambda: (
-        update(goals)
-        .where(_G.goal_id == bindparam("b_goal_id"))
-        .values(
-            status=literal_column("'budget_limited'"),
-            tokens_used=bindparam("b_tokens_used"),
-            time_used_ms=bindparam("b_time_used_ms"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
-            resume_at_ms=null(),
-            blocked_reason=null(),
-        )
-    ),
-    "b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
-)
-_DELETE = Statement(lambda: delete(goals).where(_G.goal_id == bindparam("b_goal_id")), "b_goal_id")
-# One statement, so that of many who clear at once exactly one gets the row.
-_CLEAR = Statement(
-    lambda: delete(goals).where(_G.thread_id == bindparam("b_thread_id")).returning(goals),
-    "b_thread_id",
-)
-_CLEAR_EXPECTED = Statement(
-    lambda: (
-        delete(goals)
-        .where(_G.thread_id == bindparam("b_thread_id"), _G.goal_id == bindparam("b_goal_id"))
-        .returning(goals)
-    ),
-    "b_thread_id b_goal_id",
-)
-
 _falling_totals: Final[WeakKeyDictionary[Engine, FallingTotals]] = WeakKeyDictionary()
 """Of each database, also where a host makes a repository for each of its transactions."""
-
-_STATUS: Final = {status.value: status for status in GoalStatus}
 
 
 def wall_clock_ms() -> int:
@@ -212,6 +114,7 @@ class GoalRepository(GoalOperations):
         self.executor: Final = (
             connection if isinstance(connection, Executor) else host_executor(connection)
         )
+        self._goals: Final = GoalTable(self.executor)
         self.log: Final = EventLog(self.executor, on_event)
         self.usage_log: Final = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
@@ -230,7 +133,7 @@ class GoalRepository(GoalOperations):
 
     def get(self, thread_id: str) -> Goal | None:
         """The thread's goal, or None."""
-        return self._select(check_name("thread_id", thread_id))
+        return self._goals.get(check_name("thread_id", thread_id))
 
     def goals_page(
         self, *, after: str = "", status: GoalStatus | str | None = None, limit: int = 500
@@ -243,18 +146,12 @@ class GoalRepository(GoalOperations):
         if after != "":
             after = check_name("after", after)
         limit = check_amount("limit", limit)
-        if status is None:
-            rows = self.executor.run(_PAGE, (after, limit)).fetchall()
-        else:
-            values = (after, check_status(status).value, limit)
-            rows = self.executor.run(_PAGE_OF_STATUS, values).fetchall()
-        return [_goal(row) for row in rows]
+        known = None if status is None else check_status(status)
+        return self._goals.page(after, known, limit)
 
     def count(self, status: GoalStatus | str | None = None) -> int:
         """How many goals there are (of a status)."""
-        if status is None:
-            return self.executor.run(_COUNT).fetchone()[0]
-        return self.executor.run(_COUNT_OF_STATUS, (check_status(status).value,)).fetchone()[0]
+        return self._goals.count(None if status is None else check_status(status))
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
         """What a thread has used, all its counts together, and the turn that reported last; or None."""
@@ -278,7 +175,7 @@ class GoalRepository(GoalOperations):
         return handler(request)
 
     def _create(self, request: CreateGoal) -> Goal:
-        old = self._select(request.thread_id)
+        old = self._goals.lock(request.thread_id)
         if old is not None and old.status is not GoalStatus.COMPLETE and not request.replace:
             raise GoalExistsError(
                 f"thread {request.thread_id!r} has a goal that is {old.status}; complete or clear it"
@@ -290,7 +187,7 @@ class GoalRepository(GoalOperations):
         )
 
     def _change(self, request: ChangeGoal) -> Goal:
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         _expect(request, goal, request.expected_goal_id)
         if goal is None:
             if request.objective is KEEP:
@@ -324,7 +221,7 @@ class GoalRepository(GoalOperations):
         return self._update(goal, new, request.turn_id)
 
     def _resume(self, request: ResumeGoal) -> Goal:
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         _expect(request, goal, request.expected_goal_id)
         if goal is None:
             raise _not_found(request)
@@ -343,14 +240,9 @@ class GoalRepository(GoalOperations):
         return self._update(goal, new, request.turn_id)
 
     def _clear(self, request: ClearGoal) -> Goal | None:
-        if request.expected_goal_id is None:
-            rows = self.executor.run(_CLEAR, (request.thread_id,)).fetchall()
-        else:
-            values = (request.thread_id, request.expected_goal_id)
-            rows = self.executor.run(_CLEAR_EXPECTED, values).fetchall()
-        if not rows:
+        goal = self._goals.clear(request.thread_id, request.expected_goal_id)
+        if goal is None:
             return None
-        goal = _goal(rows[0])
         self.log.append(
             EventKind.CLEARED,
             goal,
@@ -373,20 +265,20 @@ class GoalRepository(GoalOperations):
         """
         goal = check_goal(goal)
         self.executor.join_transaction()
-        old = self._select(goal.thread_id)
+        old = self._goals.lock(goal.thread_id)
         if old is not None:
             raise GoalExistsError(f"thread {goal.thread_id!r} has goal {old.goal_id} already")
         if self.log.page_of_goal(goal.goal_id, 0, 1):
             raise GoalExistsError(
                 f"there was a goal {goal.goal_id} before; an id is never used again"
             )
-        self._insert_row(goal)
+        self._goals.insert(goal)
         begun = charged = changed(goal, status=GoalStatus.ACTIVE)
         self.log.append(EventKind.CREATED, begun, turn_id=None, now_ms=goal.created_at_ms)
         if goal.tokens_used or goal.time_used_ms:
             charged = changed(goal, status=status_by_budget(goal))
             self.log.add(
-                charge_rows(
+                charge_events(
                     charged,
                     tokens=goal.tokens_used,
                     time_ms=goal.time_used_ms,
@@ -409,7 +301,7 @@ class GoalRepository(GoalOperations):
     # -- charging ----------------------------------------------------------------------------------
 
     def _charge(self, request: Charge) -> Accounting:
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         key = request.idempotency_key
         if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
             return _repeated(request, first, goal)
@@ -419,14 +311,14 @@ class GoalRepository(GoalOperations):
         """As `_charge` for each, but each goal is read and written once and the log in one go."""
         before: dict[str, Goal | None] = {}
         after: dict[str, Goal | None] = {}
-        firsts: dict[tuple[str, str], RecordedCharge] = {}
-        rows: list[EventRow] = []
+        firsts: dict[tuple[str, str], GoalEvent] = {}
+        drafts: list[EventDraft] = []
         results: list[Accounting] = []
         now_ms = wall_clock_ms()
         for charge in request.charges:
             thread_id, key = charge.thread_id, charge.idempotency_key
             if thread_id not in after:
-                before[thread_id] = after[thread_id] = self._select(thread_id)
+                before[thread_id] = after[thread_id] = self._goals.lock(thread_id)
             goal = after[thread_id]
             if key is not None:
                 first = firsts.get((thread_id, key)) or self.log.charge_by_key(thread_id, key)
@@ -441,31 +333,23 @@ class GoalRepository(GoalOperations):
                     _log_unpaid(charge, accounting)
                 continue
             after[thread_id] = charged
-            rows += _rows(charge, goal, charged, charge.tokens, charge.time_ms, key)
+            new = _events(charge, goal, charged, charge.tokens, charge.time_ms, key)
+            drafts += new
             if key is not None:
-                firsts[thread_id, key] = RecordedCharge.of(charged, charge.tokens, charge.time_ms)
-        if rows:
-            self._write_charged(before, after)
-            self.log.add(rows)
+                firsts[thread_id, key] = new[0]
+        if drafts:
+            pairs = ((before[thread_id], goal) for thread_id, goal in after.items())
+            self._goals.charge_many(
+                (old, new)
+                for old, new in pairs
+                if old is not None and new is not None and new is not old
+            )
+            self.log.add(drafts)
         return results
-
-    def _write_charged(self, before: dict[str, Goal | None], after: dict[str, Goal | None]) -> None:
-        """Writes each goal that was charged, once."""
-        for statement, flips in ((_CHARGE, False), (_CHARGE_AND_LIMIT, True)):
-            values = [
-                (new.tokens_used, new.time_used_ms, new.updated_at_ms, new.goal_id)
-                for thread_id, new in after.items()
-                if new is not None
-                and (old := before[thread_id]) is not None
-                and new is not old
-                and (new.status is not old.status) is flips
-            ]
-            if values:
-                self.executor.run_many(statement, values)
 
     def _record_total(self, request: RecordTotal) -> Accounting:
         stored = self.usage_log.baseline(request.thread_id, request.count_id)
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         before = None if stored is None else stored.baseline
         if before is None and request.count_id is not None:
             before = beginning() if self.usage_log.knows(request.thread_id) else None
@@ -491,7 +375,7 @@ class GoalRepository(GoalOperations):
             return
         before = None if stored is None else stored.baseline
         after, _ = next_baseline(before, request.total, request.turn_id)
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         self._write_baseline(request, stored, after, goal, paid=False)
 
     def _comes_late(
@@ -569,7 +453,7 @@ class GoalRepository(GoalOperations):
     def _reconcile(self, request: Reconcile) -> Accounting:
         thread_id, total, count_id = request.thread_id, request.total, request.count_id
         stored = self.baseline(thread_id, count_id)
-        goal = self._select(thread_id)
+        goal = self._goals.lock(thread_id)
         if stored is not None and cumulative(total).is_below(stored.total):
             return Accounting(goal, applied=False)
         turn_id = request.turn_id or (None if stored is None else stored.turn_id)
@@ -582,16 +466,12 @@ class GoalRepository(GoalOperations):
 
     # -- shared steps ------------------------------------------------------------------------------
 
-    def _select(self, thread_id: str) -> Goal | None:
-        row = self.executor.run(_BY_THREAD, (thread_id,)).fetchone()
-        return None if row is None else _goal(row)
-
     def _insert(
         self, goal: Goal, turn_id: str | None, *, replaced_goal_id: str | None = None
     ) -> Goal:
         if replaced_goal_id is not None:
-            self.executor.run(_DELETE, (replaced_goal_id,))
-        self._insert_row(goal)
+            self._goals.delete(replaced_goal_id)
+        self._goals.insert(goal)
         self.log.append(
             EventKind.CREATED,
             goal,
@@ -601,24 +481,6 @@ class GoalRepository(GoalOperations):
         )
         return goal
 
-    def _insert_row(self, goal: Goal) -> None:
-        self.executor.run(
-            _INSERT,
-            (
-                goal.thread_id,
-                goal.goal_id,
-                goal.objective,
-                goal.status.value,
-                goal.token_budget,
-                goal.tokens_used,
-                goal.time_used_ms,
-                goal.created_at_ms,
-                goal.updated_at_ms,
-                goal.resume_at_ms,
-                goal.blocked_reason,
-            ),
-        )
-
     def _update(self, goal: Goal, new: Goal, turn_id: str | None) -> Goal:
         if new == goal:
             return goal
@@ -626,18 +488,7 @@ class GoalRepository(GoalOperations):
         new = changed(new, updated_at_ms=max(now_ms, goal.updated_at_ms))
         if goal.remaining_tokens == 0 and new.remaining_tokens != 0:
             self.usage_log.forget_warning(goal.thread_id, goal.goal_id)
-        self.executor.run(
-            _UPDATE,
-            (
-                new.objective,
-                new.status.value,
-                new.token_budget,
-                new.updated_at_ms,
-                new.resume_at_ms,
-                new.blocked_reason,
-                new.goal_id,
-            ),
-        )
+        self._goals.update(new)
         if new.status is not goal.status:
             self.log.append(
                 EventKind.STATUS_CHANGED,
@@ -662,11 +513,8 @@ class GoalRepository(GoalOperations):
             if tokens or time_ms:
                 _log_unpaid(request, accounting)
             return accounting
-        self.executor.run(
-            _CHARGE if charged.status is goal.status else _CHARGE_AND_LIMIT,
-            (charged.tokens_used, charged.time_used_ms, charged.updated_at_ms, charged.goal_id),
-        )
-        self.log.add(_rows(request, goal, charged, tokens, time_ms, key))
+        self._goals.charge(goal, charged)
+        self.log.add(_events(request, goal, charged, tokens, time_ms, key))
         return accounting
 
 
@@ -676,23 +524,6 @@ def _log_unpaid(request: Charge | RecordTotal, accounting: Accounting) -> None:
         _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
     else:
         _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
-
-
-def _goal(row: tuple[Any, ...]) -> Goal:
-    thread_id, goal_id, objective, status, budget, used, time_used, created, updated, at, why = row
-    return make_goal(
-        thread_id,
-        goal_id,
-        objective,
-        _STATUS[status],
-        budget,
-        used,
-        time_used,
-        created,
-        updated,
-        at,
-        why,
-    )
 
 
 def _new_goal(
@@ -705,17 +536,17 @@ def _new_goal(
 ) -> Goal:
     now_ms = wall_clock_ms()
     return Goal(
-        thread_id,
-        new_id(),
-        objective,
-        status,
-        token_budget,
-        0,
-        0,
-        now_ms,
-        now_ms,
-        resume_at_ms,
-        blocked_reason,
+        thread_id=thread_id,
+        goal_id=new_id(),
+        objective=objective,
+        status=status,
+        token_budget=token_budget,
+        tokens_used=0,
+        time_used_ms=0,
+        created_at_ms=now_ms,
+        updated_at_ms=now_ms,
+        resume_at_ms=resume_at_ms,
+        blocked_reason=blocked_reason,
     )
 
 
@@ -731,15 +562,15 @@ def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | Non
         )
 
 
-def _rows(
+def _events(
     request: Charge | RecordTotal,
     goal: Goal,
     charged: Goal,
     tokens: int,
     time_ms: int,
     key: str | None,
-) -> list[EventRow]:
-    return charge_rows(
+) -> list[EventDraft]:
+    return charge_events(
         charged,
         tokens=tokens,
         time_ms=time_ms,
@@ -750,23 +581,22 @@ def _rows(
     )
 
 
-def _repeated(request: Charge, first: RecordedCharge, goal: Goal | None) -> Accounting:
+def _repeated(request: Charge, first: GoalEvent, goal: Goal | None) -> Accounting:
     """The result of the charge that used this key before. Its seconds are measured anew for each try, so
     they tell nothing.
     """
-    if first.tokens != request.tokens:
+    if first.tokens_delta != request.tokens:
         raise IdempotencyConflictError(
-            f"idempotency_key {request.idempotency_key!r} has charged {first.tokens} tokens in thread"
+            f"idempotency_key {request.idempotency_key!r} has charged {first.tokens_delta} tokens in thread"
             f" {request.thread_id!r}, and that stands; the {request.tokens} of this call were not charged:"
             " repeat a charge with the tokens of its first try"
         )
     if goal is None or goal.goal_id != first.goal_id:
         return Accounting(None, applied=True, duplicate=True)
-    status = _STATUS[first.goal_status]
-    is_same = status is goal.status
+    is_same = first.goal_status is goal.status
     as_it_was = changed(
         goal,
-        status=status,
+        status=first.goal_status,
         token_budget=first.token_budget,
         tokens_used=first.cumulative_tokens,
         time_used_ms=first.cumulative_time_ms,

@@ -1,6 +1,6 @@
-"""Moving everything that a store holds: as a copy of the file, or as JSON lines.
+"""Moving everything that a store holds as JSON lines.
 
-JSON lines begin with a header `{"format": 2, "revision": …, "last_position": …}`; then follows one
+They begin with a header `{"format": 2, "revision": …, "last_position": …}`; then follows one
 `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one snapshot; the
 end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was cut off or
 damaged on its way is known. Leases do not travel: whoever held a consumer's name holds it in the old store.
@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
-from sqlalchemy import Table, bindparam, exists, func, insert, literal_column, select, text
+from sqlalchemy import Table, exists, func, literal_column, select
 
-from goal_state.errors import DatabaseLocationError, InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, NotAnExportError, StoreNotEmptyError
 from goal_state.storage.exported_rows import MAX_COUNTER, check_row
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import (
@@ -30,15 +27,12 @@ from goal_state.storage.schema import (
     events,
     goals,
 )
-from goal_state.storage.sqlite.database import change_identity
-from goal_state.storage.sqlite.executor import Executor, Statement
+from goal_state.storage.sqlite.executor import Executor
+from goal_state.storage.statements import Statement, insert_into
 from goal_state.storage.verification import verify
 
 __all__ = [
     "MAX_LINE_CHARACTERS",
-    "NotAnExportError",
-    "StoreNotEmptyError",
-    "back_up",
     "export_lines",
     "import_lines",
 ]
@@ -59,48 +53,22 @@ _NAMES: Final = {name: frozenset(columns) for name, columns in _COLUMNS.items()}
 _VALUES: Final[dict[str, itemgetter[str]]] = {
     name: itemgetter(*columns) for name, columns in _COLUMNS.items()
 }
-_KEY: Final = {name: table.primary_key.columns[0].name for name, table in _TABLES.items()}
-_KEYS: Final = {
+_KEY: Final = {
     name: [column.name for column in table.primary_key.columns] for name, table in _TABLES.items()
 }
-
-_LAST_EVER = Statement(
-    lambda: text("SELECT seq FROM sqlite_sequence WHERE name = 'goal_state_events'")
-)
-_FORGET_LAST_EVER = Statement(
-    lambda: text("DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'")
-)
-_SET_LAST_EVER = Statement(
-    lambda: text("INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', :position)"),
-    "position",
-)
 
 
 def _all_rows(table: Table) -> Statement:
     return Statement(lambda: select(table).order_by(*table.primary_key.columns))
 
 
-def _new_row(table: Table) -> Statement:
-    names = [column.name for column in table.columns]
-    return Statement(
-        lambda: insert(table).values({name: bindparam(name) for name in names}), " ".join(names)
-    )
-
-
-def _how_many(table: Table) -> Statement:
-    return Statement(lambda: select(func.count()).select_from(table))
-
-
 def _how_many_before(table: Table) -> Statement:
-    key = table.columns[_KEY[table.name]]
-    return Statement(
-        lambda: select(func.count()).select_from(table).where(key < bindparam("key")), "key"
-    )
+    first = table.columns[_KEY[table.name][0]]
+    return Statement(lambda key: select(func.count()).select_from(table).where(first < key))
 
 
 _ALL_ROWS: Final = {name: _all_rows(table) for name, table in _TABLES.items()}
-_NEW_ROW: Final = {name: _new_row(table) for name, table in _TABLES.items()}
-_HOW_MANY: Final = {name: _how_many(table) for name, table in _TABLES.items()}
+_NEW_ROW: Final = {name: insert_into(table, _COLUMNS[name]) for name, table in _TABLES.items()}
 _HOW_MANY_BEFORE: Final = {name: _how_many_before(table) for name, table in _TABLES.items()}
 
 _E = events.c
@@ -129,7 +97,7 @@ _IN_BALANCE_ALREADY = Statement(
     )
 )
 _FIRST_OF_GOAL = Statement(
-    lambda: select(func.min(_E.position)).where(_E.goal_id == bindparam("goal_id")), "goal_id"
+    lambda goal_id: select(func.min(_E.position)).where(_E.goal_id == goal_id)
 )
 _CONTRADICTIONS: Final = (
     (events.name, _SAME_EVENT_ID, "event_id: must be another one than that of any other event"),
@@ -139,58 +107,17 @@ _CONTRADICTIONS: Final = (
 )
 
 
-class StoreNotEmptyError(RequestError):
-    """The store to import into holds something already."""
-
-
-class NotAnExportError(InvalidValueError):
-    """What was to be imported is not what `export_lines` wrote: cut off, damaged or changed.
-
-    Attributes:
-        line: the number of the line at which that shows, from 1.
-    """
-
-    def __init__(self, line: int, problem: str) -> None:
-        super().__init__(f"line {line}", problem)
-        self.line = line
-
-
-def back_up(
-    repository: GoalRepository, path: Path, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Copies the database of a reader to a new file while others go on writing; see `GoalStore.backup`."""
-    if path.exists():
-        raise DatabaseLocationError(f"{str(path)!r} exists; name a new file")
-    if not path.parent.is_dir():
-        raise DatabaseLocationError(
-            f"the folder {str(path.parent)!r} does not exist; make it first"
-        )
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        raise DatabaseLocationError(
-            f"{str(partial)!r} exists: another backup runs, or one broke off; delete it"
-        ) from None
-    try:
-        repository.executor.copy_to(partial, progress)
-        change_identity(partial)
-        os.link(partial, path)  # refuses where a rename would replace a file made meanwhile
-    except FileExistsError:
-        raise DatabaseLocationError(f"{str(path)!r} exists; name a new file") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def export_lines(repository: GoalRepository) -> Iterator[str]:
     """Everything as lines of JSON (without line ends), as of one snapshot, in bounded memory."""
     executor = repository.executor
     digest = _Digest()
     count = 0
     with executor.snapshot():
-        row = executor.run(_LAST_EVER).fetchone()
-        last = 0 if row is None else row[0]
-        header = {"format": _FORMAT, "revision": HEAD_REVISION, "last_position": last}
+        header = {
+            "format": _FORMAT,
+            "revision": HEAD_REVISION,
+            "last_position": executor.last_ever_position(),
+        }
         yield digest.with_line(json.dumps(header))
         for name, columns in _COLUMNS.items():
             left_out = _NOT_MOVED.get(name, set())
@@ -249,6 +176,7 @@ class _Import:
         self._table: str | None = None
         self._first_line: dict[str, int] = {}
         self._key: list[Any] | None = None
+        self._rows_of_table = 0
         self._batch: list[tuple[Any, ...]] = []
         self._rows = 0
         self._has_ended = False
@@ -279,10 +207,8 @@ class _Import:
                 max(self._line, 1),
                 "is the last one and no trailer: the export was cut off; export again",
             )
-        executor = self._executor
         # Positions of pruned events are not given out again.
-        executor.run(_FORGET_LAST_EVER)
-        executor.run(_SET_LAST_EVER, (self._last_position,))
+        self._executor.set_last_ever_position(self._last_position)
         return self._rows
 
     def check_whole(self, repository: GoalRepository) -> None:
@@ -355,7 +281,7 @@ class _Import:
             raise NotAnExportError(self._line, f"{name}.{error}") from error
         if name != self._table:
             self._begin_table(name)
-        self._check_order([fields[column] for column in _KEYS[name]])
+        self._check_order([fields[column] for column in _KEY[name]])
         self._check_position(fields)
         self._batch.append(_VALUES[name](fields))
         self._rows += 1
@@ -366,7 +292,7 @@ class _Import:
         self._flush()
         if name not in self._tables:  # which leaves those that come after it
             raise NotAnExportError(self._line, f"is out of order: {name} come before")
-        self._table, self._key = name, None
+        self._table, self._key, self._rows_of_table = name, None, 0
         self._first_line[name] = self._line
 
     def _check_order(self, key: list[Any]) -> None:
@@ -385,22 +311,17 @@ class _Import:
     def _flush(self) -> None:
         if self._table is None or not self._batch:
             return
-        try:
-            self._executor.run_many(_NEW_ROW[self._table], self._batch)
-        except sqlite3.IntegrityError:
-            # Those before it are there, and the keys are in order: this one repeats something else.
-            line = self._first_line[self._table] + self._count(_HOW_MANY[self._table])
-            raise NotAnExportError(
-                line, f"repeats what only one of the {self._table} has"
-            ) from None
+        inserted = self._executor.insert_while_unique(_NEW_ROW[self._table], self._batch)
+        self._rows_of_table += inserted
+        if inserted < len(self._batch):
+            # The keys are in order, so what this row repeats is something else.
+            line = self._first_line[self._table] + self._rows_of_table
+            raise NotAnExportError(line, f"repeats what only one of the {self._table} has")
         self._batch = []
 
     def _refuse(self, table: str, key: object, problem: str) -> NoReturn:
-        line = self._first_line[table] + self._count(_HOW_MANY_BEFORE[table], key)
-        raise NotAnExportError(line, problem)
-
-    def _count(self, statement: Statement, *values: object) -> int:
-        return self._executor.run(statement, values).fetchone()[0]
+        before = self._executor.run(_HOW_MANY_BEFORE[table], (key,)).fetchone()[0]
+        raise NotAnExportError(self._first_line[table] + before, problem)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from sqlalchemy import Engine, event
 
 from goal_state import migrate, store
 from goal_state.delivery import consumers, listeners
-from goal_state.storage import baselines, ledger, repository
 from goal_state.storage.sqlite import executor
+from goal_state.storage.statements import Statement
+from tests.statements import find_statements
 
 __all__ = ["Points"]
 
@@ -50,7 +51,7 @@ class Points:
         event.listen(Engine, "after_cursor_execute", self._after_migrating_statement)
         for end in ("begin", "commit", "rollback", "close"):
             self._around(executor.Executor, end, end.upper())
-        names = _names_of_statements()
+        names = {id(found): name for name, found in find_statements().items()}
         for run in ("run", "run_many"):
             self._after_statements(run, names)
         self._around(listeners.Listeners, "begin", "queueing what listeners hear")
@@ -79,7 +80,7 @@ class Points:
 
         @functools.wraps(inner)
         def wrapped(
-            self_: executor.Executor, statement: executor.Statement, *values: Any
+            self_: executor.Executor, statement: Statement, *values: Any
         ) -> sqlite3.Cursor | None:
             result = inner(self_, statement, *values)
             if self_.in_transaction:
@@ -92,12 +93,3 @@ class Points:
         self, _connection: object, _cursor: object, text: str, *_: object
     ) -> None:
         self.reach(f"after migrating by {' '.join(text.split()[:3])}")
-
-
-def _names_of_statements() -> dict[int, str]:
-    return {
-        id(value): f"{module.__name__.removeprefix('goal_state.storage.')}.{name}"
-        for module in (repository, ledger, baselines)
-        for name, value in vars(module).items()
-        if isinstance(value, executor.Statement)
-    }

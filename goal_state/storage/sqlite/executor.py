@@ -12,9 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Dialect, Engine, Select, bindparam, exc, literal_column
-from sqlalchemy.sql import Executable
-from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy import Connection, Dialect, Engine, exc
 
 from goal_state.errors import (
     DatabaseBusyError,
@@ -28,13 +26,12 @@ from goal_state.errors import (
     UsageOverflowError,
 )
 from goal_state.storage.identifiers import new_id
+from goal_state.storage.statements import Statement
 
 __all__ = [
     "HOSTS_TRANSACTION",
     "Executor",
-    "Statement",
     "driver_connection",
-    "limited",
     "primary_code",
     "require_sqlite3",
     "translated",
@@ -121,37 +118,10 @@ _GIVE_IDENTITY: Final = (
     " SELECT ? WHERE NOT EXISTS (SELECT 1 FROM goal_state_database)"
 )
 
-
-class Statement:
-    """SQL that SQLAlchemy builds from the schema at its first use and whose text is kept from then on.
-
-    Building and compiling an expression costs ten times what SQLite needs to run it.
-    """
-
-    def __init__(self, build: Callable[[], Executable], parameters: str = "") -> None:
-        """
-        Args:
-            build: makes the expression.
-            parameters: the names of its bound parameters, in the order in which values are handed in.
-        """
-        self._build = build
-        self._parameters = parameters.split()
-        self.texts: dict[str, str] = {}
-
-    def compile(self, dialect: Dialect) -> str:
-        """The SQL text for a dialect, from now on in `texts`."""
-        compiled = cast(ClauseElement, self._build()).compile(dialect=dialect)
-        names: Sequence[str] = getattr(compiled, "positiontup", None) or ()
-        if list(names) != self._parameters:
-            raise AssertionError(f"bound parameters are {names}, expected {self._parameters}")
-        self.texts[dialect.name] = text = str(compiled)
-        return text
-
-
-def limited(query: Select[Any]) -> Select[Any]:
-    """The query with a bound parameter `limit`, the last one."""
-    # Without an offset of ours SQLAlchemy binds one of its own.
-    return query.limit(bindparam("limit")).offset(literal_column("0"))
+# AUTOINCREMENT keeps the last one here.
+_LAST_EVER: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'goal_state_events'"
+_FORGET_LAST_EVER: Final = "DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'"
+_SET_LAST_EVER: Final = "INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', ?)"
 
 
 class Executor:
@@ -341,6 +311,23 @@ class Executor:
     def page_size(self) -> int:
         """The size of the database's pages in bytes."""
         return self._cursor.execute("PRAGMA page_size").fetchone()[0]
+
+    def last_ever_position(self) -> int:
+        """The last position that was given to an event, also where that was pruned; 0 where none was."""
+        row = self._cursor.execute(_LAST_EVER).fetchone()
+        return 0 if row is None else row[0]
+
+    def set_last_ever_position(self, position: int) -> None:
+        """Has the next event get a position above this one, inside a transaction that may write."""
+        self._cursor.execute(_FORGET_LAST_EVER)
+        self._cursor.execute(_SET_LAST_EVER, (position,))
+
+    def insert_while_unique(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> int:
+        """Inserts rows in order, up to one that repeats what only one row may have; returns how many."""
+        before = self.driver.total_changes
+        with suppress(sqlite3.IntegrityError):
+            self.run_many(statement, rows)
+        return self.driver.total_changes - before
 
     def wait_for_lock(self, milliseconds: int) -> None:
         """How long `begin` waits for another connection to end its transaction."""

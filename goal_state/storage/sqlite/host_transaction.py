@@ -17,12 +17,12 @@ from goal_state.errors import DatabaseBusyError, InvalidValueError, TransactionE
 from goal_state.storage.schema import VERSION_TABLE, goals
 from goal_state.storage.sqlite.executor import (
     Executor,
-    Statement,
     driver_connection,
     primary_code,
     require_sqlite3,
     translating,
 )
+from goal_state.storage.statements import Statement
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
