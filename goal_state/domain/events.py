@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from goal_state.domain.goals import GoalStatus, utc_from_ms
-from goal_state.domain.records import drafter
+from goal_state.domain.records import blank
 from goal_state.errors import InvalidValueError
 
 __all__ = [
@@ -17,8 +17,8 @@ __all__ = [
     "Figure",
     "GoalEvent",
     "check_kind",
-    "event_draft",
     "finished_event",
+    "new_event_draft",
 ]
 
 
@@ -100,8 +100,8 @@ class GoalEvent:
         return utc_from_ms(self.occurred_at_ms)
 
 
-event_draft: Final = drafter(GoalEvent)
-"""Makes a draft of an event, whose position is known once it is stored; see `finished_event`."""
+new_event_draft: Final = blank(GoalEvent)
+"""Makes a draft of an event, to be filled in; its position is known once it is stored."""
 
 
 def finished_event(draft: Any, position: int) -> GoalEvent:

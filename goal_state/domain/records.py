@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar
 
-__all__ = ["changed", "copier", "draft_class", "drafter", "generated", "maker"]
+__all__ = ["blank", "changed", "copier", "draft_class", "generated"]
 
 Record = TypeVar("Record")
-Parameters = ParamSpec("Parameters")
 
 
 def generated(parameters: str, body: Iterable[str], names: dict[str, Any]) -> Callable[..., Any]:
@@ -37,27 +36,19 @@ def draft_class(cls: type[Any]) -> type[Any]:
     return type(f"_{cls.__name__}Draft", (), {"__slots__": cls.__slots__})
 
 
-def drafter(cls: Callable[Parameters, object]) -> Callable[Parameters, Any]:
-    """What makes drafts of a class; it is called like the class itself."""
-    return _constructor(cls, ["return draft"])
-
-
-def maker(cls: Callable[Parameters, Record]) -> Callable[Parameters, Record]:
-    """What makes finished records of a class: as the class itself does, and without its checks, if any."""
-    return _constructor(cls, ["draft.__class__ = finished", "return draft"])
-
-
-def _constructor(cls: Callable[..., object], end: list[str]) -> Callable[..., Any]:
-    finished = cast("type[Any]", cls)
-    names: dict[str, Any] = {"new_draft": draft_class(finished), "finished": finished}
-    parameters: list[str] = []
-    body = ["draft = new_draft()"]
-    for field in fields(finished):
-        has_default = field.default is not MISSING
-        parameters.append(field.name + f"=default_{field.name}" * has_default)
-        names[f"default_{field.name}"] = field.default
-        body.append(f"draft.{field.name} = {field.name}")
-    return generated(", ".join(parameters), body + end, names)
+def blank(cls: type[Any]) -> Callable[[], Any]:
+    """What makes drafts in which only the fields with a default are filled in."""
+    defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    return generated(
+        "",
+        [
+            "draft = new_draft()",
+            *(f"draft.{name} = default_{name}" for name in defaults),
+            "return draft",
+        ],
+        {"new_draft": draft_class(cls)}
+        | {f"default_{name}": value for name, value in defaults.items()},
+    )
 
 
 @cache

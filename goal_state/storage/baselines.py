@@ -9,27 +9,12 @@ from sqlalchemy import exists, null, select, update
 
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
-from goal_state.storage.rows import Write, values_of
+from goal_state.storage.rows import arranged
 from goal_state.storage.schema import COUNTS, LAST_COUNTS, baselines
 from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Parameter, Statement, Upsert, limited
 
 __all__ = ["StoredBaseline", "UsageLog"]
-
-
-class _Report(NamedTuple):
-    """What a report of a thread's usage writes: all of a row but for the mark of a warning."""
-
-    thread_id: str
-    count_id: str
-    turn_id: str | None
-    total: TokenUsage
-    last: TokenUsage
-    model_context_window: int | None
-    updated_at_ms: int
-    goal_id: str | None
-    count_number: int
-    unpaid_turn_ids: str | None
 
 
 _U = baselines.c
@@ -50,15 +35,8 @@ def _upsert(*values: Parameter) -> Upsert:
     )
 
 
-_WRITE: Final = Write(
-    Statement(_upsert, _REPORTED),
-    values_of(
-        _Report,
-        _REPORTED,
-        paths={name: f"total.{name}" for name in COUNTS}
-        | {last: f"last.{name}" for last, name in zip(LAST_COUNTS, COUNTS, strict=True)},
-    ),
-)
+_WRITE = Statement(_upsert, _REPORTED)
+_reported = arranged(_REPORTED, total=COUNTS, last=LAST_COUNTS)
 _OF_THREAD = Statement(
     lambda thread_id: select(
         *_TOTAL, *_LAST, _U.updated_at_ms, _U.turn_id, _U.model_context_window
@@ -164,19 +142,20 @@ class UsageLog:
         now_ms: int,
     ) -> None:
         """Takes a usage as the baseline of a count, in the time of a goal (or of none)."""
-        report = _Report(
+        info = usage.info
+        values = _reported(
             thread_id=thread_id,
             count_id=count_id or _UNNAMED,
             turn_id=usage.turn_id,
-            total=usage.info.total,
-            last=usage.info.last,
-            model_context_window=usage.info.model_context_window,
+            total=info.total.counts(),
+            last=info.last.counts(),
+            model_context_window=info.model_context_window,
             updated_at_ms=now_ms,
             goal_id=goal_id,
             count_number=count_number,
             unpaid_turn_ids=unpaid_turn_ids,
         )
-        self._executor.run(_WRITE.statement, _WRITE.values(report))
+        self._executor.run(_WRITE, values)
 
     def set_owners(
         self,

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import func, literal_column, select
 
-from goal_state.domain.events import EventKind, GoalEvent, event_draft, finished_event
+from goal_state.domain.events import EventKind, GoalEvent, finished_event, new_event_draft
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.rows import columns_of, insert_of, reader
@@ -82,56 +82,39 @@ def charge_events(
     now_ms: int,
 ) -> list[EventDraft]:
     """The events of a charge that left the goal like this: itself and, where the status changed, that."""
-    charge = event_draft(
-        position=0,
-        event_id=new_id(),
-        kind=EventKind.USAGE_ACCOUNTED,
-        thread_id=goal.thread_id,
-        goal_id=goal.goal_id,
-        turn_id=turn_id,
-        goal_status=goal.status,
-        previous_status=previous_status,
-        token_budget=goal.token_budget,
-        tokens_delta=tokens,
-        time_delta_ms=time_ms,
-        cumulative_tokens=goal.tokens_used,
-        cumulative_time_ms=goal.time_used_ms,
-        idempotency_key=idempotency_key,
-        replaced_goal_id=None,
-        occurred_at_ms=now_ms,
-    )
+    charge = _draft(EventKind.USAGE_ACCOUNTED, goal, turn_id, previous_status, now_ms)
+    charge.tokens_delta = tokens
+    charge.time_delta_ms = time_ms
+    charge.cumulative_tokens = goal.tokens_used
+    charge.cumulative_time_ms = goal.time_used_ms
+    charge.idempotency_key = idempotency_key
     if goal.status is previous_status:
         return [charge]
-    flip = _other_event(EventKind.STATUS_CHANGED, goal, turn_id, previous_status, None, now_ms)
-    return [charge, flip]
+    return [charge, _draft(EventKind.STATUS_CHANGED, goal, turn_id, previous_status, now_ms)]
 
 
-def _other_event(
+def _draft(
     kind: EventKind,
     goal: Goal,
     turn_id: str | None,
     previous_status: GoalStatus | None,
-    replaced_goal_id: str | None,
     now_ms: int,
 ) -> EventDraft:
-    return event_draft(
-        position=0,
-        event_id=new_id(),
-        kind=kind,
-        thread_id=goal.thread_id,
-        goal_id=goal.goal_id,
-        turn_id=turn_id,
-        goal_status=goal.status,
-        previous_status=previous_status,
-        token_budget=goal.token_budget,
-        tokens_delta=0,
-        time_delta_ms=0,
-        cumulative_tokens=None,
-        cumulative_time_ms=None,
-        idempotency_key=None,
-        replaced_goal_id=replaced_goal_id,
-        occurred_at_ms=now_ms,
-    )
+    """An event that left the goal like this and charged nothing."""
+    draft = new_event_draft()
+    draft.event_id = new_id()
+    draft.kind = kind
+    draft.thread_id = goal.thread_id
+    draft.goal_id = goal.goal_id
+    draft.turn_id = turn_id
+    draft.goal_status = goal.status
+    draft.previous_status = previous_status
+    draft.token_budget = goal.token_budget
+    draft.tokens_delta = draft.time_delta_ms = 0
+    draft.cumulative_tokens = draft.cumulative_time_ms = None
+    draft.idempotency_key = draft.replaced_goal_id = None
+    draft.occurred_at_ms = now_ms
+    return draft
 
 
 class EventLog:
@@ -160,7 +143,9 @@ class EventLog:
         replaced_goal_id: str | None = None,
     ) -> None:
         """Records that something other than a charge happened to a goal, as it is afterwards."""
-        self.add([_other_event(kind, goal, turn_id, previous_status, replaced_goal_id, now_ms)])
+        draft = _draft(kind, goal, turn_id, previous_status, now_ms)
+        draft.replaced_goal_id = replaced_goal_id
+        self.add([draft])
 
     def add(self, drafts: list[EventDraft]) -> None:
         """Appends events, in order."""

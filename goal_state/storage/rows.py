@@ -17,7 +17,16 @@ from sqlalchemy import Column, ColumnElement, Table, update
 from goal_state.domain.records import draft_class, generated
 from goal_state.storage.statements import Statement, insert_into
 
-__all__ = ["Write", "columns_of", "enums_of", "insert_of", "reader", "update_of", "values_of"]
+__all__ = [
+    "Write",
+    "arranged",
+    "columns_of",
+    "enums_of",
+    "insert_of",
+    "reader",
+    "update_of",
+    "values_of",
+]
 
 Record = TypeVar("Record")
 
@@ -75,27 +84,34 @@ def reader(cls: type[Record]) -> Callable[[tuple[Any, ...]], Record]:
     )
 
 
-def values_of(
-    cls: type[Record], columns: Sequence[str], *, paths: dict[str, str] | None = None
-) -> Callable[[Record], tuple[Any, ...]]:
-    """What takes the values of columns from a record.
-
-    Args:
-        cls: the record's class.
-        columns: which, and in which order.
-        paths: where in the record a column's value is, if it is no field of that name.
-    """
-    enums = enums_of(cls)
-    optional = {name for name in enums if type(None) in get_args(get_type_hints(cls)[name])}
+def values_of(cls: type[Record], columns: Sequence[str]) -> Callable[[Record], tuple[Any, ...]]:
+    """What takes the values of columns from a record's fields of these names."""
+    hints, enums = get_type_hints(cls), enums_of(cls)
 
     def taken(column: str) -> str:
-        value = "record." + (paths or {}).get(column, column)
-        if column in optional:
-            return f"(None if {value} is None else {value}._value_)"
+        if column not in enums:
+            return f"record.{column}"
         # What `value` is, without the descriptor that makes it cost three times as much.
-        return f"{value}._value_" if column in enums else value
+        text = f"record.{column}._value_"
+        is_optional = type(None) in get_args(hints[column])
+        return f"(None if record.{column} is None else {text})" if is_optional else text
 
     return generated("record", [f"return ({', '.join(map(taken, columns))},)"], {})
+
+
+def arranged(columns: Sequence[str], **groups: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
+    """What puts values, which are handed in by keyword, in the order of columns.
+
+    Args:
+        columns: each is a keyword.
+        groups: columns that are next to one another and whose values are handed in together.
+    """
+    text = f" {' '.join(columns)} "
+    for name, members in groups.items():
+        text = text.replace(f" {' '.join(members)} ", f" *{name} ")
+    values = text.split()
+    keywords = ", ".join(value.removeprefix("*") for value in values)
+    return generated(keywords, [f"return ({', '.join(values)},)"], {})
 
 
 def insert_of(
