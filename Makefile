@@ -17,6 +17,7 @@ endif
 VENV := $(if $(VERSION)$(WITH),build/venv$(VERSION)$(WITH:%=-with-%),.venv)
 BIN := $(VENV)/bin
 BENCH_VENV := build/venv-bench$(VERSION)
+SDKS_VENV := build/venv-sdks$(VERSION)
 LOCK_VENV := build/venv-lock
 UV := uv==0.13.8
 COMPILE = $(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 \
@@ -32,7 +33,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER
 unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYTHON_NODE_VERSION
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint types layers migrations-check wheel smoke check \
+.PHONY: help venv demo test test-sdks lint types layers migrations-check wheel smoke check \
 	audit bench proof mutants lock clean
 
 help: ## show this list
@@ -77,6 +78,13 @@ $(BENCH_VENV)/.locked: requirements/bench.txt
 $(BENCH_VENV)/.installed: $(BENCH_VENV)/.locked pyproject.toml
 	$(call install-checkout,$(BENCH_VENV))
 
+$(SDKS_VENV)/.locked: requirements/sdks.txt
+	$(call new-venv,$(SDKS_VENV),$<)
+	@touch $@
+
+$(SDKS_VENV)/.installed: $(SDKS_VENV)/.locked pyproject.toml
+	$(call install-checkout,$(SDKS_VENV))
+
 venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml has changed)
 
 # -- using it ----------------------------------------------------------------------------------------
@@ -90,6 +98,10 @@ demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget,
 
 test: $(VENV)/.installed ## run the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# Without them the suite tests copies of their usage.
+test-sdks: $(SDKS_VENV)/.installed ## run the tests that need agent SDKs (an environment of their own)
+	$(SDKS_VENV)/bin/python -m pytest tests/sdks $(ARGS)
 
 lint: $(VENV)/.installed ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -136,7 +148,7 @@ bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their o
 
 proof: $(VENV)/.installed ## the evidence at length (about an hour): crashes, power cuts, faults, properties
 	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof tests/properties tests/meter \
-		tests/replay tests/upgrade tests/test_contention.py tests/test_bad_input.py \
+		tests/codex tests/upgrade tests/test_contention.py tests/test_bad_input.py \
 		tests/test_tampered_exports.py $(ARGS)
 
 mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
@@ -145,6 +157,7 @@ mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
 # Pins stay as they are unless ARGS says otherwise: ARGS=--upgrade, ARGS='--upgrade-package sqlalchemy'.
 #   dev.txt             the library with its extras, and what its checks need
 #   bench.txt           the same for the benchmarks; constrained by the first, so that what both hold is equal
+#   sdks.txt            the library and the agent SDKs that it reads usage from; constrained alike
 #   sqlalchemy-2.0.txt  over dev.txt: the newest SQLAlchemy of the series before
 #   lowest.txt          over dev.txt: the oldest versions that pyproject.toml allows the library itself
 lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer versions)
@@ -154,6 +167,8 @@ lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer 
 		-o requirements/dev.txt
 	$(COMPILE) --group build --extra bench --extra cli --constraint requirements/dev.txt pyproject.toml \
 		-o requirements/bench.txt
+	$(COMPILE) --group sdks --extra cli --constraint requirements/dev.txt pyproject.toml \
+		-o requirements/sdks.txt
 	echo 'sqlalchemy<2.1' | $(COMPILE) - -o requirements/sqlalchemy-2.0.txt
 	$(COMPILE) --resolution lowest-direct pyproject.toml -o requirements/lowest.txt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.large import EVENTS_PER_GOAL, large_file
 from benchmarks.measure import Figure, Scale, Spread, interleaved, ratios
 from goal_state import GoalRepository, GoalStore
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 
 __all__ = ["run"]
 

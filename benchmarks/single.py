@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.by_hand import Limit, new_file
 from benchmarks.measure import Figure, Scale, Spread, interleaved, profiled, ratios
 from goal_state import Charge, GoalStore, TokenUsage
-from goal_state.storage.sqlite.database import Durability
+from goal_state.storage.sqlite.connections import Durability
 
 __all__ = ["run"]
 

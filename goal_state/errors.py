@@ -13,6 +13,7 @@ from typing import TypeVar
 
 __all__ = [
     "BudgetExhaustedError",
+    "CodexSchemaError",
     "DatabaseBusyError",
     "DatabaseCorruptError",
     "DatabaseError",
@@ -29,17 +30,23 @@ __all__ = [
     "GoalStateError",
     "IdempotencyConflictError",
     "InvalidValueError",
+    "MissingZstandardError",
     "NestedCallError",
     "NotADatabaseError",
+    "NotARolloutError",
     "NotAnExportError",
     "RequestError",
+    "RolloutClosedError",
+    "RolloutError",
     "SchemaError",
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
     "SchemaTooNewError",
+    "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
     "StoreNotEmptyError",
+    "ThreadNotFoundError",
     "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
@@ -89,7 +96,7 @@ class UsageOverflowError(InvalidValueError):
 
 
 class NotAnExportError(InvalidValueError):
-    """What was to be imported is not what `GoalStore.export` wrote: it was cut off, damaged or changed.
+    """What was to be imported is not what an export wrote: it was cut off, damaged or changed.
 
     Attributes:
         line: the number of the line at which that shows, from 1.
@@ -151,6 +158,30 @@ class TurnError(RequestError):
     """A turn was reported that is unknown, runs already or does not run. Nothing was charged."""
 
 
+class ThreadNotFoundError(RequestError):
+    """No such thread is live, and there is neither a rollout nor a record of it."""
+
+
+class RolloutError(RequestError):
+    """The rollout cannot be read or written as was asked."""
+
+
+class NotARolloutError(RolloutError):
+    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
+
+
+class MissingZstandardError(RolloutError):
+    """The rollout is compressed with Zstandard, and the package `zstandard` is not installed."""
+
+
+class RolloutClosedError(RolloutError):
+    """The writer of the rollout has been closed."""
+
+
+class CodexSchemaError(RequestError):
+    """The data directory keeps its goals in a way that is not known here."""
+
+
 class DatabaseLocationError(RequestError):
     """The path or URL does not lead to a file that can hold a database (no such folder, a directory …)."""
 
@@ -185,16 +216,40 @@ class SchemaTooNewError(SchemaError):
     """The schema was made by a newer version of the library. The database was left untouched."""
 
 
+class SettingsConflictError(RequestError):
+    """The database keeps a setting that all who charge there share, and another one was asked for. Nothing
+    was charged.
+
+    Attributes:
+        setting: the argument's name.
+        stored: what the database keeps.
+        asked: what was asked for.
+    """
+
+    def __init__(self, setting: str, stored: str, asked: str) -> None:
+        super().__init__(setting, stored, asked)
+        self.setting = setting
+        self.stored = stored
+        self.asked = asked
+
+    def __str__(self) -> str:
+        return (
+            f"the goals of this database are charged with {self.setting} {self.stored!r}, not {self.asked!r},"
+            f" and one goal cannot add up both: open it with {self.setting} {self.stored!r}, or keep goals"
+            f" with {self.asked!r} in a database of their own"
+        )
+
+
 class DatabaseError(GoalStateError):
     """The database could not do what it was asked. The transaction was rolled back.
 
     Attributes:
-        sqlite_errorcode: SQLite's extended result code, or None where there is none.
+        code: the database's own: SQLite's extended result code, or None where there is none.
     """
 
-    def __init__(self, message: str, *, sqlite_errorcode: int | None = None) -> None:
+    def __init__(self, message: str, *, code: int | str | None = None) -> None:
         super().__init__(message)
-        self.sqlite_errorcode = sqlite_errorcode
+        self.code = code
 
 
 class DatabaseBusyError(DatabaseError):

@@ -10,7 +10,7 @@ import io
 import logging
 import shlex
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -24,13 +24,13 @@ from goal_state.errors import (
     SchemaTooNewError,
 )
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE, check_tables, metadata
-from goal_state.storage.sqlite.database import (
-    database_path,
+from goal_state.storage.sqlite.connections import (
     detached_connection,
+    driver_connection,
     enable_wal,
-    read_schema,
 )
-from goal_state.storage.sqlite.executor import driver_connection, translating
+from goal_state.storage.sqlite.errors import translating
+from goal_state.storage.sqlite.location import database_path, read_schema
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -109,7 +109,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     refuse_newer(before)
     _require_known(_scripts(_config()), revision)
     with detached_connection(engine) as connection:
-        enable_wal(connection)
+        enable_wal(driver_connection(connection))
     _run(engine, "upgrade", revision)
     if before != (after := current(engine)):
         seconds = time.monotonic() - started
@@ -166,17 +166,24 @@ def check(engine: Engine) -> None:
         ) from error
 
 
-def ensure_current(engine: Engine, revision: str | None, *, migrate: bool) -> None:
+def ensure_current(engine: Callable[[], Engine], revision: str | None, *, migrate: bool) -> None:
     """Brings a database of that revision up to date, or only checks it where `migrate` is False.
+
+    Args:
+        engine: makes an engine on the database; called only if it is not current.
+        revision: what its schema is at.
+        migrate: whether to bring it up to date.
 
     Raises:
         SchemaOutOfDateError: it is older (or empty) and migrating was not asked for.
         SchemaTooNewError: it was made by a newer version of the library.
     """
-    if migrate and revision != HEAD_REVISION:
-        upgrade(engine)
+    if revision == HEAD_REVISION:
+        return
+    if migrate:
+        upgrade(engine())
     else:
-        _require_current(engine, revision)
+        _require_current(engine(), revision)
 
 
 @contextmanager

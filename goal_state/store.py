@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
 from goal_state import migrate as migrations
 from goal_state.delivery.listeners import Listeners, Subscription
+from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus, check_status
 from goal_state.domain.operations import GoalOperations
@@ -27,37 +26,14 @@ from goal_state.domain.values import (
     check_time_ms,
 )
 from goal_state.errors import (
-    ForkedStoreError,
     InvalidValueError,
-    NestedCallError,
-    RequestError,
-    StoreClosedError,
-    UnsupportedDatabaseError,
-    fresh,
 )
+from goal_state.storage.backend import Backend
 from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
-from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
+from goal_state.storage.forks import FileIdentity, register
+from goal_state.storage.opening import open_backend
+from goal_state.storage.options import Durability
 from goal_state.storage.repository import GoalRepository
-from goal_state.storage.sqlite.database import (
-    Durability,
-    check_busy_timeout,
-    check_durability,
-    check_writable,
-    create_engine,
-    create_file,
-    database_path,
-    detached_connection,
-    enable_wal,
-    inspect_file,
-    is_memory,
-    opened_file,
-    set_pragmas,
-)
-from goal_state.storage.sqlite.executor import Executor, driver_connection
-from goal_state.storage.sqlite.file_guard import forget_log_owner, note_log_owner
-from goal_state.storage.sqlite.group_commit import Writer
-from goal_state.storage.sqlite.readers import PooledReaders, Readers, SharedReader
-from goal_state.storage.sqlite.turnstile import Turnstile, gate
 
 # What a store needs only now and then is imported where it is used: opening one and reading a goal should
 # cost little more than SQLAlchemy.
@@ -89,48 +65,13 @@ class GoalStore(GoalOperations):
     for is refused with `NestedCallError`; `close()` then takes place when that transaction is over.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        connect: Callable[[], Connection],
-        busy_timeout_seconds: float,
-        *,
-        owns_engine: bool,
-    ) -> None:
+    def __init__(self, backend: Backend, listeners: Listeners) -> None:
         """Use `GoalStore.open`."""
-        self._engine = engine
-        self._owns_engine = owns_engine
-        self._busy_timeout_seconds = busy_timeout_seconds
-        self._connect = connect
+        self._backend = backend
+        self._listeners = listeners
+        self._consumers: set[Consumer] = set()
         self._closes_after_call = False
         self._is_closed = False
-        self._refusal: RequestError | None = None
-        self._identity: str | None = None  # of a database whose log's owner is noted
-        self._listeners = Listeners()
-        connection = connect()
-        self._file = opened_file(connection)
-        self._repository = GoalRepository(Executor(connection))
-        self._gate = gate(database_path(engine), busy_timeout_seconds)
-        self._leave_waiting_to_gate()
-        try:
-            check_writable(connection)
-        except BaseException:
-            self._repository.executor.close()
-            raise
-        self._writer = Writer(
-            self._repository,
-            self._gate,
-            check_file=self._file.check,
-            reconnect=self._reconnect_writer,
-            on_begin=self._listeners.begin,
-            on_end=self._listeners.end,
-        )
-        self._readers: Readers = (
-            SharedReader(self._repository, self._writer.lock)
-            if is_memory(engine)
-            else PooledReaders(self._connect_reader)
-        )
-        self._consumers: set[Consumer] = set()
         register(self)
 
     @classmethod
@@ -141,6 +82,7 @@ class GoalStore(GoalOperations):
         durability: Durability = "full",
         busy_timeout_seconds: float = 10.0,
         migrate: bool = True,
+        counted_tokens: Counting = "uncached",
     ) -> GoalStore:
         """Opens a store, creating or upgrading its schema.
 
@@ -151,8 +93,12 @@ class GoalStore(GoalOperations):
                 last changes may be missing after one.
             busy_timeout_seconds: how long a call waits for another process that writes.
             migrate: False only checks the schema.
+            counted_tokens: which tokens of a usage a goal pays for: `"uncached"` (input without cached, plus
+                output), `"all"` (with cached), or a named function of a `TokenUsage`. The first store on a
+                database chooses; its name is kept there, so that no goal adds up different counts.
 
         Raises:
+            SettingsConflictError: the database's goals are charged with other `counted_tokens`.
             DatabaseLocationError: there is no such folder, or the path is a directory.
             NotADatabaseError: the file is no SQLite database.
             ForeignDatabaseError: the file is another application's database.
@@ -165,54 +111,25 @@ class GoalStore(GoalOperations):
             InvalidValueError: an argument is out of its bounds.
             DatabaseError: the database could not be opened.
         """
-        check_durability(durability)
-        timeout_ms = check_busy_timeout(busy_timeout_seconds)
-        if isinstance(target, Engine):
-            engine, own = target, False
-            if engine.dialect.name != "sqlite":
-                raise UnsupportedDatabaseError(
-                    f"goals are kept in SQLite, not in {engine.dialect.name}"
-                )
-        else:
-            engine, own = (
-                create_engine(
-                    target, durability=durability, busy_timeout_seconds=busy_timeout_seconds
-                ),
-                True,
-            )
+        listeners = Listeners()
+        return cls(
+            open_backend(
+                target,
+                counted_tokens=CountedTokens.of(counted_tokens),
+                durability=durability,
+                busy_timeout_seconds=busy_timeout_seconds,
+                migrations=migrations,
+                migrate=migrate,
+                on_begin=listeners.begin,
+                on_end=listeners.end,
+            ),
+            listeners,
+        )
 
-        def connect() -> Connection:
-            connection = detached_connection(engine)
-            try:
-                if not own:
-                    set_pragmas(driver_connection(connection), durability, timeout_ms)
-                enable_wal(connection, busy_timeout_seconds=busy_timeout_seconds)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-
-        path = database_path(engine)
-
-        def open_there() -> GoalStore:
-            if not own:
-                revision = migrations.current(engine)
-            else:
-                revision = None if path is None else inspect_file(path)
-                if path is not None and revision is None and migrate:
-                    create_file(path)
-            migrations.ensure_current(engine, revision, migrate=migrate)
-            store = cls(engine, connect, busy_timeout_seconds, owns_engine=own)
-            if own and migrate and path is not None:
-                store._note_log_owner(path)
-            return store
-
-        try:
-            return while_connecting(None if path is None else str(path), open_there)
-        except BaseException:
-            if own:  # one in memory has kept its connection
-                engine.dispose()
-            raise
+    @property
+    def counted_tokens(self) -> CountedTokens:
+        """Which tokens of a usage the goals pay for; called with a usage, it says how many."""
+        return self._backend.writes_with.counted_tokens
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -222,7 +139,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        return self._read(lambda reader: reader.get(thread_id))
+        return self._backend.read(lambda reader: reader.get(thread_id))
 
     def goals(self, status: GoalStatus | str | None = None) -> Iterator[Goal]:
         """All goals (of a status), in the order in which they were made, in bounded memory.
@@ -245,7 +162,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: there is no such status.
         """
-        return self._read(lambda reader: reader.count(status))
+        return self._backend.read(lambda reader: reader.count(status))
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
         """What the thread has used, all its counts together, and the turn that reported last, as
@@ -254,7 +171,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        return self._read(lambda reader: reader.usage(thread_id))
+        return self._backend.read(lambda reader: reader.usage(thread_id))
 
     def baseline(self, thread_id: str, *, count_id: str | None = None) -> UsageBaseline | None:
         """From where the thread's next total is charged, whose that is, and how often its count has begun
@@ -267,7 +184,7 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: the thread id or the count id is out of its bounds.
         """
-        return self._read(lambda reader: reader.baseline(thread_id, count_id))
+        return self._backend.read(lambda reader: reader.baseline(thread_id, count_id))
 
     def events(
         self,
@@ -318,7 +235,7 @@ class GoalStore(GoalOperations):
         from goal_state.storage.verification import verify
 
         thread_id = check_optional_name("thread_id", thread_id)
-        return self._read(lambda reader: list(verify(reader, thread_id)))
+        return self._backend.read(lambda reader: list(verify(reader, thread_id)))
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -346,14 +263,17 @@ class GoalStore(GoalOperations):
         Raises:
             InvalidValueError: there is no such kind, or the thread id is out of its bounds.
         """
-        self._check_open()
+        self._backend.check()
         if not callable(listener):
             raise InvalidValueError("listener", f"must be callable, not {type(listener).__name__}")
-        self._refuse_nested()
-        with self._writer.lock:  # between two transactions, so that each is heard of as a whole
+
+        def subscribe() -> Subscription:
             subscription = self._listeners.subscribe(listener, kinds, thread_id)
-            self._repository.log.on_event = self._listeners.written
-        return subscription
+            self._backend.writes_with.log.on_event = self._listeners.written
+            return subscription
+
+        # So that each transaction is heard of as a whole.
+        return self._backend.between_transactions(subscribe)
 
     def consume(self, name: str, sink: Sink, *, batch_size: int = 100) -> Consumer:
         """Hands the whole log to a sink, in order, at least once, across restarts and processes.
@@ -375,8 +295,7 @@ class GoalStore(GoalOperations):
         """
         from goal_state.delivery.consumers import Consumer
 
-        self._check_open()
-        self._refuse_nested()
+        self._backend.check()
         name = check_name("name", name)
         if not callable(sink):
             raise InvalidValueError("sink", f"must be callable, not {type(sink).__name__}")
@@ -395,7 +314,7 @@ class GoalStore(GoalOperations):
             InvalidValueError: an argument is out of its bounds.
         """
         after, limit = check_amount("after", after), check_amount("limit", limit)
-        return self._read(lambda reader: reader.log.page(after, limit))
+        return self._backend.read(lambda reader: reader.log.page(after, limit))
 
     def read_cursor(self, name: str) -> ConsumerCursor | None:
         """How far the durable consumers of a name have got and who holds it; None if there was none ever.
@@ -404,11 +323,11 @@ class GoalStore(GoalOperations):
             InvalidValueError: the name is out of its bounds.
         """
         name = check_name("name", name)
-        return self._read(lambda reader: ConsumerCursors(reader.executor).get(name))
+        return self._backend.read(lambda reader: ConsumerCursors(reader.executor).get(name))
 
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
-        return self._read(lambda reader: reader.log.last_position())
+        return self._backend.read(lambda reader: reader.log.last_position())
 
     def prune_events(self, *, before: datetime) -> int:
         """Deletes events from before a time, in small transactions, so that others go on writing.
@@ -430,7 +349,7 @@ class GoalStore(GoalOperations):
         from goal_state.storage.retention import last_prunable_position, prune_chunk, prune_ended
 
         before_ms = check_time_ms("before", before)
-        through = self._read(lambda reader: last_prunable_position(reader, before_ms))
+        through = self._backend.read(lambda reader: last_prunable_position(reader, before_ms))
         pruned = 0
         while (
             count := self._carry_out(lambda repository: prune_chunk(repository, through, 2000))
@@ -458,10 +377,7 @@ class GoalStore(GoalOperations):
             OSError: the file cannot be made there.
             DatabaseError: the copy could not be made; nothing of it is left.
         """
-        from goal_state.storage.sqlite.backup import back_up
-
-        place = check_path("path", path)
-        self._read(lambda reader: back_up(reader, place, progress))
+        self._backend.back_up(check_path("path", path), progress)
 
     def restore(
         self,
@@ -486,28 +402,12 @@ class GoalStore(GoalOperations):
             DatabaseLocationError: there is no such file, it holds no goals of ours, or it is the database.
             SchemaTooNewError: the backup was made by a newer version.
             DatabaseCorruptError: the backup is damaged; the database was left as it was.
+            SettingsConflictError: the backup's goals are charged with other `counted_tokens`.
             DatabaseBusyError: others kept the write lock; the database was left as it was.
             InvalidValueError: it is no path.
             OSError: there is no room for a copy beside the database.
         """
-        from goal_state.storage.sqlite.restoring import prepared, write_over
-
-        self._check_open()
-        self._refuse_nested()
-        place = check_path("path", path)
-        file = database_path(self._engine)
-        identity = self._read(lambda reader: reader.executor.identity())
-        page_size = self._read(lambda reader: reader.executor.page_size())
-
-        def put_in_place() -> None:
-            with prepared(place, file, identity, page_size, progress, migrations.upgrade) as copy:
-                self._writer.exclusively(
-                    lambda: write_over(
-                        copy, self._repository.executor.driver, self._busy_timeout_seconds
-                    )
-                )
-
-        while_connecting(str(place), put_in_place)
+        self._backend.restore(check_path("path", path), progress)
 
     def export_lines(self) -> Iterator[str]:
         """Everything in the store as lines of JSON, as of one snapshot, in bounded memory.
@@ -516,11 +416,10 @@ class GoalStore(GoalOperations):
         """
         from goal_state.storage.transfer import export_lines
 
-        self._check_open()
-        self._refuse_nested()
+        self._backend.check()
 
         def lines() -> Iterator[str]:
-            with self._readers.stream(export_lines) as rows:
+            with self._backend.stream(export_lines) as rows:
                 yield from rows
 
         return lines()
@@ -562,10 +461,8 @@ class GoalStore(GoalOperations):
             NestedCallError: this thread is in the midst of a transaction of the store.
             DatabaseError: the database could not do it; nothing was changed.
         """
-        if self._refusal is not None:
-            raise fresh(self._refusal)
         try:
-            result = self._writer.alone(work)
+            result = self._backend.transact(work)
         finally:
             if self._closes_after_call:
                 self.close()
@@ -574,10 +471,8 @@ class GoalStore(GoalOperations):
 
     def _carry_out(self, work: Callable[[GoalRepository], Result]) -> Result:
         """As `transact`, for work of the library's own, which shares a commit with that of other callers."""
-        if self._refusal is not None:
-            raise fresh(self._refusal)
         try:
-            result = self._writer.group(work)
+            result = self._backend.write(work)
         finally:
             if self._closes_after_call:
                 self.close()
@@ -601,7 +496,7 @@ class GoalStore(GoalOperations):
         """
         if self._is_closed:
             return
-        if self._writer.is_mine:
+        if self._backend.is_mine:
             self._closes_after_call = True
             return
         self._closes_after_call = False
@@ -609,17 +504,8 @@ class GoalStore(GoalOperations):
             from goal_state.delivery.consumers import Consumer
 
             Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
-        with self._writer.lock:
-            self._refusal = StoreClosedError("the store is closed; open it again")
-            self._writer.refusal = self._refusal
-            self._readers.close()
-            self._repository.executor.close()
-            self._gate.close()
-            if self._owns_engine:
-                self._engine.dispose()
-                if (path := database_path(self._engine)) is not None:
-                    forget_log_owner(Path(os.path.realpath(path)))
-            self._is_closed = True
+        self._backend.close()
+        self._is_closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -627,92 +513,24 @@ class GoalStore(GoalOperations):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- connections -------------------------------------------------------------------------------
-
-    def _connect_reader(self) -> GoalRepository:
-        self._file.check()  # else SQLite would make an empty file where there is none
-        return GoalRepository(Executor(self._connect()))
-
-    def _reconnect_writer(self) -> None:
-        self._file.check()
-        until_held(lambda: self._repository.executor.reconnect(self._connect))
-        self._leave_waiting_to_gate()
-        if self._identity is not None and (path := database_path(self._engine)) is not None:
-            # While it had no connection, the log may have gone, and the note with it.
-            note_log_owner(Path(os.path.realpath(path)), self._identity)
-
-    def _note_log_owner(self, path: Path) -> None:
-        """Makes it possible to notice, at the next open, that another file took this one's place."""
-        identity = self._read(lambda reader: reader.executor.identity())
-        if identity is None:
-            identity = self._carry_out(lambda repository: repository.executor.give_identity())
-        note_log_owner(Path(os.path.realpath(path)), identity)
-        self._identity = identity
-
     # -- forks -------------------------------------------------------------------------------------
 
     @property
     def files(self) -> list[FileIdentity]:
-        """See `forks.Holder`."""
-        return [] if self._file.identity is None else [self._file.identity]
+        """See `forks.Holder`: the backend's own to tell."""
+        return []
 
     def let_go(self) -> bool:
         """See `forks.Holder`."""
-        if self._is_closed:
-            return True
-        deadline = time.monotonic() + self._busy_timeout_seconds
-        if not (
-            self._writer.hold(deadline)
-            and self._readers.let_go(deadline)
-            and (self._owns_engine or _let_go_of_idle(self._engine))
-        ):
-            return False
-        self._repository.executor.close()
-        self._gate.let_go()
         return True
 
-    def after_fork(self, *, in_child: bool, let_go: bool) -> None:
+    def after_fork(self, *, in_child: bool, let_go: bool) -> None:  # noqa: ARG002
         """See `forks.Holder`."""
-        self._readers.go_on()
-        self._writer.go_on()
-        if not in_child:
-            return
-        self._listeners.leave_to_parent()
-        self._consumers.clear()
-        self._writer.forget_callers()
-        if not let_go and not self._is_closed:
-            # The connections are the parent's, not even to be closed here.
-            _inherited.append((self._engine, self._repository, self._readers))
-            self._gate.forget()
-            self._refusal = ForkedStoreError(
-                "this process was forked while the store could not let go of its database (in memory, or"
-                " with a transaction, an export or a backup open); open it in a process started anew"
-            )
-            self._is_closed = True
-
-    def _leave_waiting_to_gate(self) -> None:
-        if isinstance(self._gate, Turnstile):
-            self._repository.executor.wait_for_lock(0)
+        if in_child:
+            self._listeners.leave_to_parent()
+            self._consumers.clear()
 
     # -- shared steps ------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._refusal is not None:
-            raise fresh(self._refusal)
-
-    def _refuse_nested(self) -> None:
-        if self._writer.is_mine:
-            raise NestedCallError(
-                "this thread is in the midst of a transaction of the same store; inside transact() use the"
-                " repository that it hands over"
-            )
-
-    def _read(self, work: Callable[[GoalRepository], Result]) -> Result:
-        if self._refusal is not None:
-            raise fresh(self._refusal)
-        if self._writer.runs_hosts_work:
-            self._refuse_nested()
-        return self._readers.read(work)
 
     def _paged(
         self,
@@ -721,26 +539,14 @@ class GoalStore(GoalOperations):
         key: Callable[[Result], Any],
     ) -> Iterator[Result]:
         """The rows of page after page, each read behind the key of the last row before it."""
-        self._check_open()
+        self._backend.check_open()
 
         def rows(behind: Any) -> Iterator[Result]:
             while True:
-                batch = self._read(lambda reader, behind=behind: page(reader, behind))
+                batch = self._backend.read(lambda reader, behind=behind: page(reader, behind))
                 yield from batch
                 if len(batch) < _PAGE:
                     return
                 behind = key(batch[-1])
 
         return rows(behind)
-
-
-_inherited: list[object] = []
-
-
-def _let_go_of_idle(engine: Engine) -> bool:
-    """Closes what a host's engine keeps for its next use; False while the host uses a connection."""
-    in_use = cast("Callable[[], int] | None", getattr(engine.pool, "checkedout", None))
-    if in_use is not None and in_use() > 0:
-        return False
-    engine.dispose()
-    return True

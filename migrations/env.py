@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from goal_state import migrate
 from goal_state.storage import schema as tables
-from goal_state.storage.sqlite import database
+from goal_state.storage.sqlite.connections import create_engine
 
 _config = context.config
 _OPTIONS: dict[str, Any] = {
@@ -49,5 +49,5 @@ if context.is_offline_mode():
 elif (_given := _config.attributes.get("connection")) is not None:
     run(_given)
 else:
-    with migrate.transaction(database.create_engine(database_url())) as _opened:
+    with migrate.transaction(create_engine(database_url())) as _opened:
         run(_opened)

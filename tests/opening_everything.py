@@ -24,7 +24,7 @@ from goal_state import migrate as migrations
 from goal_state.cli.main import program
 from goal_state.codex.importer import CodexHome, import_codex
 from goal_state.storage.schema import HEAD_REVISION
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests import next_schema
 from tests.opened_files import Watch
 from tests.upgrade.make_fixtures import fixture

@@ -42,10 +42,10 @@ from goal_state import (
     TokenUsageInfo,
     migrate,
 )
-from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics import JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
 from goal_state.cli.main import program
-from goal_state.codex import ThreadHub
+from goal_state.codex import CodexPayload, ThreadHub
 from goal_state.codex.rollout import (
     RolloutReader,
     RolloutWriter,
@@ -54,7 +54,7 @@ from goal_state.codex.rollout import (
     rollout_path,
 )
 from goal_state.storage.schema import metadata
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests.databases import Rows, fingerprints, rows
 from tests.processes import CHECKOUT
 
@@ -453,14 +453,22 @@ CALLS: dict[str, Call] = {
         lambda _, **given: TokenUsageInfo(**given),
         {"total": usages, "last": usages, "model_context_window": st.none() | counts},
     ),
-    "TokenUsage.from_mapping": _from(TokenUsage.from_mapping, ["inputTokens", "output_tokens"]),
-    "TokenUsage.from_openai": _from(
-        TokenUsage.from_openai,
-        ["input_tokens", "prompt_tokens", "input_tokens_details", "prompt_tokens_details"],
-        st.dictionaries(st.just("cached_tokens"), anything),
-    ),
-    "TokenUsage.from_anthropic": _from(
-        TokenUsage.from_anthropic, ["input_tokens", "cache_read_input_tokens"]
+    "TokenUsage.from_codex": _from(TokenUsage.from_codex, ["inputTokens", "output_tokens"]),
+    "TokenUsage.of": _from(
+        TokenUsage.of,
+        [
+            "input_tokens",
+            "prompt_tokens",
+            "completion_tokens",
+            "cache_read_input_tokens",
+            "input_tokens_details",
+            "prompt_tokens_details",
+            "iterations",
+            "total_tokens",
+            "something_else",
+        ],
+        st.dictionaries(st.sampled_from(["cached_tokens", "type", "input_tokens"]), anything),
+        st.integers(0, 9),
     ),
     "TokenUsageInfo.from_mapping": _from(
         TokenUsageInfo.from_mapping,
@@ -520,18 +528,17 @@ CALLS: dict[str, Call] = {
         )
         for name in ("upgrade", "downgrade", "stamp")
     },
-    "AnalyticsContext": Call(
-        lambda _, **given: AnalyticsContext(**given),
+    "CodexPayload": Call(
+        lambda _, **given: CodexPayload(**given),
         {
             name: st.none() | st.booleans() if name.endswith("enabled") else names
-            for name in AnalyticsContext.__dataclass_fields__
+            for name in CodexPayload.__dataclass_fields__
         },
     ),
     "send_events": Call(
         _send_events,
         {
             "sink": st.just(lambda _: None),
-            "context": st.just(AnalyticsContext(client_name="c", client_version="1")),
             "name": names,
         },
     ),

@@ -12,7 +12,7 @@ import pytest
 
 from goal_state import GoalStateError, GoalStore, migrate
 from goal_state.storage.schema import VERSION_TABLE
-from goal_state.storage.sqlite.database import create_engine, vacuum
+from goal_state.storage.sqlite.connections import create_engine, vacuum
 from tests import next_schema
 from tests.cli.program import run
 from tests.databases import execute

@@ -191,7 +191,7 @@ def test_a_consumer_sees_what_hosts_and_other_processes_write(
             """
 import sys
 from goal_state import GoalRepository
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 with create_engine(sys.argv[1]).begin() as connection:
     GoalRepository(connection).create("t", "Ship")
 """,

@@ -42,7 +42,7 @@ from goal_state import (
 from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Request
 from goal_state.storage.schema import metadata
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from goal_state.storage.statements import Statement
 from tests.databases import Rows
 

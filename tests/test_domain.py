@@ -8,7 +8,6 @@ import uuid
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from goal_state import (
     TokenUsageInfo,
     errors,
 )
+from goal_state.domain.counting import CountedTokens
 from goal_state.domain.events import check_kind
 from goal_state.domain.goals import (
     charged_status,
@@ -124,131 +124,14 @@ def test_goal_tokens_never_fall_while_a_thread_goes_on(one: TokenUsage, two: Tok
     assert (one + two - one).goal_tokens == two.goal_tokens
 
 
-# -- TokenUsage: constructors ------------------------------------------------------------------------
-
-RESPONSES = {
-    "input_tokens": 120,
-    "input_tokens_details": {"cached_tokens": 100},
-    "output_tokens": 30,
-    "output_tokens_details": {"reasoning_tokens": 20},
-    "total_tokens": 150,
-}
-CHAT = {
-    "prompt_tokens": 120,
-    "prompt_tokens_details": {"cached_tokens": 100, "audio_tokens": 0},
-    "completion_tokens": 30,
-    "completion_tokens_details": {"reasoning_tokens": 20, "accepted_prediction_tokens": 0},
-    "total_tokens": 150,
-}
-ANTHROPIC = {
-    "input_tokens": 15,
-    "cache_read_input_tokens": 100,
-    "cache_creation_input_tokens": 5,
-    "output_tokens": 30,
-    "service_tier": "standard",
-}
-
-
-def as_object(mapping: dict[str, Any]) -> Any:
-    return SimpleNamespace(
-        **{k: as_object(v) if isinstance(v, dict) else v for k, v in mapping.items()}
-    )
-
-
-@pytest.mark.parametrize("form", [dict, as_object])
-@pytest.mark.parametrize("usage", [RESPONSES, CHAT], ids=["Responses", "Chat"])
-def test_from_openai(usage: dict[str, Any], form: Any) -> None:
-    assert TokenUsage.from_openai(form(usage)) == TokenUsage(120, 100, 0, 30, 20, 150)
-
-
-@pytest.mark.parametrize(
-    ("usage", "expected"),
-    [
-        ({"input_tokens": 5, "output_tokens": 2}, TokenUsage(5, 0, 0, 2, 0, 7)),
-        ({"prompt_tokens": 5}, TokenUsage(5)),
-        ({"prompt_tokens": 0, "completion_tokens": None}, TokenUsage()),
-        (
-            {"input_tokens": 5, "input_tokens_details": None, "output_tokens_details": {}},
-            TokenUsage(5),
-        ),
-        (
-            {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": None}},
-            TokenUsage(9),
-        ),
-        (
-            {"input_tokens": 9, "input_tokens_details": {"cache_write_tokens": 4}},
-            TokenUsage(9, 0, 4),
-        ),
-    ],
-)
-def test_from_openai_with_parts_missing(usage: dict[str, Any], expected: TokenUsage) -> None:
-    assert TokenUsage.from_openai(usage) == expected
-    assert TokenUsage.from_openai(as_object(usage)) == expected
-
-
-@pytest.mark.parametrize("form", [dict, as_object])
-def test_from_anthropic(form: Any) -> None:
-    usage = TokenUsage.from_anthropic(form(ANTHROPIC))
-    assert usage == TokenUsage(120, 100, 5, 30, 0, 150)
-    assert usage.goal_tokens == 15 + 5 + 30
-
-
-def test_from_anthropic_without_a_cache() -> None:
-    usage = {"input_tokens": 5, "cache_read_input_tokens": None, "output_tokens": 2}
-    assert TokenUsage.from_anthropic(usage) == TokenUsage(5, 0, 0, 2)
-
-
-@pytest.mark.parametrize("usage", [{}, None, 5, {"tokens": 5}, {"input_tokens": None}])
-@pytest.mark.parametrize("constructor", [TokenUsage.from_openai, TokenUsage.from_anthropic])
-def test_what_is_no_usage_is_refused(constructor: Any, usage: Any) -> None:
-    with pytest.raises(InvalidValueError, match=r"^usage: must have input_tokens"):
-        constructor(usage)
-
-
-def test_what_is_no_usage_of_openai_is_told_of_both_apis() -> None:
-    with pytest.raises(
-        InvalidValueError, match=r"input_tokens \(Responses API\) or prompt_tokens \(Chat API\)$"
-    ):
-        TokenUsage.from_openai({})
-
-
-def test_a_usage_of_the_chat_api_is_none_of_anthropics() -> None:
-    with pytest.raises(InvalidValueError, match=r"must have input_tokens \(Messages API\)"):
-        TokenUsage.from_anthropic(CHAT)
-
-
-@pytest.mark.parametrize("value", [-1, 1.5, "5", True, 2**63])
-@pytest.mark.parametrize(
-    ("constructor", "usage", "field"),
-    [
-        (TokenUsage.from_openai, {"input_tokens": None}, "input_tokens"),
-        (TokenUsage.from_openai, {"input_tokens": 5, "output_tokens": None}, "output_tokens"),
-        (
-            TokenUsage.from_openai,
-            {"prompt_tokens": 5, "completion_tokens": None},
-            "completion_tokens",
-        ),
-        (
-            TokenUsage.from_anthropic,
-            {"input_tokens": 1, "cache_read_input_tokens": None},
-            "cache_read_input_tokens",
-        ),
-        (TokenUsage.from_mapping, {"cachedInputTokens": None}, "cached_input_tokens"),
-    ],
-)
-def test_a_malformed_count_is_refused_by_name(
-    constructor: Any, usage: dict[str, Any], field: str, value: Any
-) -> None:
-    given = {key: value if count is None else count for key, count in usage.items()}
-    with pytest.raises(InvalidValueError) as caught:
-        constructor(given)
-    assert caught.value.field == field
+# -- TokenUsage: as Codex writes it ------------------------------------------------------------------
 
 
 @given(usages)
 def test_to_mapping_and_back(usage: TokenUsage) -> None:
-    assert TokenUsage.from_mapping(usage.to_mapping()) == usage
-    assert TokenUsage.from_mapping({name: getattr(usage, name) for name in COUNTS}) == usage
+    for build in (TokenUsage.from_codex, TokenUsage.of):
+        assert build(usage.to_mapping()) == usage
+        assert build({name: getattr(usage, name) for name in COUNTS}) == usage
 
 
 def test_to_mapping_has_the_names_that_clients_know() -> None:
@@ -262,18 +145,25 @@ def test_to_mapping_has_the_names_that_clients_know() -> None:
     }
 
 
-def test_from_mapping_takes_what_it_knows() -> None:
+def test_from_codex_takes_what_it_knows() -> None:
     usage = {"inputTokens": 5, "output_tokens": 2, "somethingNew": "x"}
-    assert TokenUsage.from_mapping(usage) == TokenUsage(5, 0, 0, 2)
+    assert TokenUsage.from_codex(usage) == TokenUsage(5, 0, 0, 2)
 
 
 @pytest.mark.parametrize("usage", [{}, {"tokens": 5}, None, [("input_tokens", 5)], 5])
 def test_a_mapping_that_is_no_usage_is_refused(usage: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"^usage: must"):
-        TokenUsage.from_mapping(usage)
+        TokenUsage.from_codex(usage)
 
 
-@pytest.mark.parametrize("constructor", [TokenUsage.from_mapping, TokenUsageInfo.from_mapping])
+@pytest.mark.parametrize("value", [None, -1, 1.5, "5", True, 2**63])
+def test_from_codex_refuses_a_malformed_count_by_name(value: Any) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        TokenUsage.from_codex({"cachedInputTokens": value})
+    assert caught.value.field == "cached_input_tokens"
+
+
+@pytest.mark.parametrize("constructor", [TokenUsage.from_codex, TokenUsageInfo.from_mapping])
 def test_what_is_no_mapping_is_told_what_it_is(constructor: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"must be a mapping, not int$"):
         constructor(5)
@@ -281,7 +171,7 @@ def test_what_is_no_mapping_is_told_what_it_is(constructor: Any) -> None:
 
 def test_a_mapping_without_a_count_is_told_the_names_there_are() -> None:
     with pytest.raises(InvalidValueError, match=f"must have at least one of {', '.join(COUNTS)}$"):
-        TokenUsage.from_mapping({"tokens": 5})
+        TokenUsage.from_codex({"tokens": 5})
 
 
 # -- TokenUsageInfo ----------------------------------------------------------------------------------
@@ -343,7 +233,7 @@ def test_the_first_total_of_a_thread_is_its_baseline_and_costs_nothing() -> None
     total = TokenUsage(100, output_tokens=50)
     info = TokenUsageInfo(total, TokenUsage())
     for either in (total, info):
-        after, tokens = next_baseline(None, either, "turn-1")
+        after, tokens = next_baseline(None, either, "turn-1", CountedTokens.of("uncached"))
         assert after is not None
         assert (after.info, after.turn_id, tokens) == (info, "turn-1", 0)
 
@@ -762,13 +652,13 @@ def test_every_error_is_in_the_tree_and_on_one_branch() -> None:
             "tokens: must be 0 or more",
             {"field": "tokens", "problem": "must be 0 or more"},
         ),
-        (errors.DatabaseError, ("no luck",), {}, "no luck", {"sqlite_errorcode": None}),
+        (errors.DatabaseError, ("no luck",), {}, "no luck", {"code": None}),
         (
             errors.DatabaseFullError,
             ("the disk is full",),
-            {"sqlite_errorcode": 13},
+            {"code": 13},
             "the disk is full",
-            {"sqlite_errorcode": 13},
+            {"code": 13},
         ),
         (errors.DeliveryError, ("busy",), {}, "busy", {"retry_after_seconds": 0.0}),
         (

@@ -806,7 +806,7 @@ print(made)
     assert tokens(database) == int(said)
 
 
-@pytest.mark.parametrize("gate", ["forks._gate", "store._readers._gate"])
+@pytest.mark.parametrize("gate", ["forks._gate", "store._backend._readers._gate"])
 def test_a_fork_in_a_signal_handler_leaves_the_lock_that_its_thread_was_holding(
     database: Path, gate: str
 ) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from goal_state import ForeignDatabaseError, GoalStore, SchemaError, SchemaIncompleteError, migrate
 from goal_state.migrate import include_name
 from goal_state.storage.schema import VERSION_TABLE, metadata
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests.databases import contents, execute, fingerprints, schema
 from tests.next_schema import NEXT_REVISION
 from tests.processes import CHECKOUT, PATIENCE_SECONDS

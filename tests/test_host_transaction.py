@@ -40,7 +40,7 @@ from goal_state import (
     UnsupportedDatabaseError,
     migrate,
 )
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests.processes import PATIENCE_SECONDS, python
 
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
@@ -528,7 +528,7 @@ def test_a_deferred_transaction_that_has_read_is_told_to_run_again(
         for _ in range(2):  # trying again in it helps nobody
             with pytest.raises(DatabaseBusyError, match="roll it back and run it again") as caught:
                 repository.charge("t", tokens=5)
-            assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT
+            assert caught.value.code == sqlite3.SQLITE_BUSY_SNAPSHOT
         connection.rollback()
         connection.execute(text("SELECT * FROM notes")).fetchall()
         assert repository.charge("t", tokens=5).applied

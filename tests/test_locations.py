@@ -78,7 +78,7 @@ def test_an_error_of_the_database_has_its_result_code(database: Path) -> None:
         file.write(b"\xff" * 3996)
     with pytest.raises(DatabaseCorruptError, match="SQLITE_CORRUPT") as caught:
         GoalStore.open(database)
-    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_CORRUPT
+    assert caught.value.code == sqlite3.SQLITE_CORRUPT
 
 
 def test_a_database_that_was_cut_off(database: Path) -> None:

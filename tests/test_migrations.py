@@ -32,7 +32,7 @@ from goal_state import (
     migrate,
 )
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE, metadata
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests import next_schema
 from tests.databases import contents, execute, fingerprints
 from tests.next_schema import NEXT_REVISION

@@ -50,7 +50,7 @@ def tokens_used(store: GoalStore, thread_id: str = "t") -> int:
 @pytest.fixture(autouse=True)
 def _verified(store: GoalStore) -> Iterator[None]:
     yield
-    assert store._refusal is not None or store.verify() == []
+    assert store._backend._refusal is not None or store.verify() == []
 
 
 # -- clear -------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def _hold_back(store: GoalStore, calls: list[Callable[[], Any]]) -> list[Any]:
         first = threads.submit(store.transact, wait)
         assert entered.wait(PATIENCE_SECONDS)
         futures = [threads.submit(outcome, call) for call in calls]
-        while len(store._writer._waiting) < len(calls):
+        while len(store._backend._writer._waiting) < len(calls):
             threading.Event().wait(0.001)
         go_on.set()
         first.result(PATIENCE_SECONDS)
@@ -352,7 +352,7 @@ def test_an_interrupt_in_a_group_hurts_its_caller_alone(
 
 def test_an_interrupt_right_after_the_commit_repeats_nothing(store: GoalStore) -> None:
     store.create("t", "Ship")
-    executor = store._writer._executor
+    executor = store._backend._writer._executor
     commit = executor.commit
     commits = iter([False, True])  # the transaction that the others wait for, then theirs
 

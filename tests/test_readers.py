@@ -27,7 +27,7 @@ def test_a_read_that_is_struck_between_its_rows_leaves_no_snapshot_open(tmp_path
         store.create("a", "Ship")
         store.create("b", "Ship")
         with pytest.raises(KeyboardInterrupt):
-            store._readers.read(struck)
+            store._backend._readers.read(struck)
         store.charge("a", tokens=1)
         with closing(sqlite3.connect(path, timeout=0)) as raw:
             busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
@@ -42,7 +42,7 @@ def test_a_fork_while_its_own_thread_connects_is_not_let_go_for_and_harms_nothin
 ) -> None:
     # A fork's hook runs on the thread that forks, from a signal handler in the midst of anything.
     with GoalStore.open(tmp_path / "goals.db") as store:
-        readers = store._readers
+        readers = store._backend._readers
         assert isinstance(readers, PooledReaders)
         with readers._gate:
             assert not readers.let_go(time.monotonic() + 1)

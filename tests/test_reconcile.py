@@ -361,4 +361,4 @@ def test_a_total_is_lower_by_what_goes_in_and_out_together(store: GoalStore) -> 
 
 def test_the_providers_own_total_is_kept() -> None:
     responses = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 9}
-    assert TokenUsage.from_openai(responses).total_tokens == 9
+    assert TokenUsage.of(responses).total_tokens == 9

@@ -415,6 +415,6 @@ def test_restoring_after_a_read_that_was_struck_half_way_works(tmp_path: Path) -
         store.create("b", "Ship")
         store.backup(tmp_path / "backup.db")
         store.clear("a")
-        store._repository.executor._cursor.execute("SELECT * FROM goal_state_events").fetchone()
+        store._backend._executor._cursor.execute("SELECT * FROM goal_state_events").fetchone()
         store.restore(tmp_path / "backup.db")
         assert store.get("a") is not None

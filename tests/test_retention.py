@@ -11,7 +11,7 @@ from sqlalchemy import delete
 
 from goal_state import EventKind, GoalStore, InvalidValueError, migrate
 from goal_state.storage.schema import HEAD_REVISION, goals
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from goal_state.storage.statements import Statement
 
 FUTURE = datetime.now(UTC) + timedelta(days=1)
@@ -64,7 +64,7 @@ def test_verify_still_finds_what_is_wrong(store: GoalStore) -> None:
     store.prune_events(before=FUTURE)
 
     def tamper(repository: object) -> None:
-        driver = store._engine.raw_connection()  # type: ignore[attr-defined]
+        driver = store._backend._executor.driver  # type: ignore[attr-defined]
         driver.cursor().execute(
             "UPDATE goal_state_goals SET tokens_used = 1 WHERE thread_id = 'thread-0'"
         )

@@ -16,14 +16,12 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from goal_state import DatabaseBusyError, GoalStore, InvalidValueError, RequestError
-from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics import JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
 from goal_state.codex.rollout import RolloutWriter, find_rollout
 from tests.cli.program import SMALL, run
 from tests.databases import contents, fingerprints
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, all_at_once
-
-CONTEXT = AnalyticsContext(client_name="c", client_version="1")
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777], ids=oct)
@@ -117,7 +115,7 @@ def test_copies_rollouts_analytics_and_dead_letters(tmp_path: Path) -> None:
         store.charge("t", tokens=1)
         lines = JsonLinesSink(tmp_path / "events.jsonl", max_file_bytes=1)
         for name, sink in (("lines", lines), ("http", http)):
-            with send_events(store, sink, context=CONTEXT, name=name) as consumer:
+            with send_events(store, sink, name=name) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
                 store.charge("t", tokens=1)
                 assert consumer.drain(PATIENCE_SECONDS)

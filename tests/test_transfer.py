@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ from goal_state import (
 from goal_state.cli.main import program
 from goal_state.errors import NotAnExportError, StoreNotEmptyError
 from goal_state.storage.schema import HEAD_REVISION, metadata
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from goal_state.storage.transfer import MAX_LINE_CHARACTERS
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
 from tests.upgrade.make_fixtures import fixture
@@ -102,14 +103,20 @@ def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
         assert other.last_position() == store.last_position() > last
 
 
+def _header(**changes: Any) -> str:
+    header = {"format": 2, "revision": "0001", "last_position": 1, "counted_tokens": "uncached"}
+    return json.dumps({**header, **changes})
+
+
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
         ([], "line 1: is the last one and no trailer"),
         (["[]"], "is no JSON object"),
         (['{"format": 2}'], "is no header"),
-        (['{"format": 1, "revision": "0001", "last_position": 1}'], "is of format 1, this version"),
-        (['{"format": 2, "revision": "0000", "last_position": 1}'], "is of revision '0000'"),
+        ([_header(format=1)], "is of format 1, this version"),
+        ([_header(revision="0000")], "is of revision '0000'"),
+        ([_header(counted_tokens=5)], "is no header"),
         (["HEADER", '{"table": "users", "row": {}}'], "line 2: is no row"),
         (
             ["HEADER", '{"table": "goal_state_goals", "row": {"goal_id": "x"}}'],

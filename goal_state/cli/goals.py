@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from goal_state.cli.opening import locate, locate_existing, open_existing
+from goal_state.cli.opening import locate, locate_existing, open_existing, open_store
 from goal_state.cli.options import (
     database_option,
     expected_goal_option,
@@ -158,7 +158,7 @@ def set_goal(
     )
     makes = objective is not None and expected_goal_id is None
     location = locate(database) if makes else locate_existing(database)
-    with GoalStore.open(location.path) as store:
+    with open_store(location.path) as store:
         _show(store.apply(request), as_json=as_json)
 
 
@@ -175,7 +175,7 @@ def clear(
 
     Where THREAD has none, or another than expected, this is said (with --json: null) and no error.
     """
-    with GoalStore.open(locate_existing(database).path) as store:
+    with open_store(locate_existing(database).path) as store:
         goal = store.clear(thread, expected_goal_id=expected_goal_id, turn_id=turn)
     if goal is not None:
         _show(goal, as_json=as_json)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from goal_state.cli.opening import locate, open_existing
+from goal_state.cli.opening import locate, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, printable, write_json
 from goal_state.codex.importer import CodexHome, ImportReport, import_codex
@@ -59,7 +59,7 @@ def import_command(home: Path, dry_run: bool, database: str, as_json: bool) -> N
 def _store(database: str, *, dry_run: bool) -> GoalStore:
     """The store to import into. Where it would have to be made, a dry run makes one in memory."""
     if not dry_run:
-        return GoalStore.open(database)
+        return open_store(database)
     location = locate(database)
     if location.revision is None:
         return GoalStore.open(":memory:")

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from goal_state.cli.opening import locate
+from goal_state.cli.opening import locate, open_store
 from goal_state.cli.options import json_option
 from goal_state.cli.output import (
     event_json,
@@ -23,11 +23,12 @@ from goal_state.cli.output import (
     usage_json,
     write_json,
 )
-from goal_state.codex.rollout import NotARolloutError, RolloutReader
+from goal_state.codex.rollout import RolloutReader
 from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import Goal
 from goal_state.domain.usage import TokenUsage
 from goal_state.domain.values import check_token_budget
+from goal_state.errors import NotARolloutError
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 
@@ -71,7 +72,7 @@ def meter(
     reader = RolloutReader(rollout)
     with _progress(as_json=as_json) as progress:
         contents = _survey(reader, progress)
-        with GoalStore.open(":memory:" if database is None else database) as store:
+        with open_store(":memory:" if database is None else database) as store:
             goal = _make_goal(store, contents, rollout.name, budget)
             charges = 0
             for usage in progress.track(

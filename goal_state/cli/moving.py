@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -14,13 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from goal_state import migrate
 from goal_state.cli.confirming import confirm
-from goal_state.cli.opening import locate, open_existing
+from goal_state.cli.opening import locate, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, write_json
 from goal_state.errors import DatabaseLocationError
-from goal_state.storage.sqlite.restoring import check_backup
-from goal_state.storage.transfer import MAX_LINE_CHARACTERS
-from goal_state.store import GoalStore
+from goal_state.storage import transfer
+from goal_state.storage.sqlite import restoring
 
 __all__ = ["backup", "export", "import_export", "restore"]
 
@@ -50,11 +50,15 @@ def restore(source: Path, yes: bool, database: str, as_json: bool) -> None:
 
     Everything becomes as it was when the backup was made. Never move or copy a backup over a database.
     """
-    migrate.refuse_newer(check_backup(source))  # before a new database is made for it
+    migrate.refuse_newer(restoring.check_backup(source))  # before a new database is made for it
     location = locate(database)
     if location.path.exists() and not yes:
         confirm(f"What was written to {location.path} since the backup will be lost. Go on?")
-    with GoalStore.open(location.path) as store, _copying(quiet=as_json) as progress:
+    counted_tokens = restoring.counted_tokens_of(source)
+    with (
+        open_store(location.path, counted_tokens=counted_tokens) as store,
+        _copying(quiet=as_json) as progress,
+    ):
         store.restore(source, progress=progress)
         goals = store.count()
     if as_json:
@@ -100,11 +104,15 @@ def import_export(source: Path, database: str, as_json: bool) -> None:
     """Put what `export` wrote to FILE (- for stdin) into a database that is new, or empty."""
     location = locate(database)
     with _opened(source) as file:
+        lines = _lines(file)
+        header = next(lines, "")
+        counted_tokens = transfer.counted_tokens_of(header)
+        lines = chain([header] if header else [], lines)
         if location.path.exists():
-            with GoalStore.open(location.path) as store:
-                rows = store.import_lines(_lines(file))
+            with open_store(location.path, counted_tokens=counted_tokens) as store:
+                rows = store.import_lines(lines)
         else:
-            rows = _import_into_new(location.path.resolve(), _lines(file))
+            rows = _import_into_new(location.path.resolve(), lines, counted_tokens)
     if as_json:
         write_json({"imported_rows": rows})
     else:
@@ -121,18 +129,18 @@ def _opened(source: Path) -> TextIO:
 
 def _lines(file: TextIO) -> Iterator[str]:
     """The lines of a file, none read further than it takes to see that it is too long."""
-    while line := file.readline(MAX_LINE_CHARACTERS + 2):
+    while line := file.readline(transfer.MAX_LINE_CHARACTERS + 2):
         yield line
 
 
-def _import_into_new(path: Path, lines: Iterator[str]) -> int:
+def _import_into_new(path: Path, lines: Iterator[str], counted_tokens: str) -> int:
     """Makes the database in a folder of its own beside its place: nobody meets half of it, and what is left
     of an import that failed, its log included, goes with the folder.
     """
     _check_nothing_left(path)
     with tempfile.TemporaryDirectory(prefix=".goal-state-import-", dir=path.parent) as folder:
         made = Path(folder, path.name)
-        with GoalStore.open(made) as store:
+        with open_store(made, counted_tokens=counted_tokens) as store:
             rows = store.import_lines(lines)
         _check_nothing_left(path)
         try:

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import click
 from sqlalchemy import Engine
 
-from goal_state.errors import DatabaseLocationError
-from goal_state.storage.sqlite.database import create_engine, database_path, inspect_file
+from goal_state.domain.counting import CountedTokens
+from goal_state.errors import DatabaseLocationError, SettingsConflictError
+from goal_state.storage.sqlite.connections import create_engine
+from goal_state.storage.sqlite.location import database_path, inspect_file
 from goal_state.store import GoalStore
 
-__all__ = ["Location", "locate", "locate_existing", "open_existing"]
+__all__ = ["Location", "locate", "locate_existing", "open_existing", "open_store"]
 
 
 class Location(NamedTuple):
@@ -61,4 +63,16 @@ def locate_existing(database: str) -> Location:
 
 def open_existing(database: str) -> GoalStore:
     """A store on a database that is there and current: reading makes nothing and migrates nothing."""
-    return GoalStore.open(locate_existing(database).path, migrate=False)
+    return open_store(locate_existing(database).path, migrate=False)
+
+
+def open_store(
+    database: str | Path, *, migrate: bool = True, counted_tokens: str = "uncached"
+) -> GoalStore:
+    """A store that counts tokens as the database says, or, in a new one, as was named."""
+    wanted = CountedTokens.as_stored(counted_tokens)
+    try:
+        return GoalStore.open(database, migrate=migrate, counted_tokens=wanted)
+    except SettingsConflictError as conflict:
+        stored = CountedTokens.as_stored(conflict.stored)
+        return GoalStore.open(database, migrate=migrate, counted_tokens=stored)

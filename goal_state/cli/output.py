@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from goal_state.analytics import goal_event
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.domain.usage import ThreadUsage
@@ -102,8 +103,8 @@ def goal_json(goal: Goal) -> dict[str, Any]:
 
 
 def event_json(event: GoalEvent) -> dict[str, Any]:
-    """An event with every field."""
-    return asdict(event) | {"occurred_at": iso(event.occurred_at)}
+    """An event as it is sent, and the idempotency key, which is not."""
+    return goal_event(event) | {"idempotency_key": event.idempotency_key}
 
 
 def usage_json(usage: ThreadUsage | None) -> dict[str, Any] | None:

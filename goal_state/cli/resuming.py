@@ -13,7 +13,8 @@ from goal_state.cli.opening import locate, open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import write_json
 from goal_state.codex import Message, ThreadHub
-from goal_state.codex.rollout import NotARolloutError, RolloutReader
+from goal_state.codex.rollout import RolloutReader
+from goal_state.errors import NotARolloutError
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 

@@ -10,12 +10,12 @@ import click
 
 from goal_state import migrate
 from goal_state.cli.confirming import confirm
-from goal_state.cli.opening import Location, locate, locate_existing, open_existing
+from goal_state.cli.opening import Location, locate, locate_existing, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import printable, write_json
 from goal_state.storage.schema import HEAD_REVISION
-from goal_state.storage.sqlite.database import create_file, vacuum
-from goal_state.store import GoalStore
+from goal_state.storage.sqlite.connections import vacuum
+from goal_state.storage.sqlite.location import create_file
 
 __all__ = ["db"]
 
@@ -188,7 +188,7 @@ def _loss(location: Location, revision: str) -> str:
         return f"What revision {revision} cannot hold is lost from {_shown(location)}."
     if location.revision != HEAD_REVISION:
         return f"Every goal, event, baseline and consumer's position in {_shown(location)} is lost."
-    with GoalStore.open(location.path, migrate=False) as store:
+    with open_store(location.path, migrate=False) as store:
         goals, events = store.count(), store.last_position()
     return (
         f"Every goal ({goals:,} of them), event ({events:,}), baseline and consumer's position in"

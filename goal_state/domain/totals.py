@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Final, cast
 
+from goal_state.domain.counting import CountingFunction
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 
 __all__ = [
@@ -62,7 +63,10 @@ def is_late(
 
 
 def next_baseline(
-    before: UsageBaseline | None, total: TokenUsage | TokenUsageInfo, turn_id: str | None
+    before: UsageBaseline | None,
+    total: TokenUsage | TokenUsageInfo,
+    turn_id: str | None,
+    counted_tokens: CountingFunction,
 ) -> tuple[ThreadUsage | None, int]:
     """The baseline that a new cumulative total makes (None: the one that there is), and what a goal pays
     for the way to it: nothing for the first total of a thread, nor for one that is lower.
@@ -72,7 +76,7 @@ def next_baseline(
         return ThreadUsage(info, turn_id), 0
     seen = cumulative(total)
     difference = seen - before.total
-    tokens = 0 if seen.is_below(before.total) else difference.goal_tokens
+    tokens = 0 if seen.is_below(before.total) else counted_tokens(difference)
     owner = before.turn_id if turn_id is None else turn_id
     if isinstance(total, TokenUsageInfo):
         return ThreadUsage(total, owner), tokens

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Any, Final, NamedTuple, Self
 
+from goal_state.domain.usage_reading import read_codex_usage, read_usage
 from goal_state.domain.values import check_amount
 from goal_state.errors import InvalidValueError
 
@@ -52,7 +53,9 @@ class TokenUsage:
 
     @property
     def goal_tokens(self) -> int:
-        """What a goal pays for: input that was not cached, and output."""
+        """What a goal pays for by default (`counted_tokens="uncached"`): input that was not cached, and
+        output.
+        """
         return max(self.input_tokens - self.cached_input_tokens, 0) + max(self.output_tokens, 0)
 
     def is_below(self, other: TokenUsage) -> bool:
@@ -107,67 +110,34 @@ class TokenUsage:
         )
 
     @classmethod
-    def from_openai(cls, usage: object) -> Self:
-        """From the `usage` of an OpenAI response, object or mapping, of the Responses or the Chat API.
+    def of(cls, usage: object) -> TokenUsage:
+        """From what a provider or an agent SDK reports, told apart by its own fields.
+
+        Known are, as objects and as mappings, the usage of OpenAI (Responses, Chat, Realtime), openai-agents
+        (a run's total), Anthropic and the Claude SDK, pydantic-ai, LangChain, litellm, DeepSeek, Gemini with
+        ADK, and Codex; a `TokenUsage` comes back as it is. A count that is None or missing is 0.
+
+        A field that none of them has is left as long as it cannot change what is charged: text, flags,
+        prices, None, 0, and numbers of things that are not tokens. Refused are a number whose name speaks
+        of tokens or a cache, any number at all where input or output is missing or 0, inside details one
+        that speaks of a cache or is nearly one of those we read, and the fields of two sources in one usage.
 
         Raises:
-            InvalidValueError: it has neither `input_tokens` nor `prompt_tokens`, or a count is malformed.
+            InvalidValueError: it is None, a response instead of its usage, of no known source or of several,
+                has a field that would be overlooked (it is named, and so are the sources that are known), or
+                a count is no int, negative or 2^63 and more.
         """
-        if _part(usage, "input_tokens") is not None:
-            side_in, side_out = "input_tokens", "output_tokens"
-        elif _part(usage, "prompt_tokens") is not None:
-            side_in, side_out = "prompt_tokens", "completion_tokens"
-        else:
-            raise InvalidValueError(
-                "usage", "must have input_tokens (Responses API) or prompt_tokens (Chat API)"
-            )
-        read = _part(usage, f"{side_in}_details")
-        written = _part(usage, f"{side_out}_details")
-        return cls(
-            input_tokens=_count(usage, side_in),
-            cached_input_tokens=_count(read, "cached_tokens"),
-            cache_write_input_tokens=_count(read, "cache_write_tokens"),
-            output_tokens=_count(usage, side_out),
-            reasoning_output_tokens=_count(written, "reasoning_tokens"),
-            total_tokens=_count(usage, "total_tokens", _DERIVED),
-        )
+        return usage if isinstance(usage, TokenUsage) else TokenUsage.of_valid(*read_usage(usage))
 
     @classmethod
-    def from_anthropic(cls, usage: object) -> Self:
-        """From the `usage` of an Anthropic message, object or mapping.
-
-        Anthropic counts input apart from what was read from and written to its cache; here all three are
-        input, of which the part that was read is cached.
-
-        Raises:
-            InvalidValueError: it has no `input_tokens`, or a count is malformed.
-        """
-        if _part(usage, "input_tokens") is None:
-            raise InvalidValueError("usage", "must have input_tokens (Messages API)")
-        read = _count(usage, "cache_read_input_tokens")
-        written = _count(usage, "cache_creation_input_tokens")
-        return cls(
-            input_tokens=_count(usage, "input_tokens") + read + written,
-            cached_input_tokens=read,
-            cache_write_input_tokens=written,
-            output_tokens=_count(usage, "output_tokens"),
-        )
-
-    @classmethod
-    def from_mapping(cls, usage: Mapping[str, Any]) -> Self:
-        """From a mapping with the names of this class, in snake_case or camelCase; unknown names are left.
+    def from_codex(cls, usage: object) -> TokenUsage:
+        """From what Codex wrote, in snake_case or camelCase, maybe a newer one: as Codex itself does, it
+        leaves every name that it does not know. `of` is for usage that is new.
 
         Raises:
             InvalidValueError: it is no mapping, has none of the names, or a count is malformed.
         """
-        if not isinstance(usage, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidValueError("usage", f"must be a mapping, not {type(usage).__name__}")
-        known = {
-            name: usage[key] for name in _COUNTS for key in (_camel(name), name) if key in usage
-        }
-        if not known:
-            raise InvalidValueError("usage", f"must have at least one of {', '.join(_COUNTS)}")
-        return cls(**known)
+        return TokenUsage.of_valid(*read_codex_usage(usage))
 
     def to_mapping(self) -> dict[str, int]:
         """The counts by their names in camelCase, as they are sent to clients."""
@@ -221,8 +191,8 @@ class TokenUsageInfo:
             raise InvalidValueError("info", "must have total_token_usage or total")
         window = info.get("model_context_window", info.get("modelContextWindow"))
         return cls(
-            TokenUsage.from_mapping(total),
-            TokenUsage() if last is None else TokenUsage.from_mapping(last),
+            TokenUsage.from_codex(total),
+            TokenUsage() if last is None else TokenUsage.from_codex(last),
             window,
         )
 
@@ -255,20 +225,3 @@ class UsageBaseline(NamedTuple):
 
 
 _COUNTS: Final = tuple(field.name for field in fields(TokenUsage))
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-def _part(holder: object, name: str) -> object:
-    """A member of an object or a mapping; None if it has none."""
-    if isinstance(holder, Mapping):
-        return cast("Mapping[str, object]", holder).get(name)
-    return getattr(holder, name, None)
-
-
-def _count(holder: object, name: str, default: int = 0) -> int:
-    value = _part(holder, name)
-    return default if value is None else check_amount(name, value)

@@ -9,9 +9,9 @@ from sqlalchemy import exists, null, select, update
 
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
+from goal_state.storage.executor import Executor
 from goal_state.storage.rows import arranged
 from goal_state.storage.schema import COUNTS, LAST_COUNTS, baselines
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Parameter, Statement, Upsert, limited
 
 __all__ = ["StoredBaseline", "UsageLog"]

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import null, select, update
 
+from goal_state.storage.executor import Executor
 from goal_state.storage.schema import cursors
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Statement, insert_into
 
 __all__ = ["MAX_LEASE_MS", "ConsumerCursor", "ConsumerCursors"]

@@ -9,9 +9,9 @@ from sqlalchemy import delete, func, literal_column, null, select
 
 from goal_state.domain.events import FIGURES
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.executor import Executor
 from goal_state.storage.rows import columns_of, insert_of, reader, update_of
 from goal_state.storage.schema import goals
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Statement, limited
 
 __all__ = ["GoalTable"]
@@ -85,6 +85,8 @@ class GoalTable:
     def lock(self, thread_id: str) -> Goal | None:
         """The thread's goal, or None; nobody else changes it until this transaction ends."""
         row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
+        if row is None and self._executor.lock_absent_goal(thread_id):
+            row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
         return None if row is None else _goal(row)
 
     def page(self, after: str, status: GoalStatus | None, limit: int) -> list[Goal]:

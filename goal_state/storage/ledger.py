@@ -9,10 +9,10 @@ from sqlalchemy import func, literal_column, select
 
 from goal_state.domain.events import EventKind, GoalEvent, finished_event, new_event_draft
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.rows import columns_of, insert_of, reader
 from goal_state.storage.schema import events
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Statement, limited
 
 __all__ = ["EventDraft", "EventLog", "charge_events"]
@@ -150,17 +150,10 @@ class EventLog:
     def add(self, drafts: list[EventDraft]) -> None:
         """Appends events, in order."""
         self.newest_id = drafts[-1].event_id
-        if len(drafts) == 1:
-            row = _APPEND.values(drafts[0])
-            position = self._executor.run(_APPEND.statement, row).lastrowid or 0
-        else:
-            self._executor.run_many(_APPEND.statement, [*map(_APPEND.values, drafts)])
-            if self.on_event is None:
-                return
-            position = self.last_position()
+        last = self._executor.insert(_APPEND.statement, [*map(_APPEND.values, drafts)])
         if self.on_event is not None:
             # Within a transaction positions follow one another.
-            for number, draft in enumerate(drafts, position - len(drafts) + 1):
+            for number, draft in enumerate(drafts, last - len(drafts) + 1):
                 self.on_event(finished_event(draft, number))
 
     def page(self, after: int, limit: int) -> list[GoalEvent]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
-from goal_state.domain.charging import charge_goal
+from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import (
     KEEP,
@@ -37,31 +36,24 @@ from goal_state.domain.requests import (
     SetBaseline,
     ThreadRequest,
 )
-from goal_state.domain.totals import (
-    beginning,
-    cumulative,
-    is_late,
-    names_turn,
-    next_baseline,
-    with_turn,
-)
 from goal_state.domain.usage import ThreadUsage, UsageBaseline
 from goal_state.domain.values import check_amount, check_name, check_optional_name
 from goal_state.errors import (
     BudgetExhaustedError,
     GoalExistsError,
     GoalNotFoundError,
-    IdempotencyConflictError,
     InvalidValueError,
     StaleGoalError,
 )
-from goal_state.storage.baselines import StoredBaseline, UsageLog
-from goal_state.storage.falling_totals import FallingTotals
+from goal_state.storage.baselines import UsageLog
+from goal_state.storage.charges import Charges
+from goal_state.storage.executor import Executor
 from goal_state.storage.goals import GoalTable
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.ledger import EventDraft, EventLog, charge_events
-from goal_state.storage.sqlite.executor import Executor
+from goal_state.storage.ledger import EventLog, charge_events
+from goal_state.storage.settings import Settings
 from goal_state.storage.sqlite.host_transaction import host_executor
+from goal_state.storage.totals import Totals
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -71,9 +63,6 @@ __all__ = ["GoalRepository", "wall_clock_ms"]
 _logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-_falling_totals: Final[WeakKeyDictionary[Engine, FallingTotals]] = WeakKeyDictionary()
-"""Of each database, also where a host makes a repository for each of its transactions."""
 
 
 def wall_clock_ms() -> int:
@@ -96,27 +85,48 @@ class GoalRepository(GoalOperations):
 
     def __init__(
         self,
-        connection: Connection | Session | Executor,
+        connection: Connection | Session,
         *,
+        counted_tokens: Counting = "uncached",
         on_event: Callable[[GoalEvent], None] | None = None,
     ) -> None:
         """
         Args:
-            connection: a SQLAlchemy connection to a database with our tables, or a session; a store
-                hands in what it runs its own transactions with.
+            connection: a SQLAlchemy connection to a database with our tables, or a session.
+            counted_tokens: which tokens of a usage count, as for `GoalStore.open`. The first change makes
+                sure that the database counts alike, or raises `SettingsConflictError`.
             on_event: called with each event as it is written; it counts once the host has committed.
 
         Raises:
             TransactionError: the connection is closed or in autocommit mode.
             UnsupportedDatabaseError: it is no connection of Python's own `sqlite3`, or an async one.
-            InvalidValueError: it is neither a connection nor a session.
+            InvalidValueError: it is neither a connection nor a session, or `counted_tokens` is malformed.
         """
-        self.executor: Final = (
-            connection if isinstance(connection, Executor) else host_executor(connection)
+        self._set_up(host_executor(connection), CountedTokens.of(counted_tokens), on_event)
+
+    @classmethod
+    def with_executor(cls, executor: Executor, counted_tokens: CountedTokens) -> Self:
+        """A repository in the transactions of a store's own connection."""
+        repository = cls.__new__(cls)
+        repository._set_up(executor, counted_tokens, None)
+        return repository
+
+    def _set_up(
+        self,
+        executor: Executor,
+        counted_tokens: CountedTokens,
+        on_event: Callable[[GoalEvent], None] | None,
+    ) -> None:
+        self.executor: Executor = executor
+        self.counted_tokens: CountedTokens = counted_tokens
+        self.log: EventLog = EventLog(executor, on_event)
+        self.usage_log: UsageLog = UsageLog(executor)
+        self.settings: Settings = Settings(executor, counted_tokens)
+        self._goals = GoalTable(executor)
+        self._charges = Charges(self._goals, self.log)
+        self._totals = Totals(
+            self._goals, self.log, self.usage_log, self._charges, counted_tokens, executor.origin
         )
-        self._goals: Final = GoalTable(self.executor)
-        self.log: Final = EventLog(self.executor, on_event)
-        self.usage_log: Final = UsageLog(self.executor)
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             CreateGoal: self._create,
             ChangeGoal: self._change,
@@ -172,6 +182,7 @@ class GoalRepository(GoalOperations):
         if handler is None:
             raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
         self.executor.join_transaction()
+        self.settings.agree()
         return handler(request)
 
     def _create(self, request: CreateGoal) -> Goal:
@@ -301,168 +312,19 @@ class GoalRepository(GoalOperations):
     # -- charging ----------------------------------------------------------------------------------
 
     def _charge(self, request: Charge) -> Accounting:
-        goal = self._goals.lock(request.thread_id)
-        key = request.idempotency_key
-        if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
-            return _repeated(request, first, goal)
-        return self._write_charge(request, goal, request.tokens, request.time_ms, key)
+        return self._charges.charge(request, wall_clock_ms())
 
     def _charge_many(self, request: ChargeMany) -> list[Accounting]:
-        """As `_charge` for each, but each goal is read and written once and the log in one go."""
-        before: dict[str, Goal | None] = {}
-        after: dict[str, Goal | None] = {}
-        firsts: dict[tuple[str, str], GoalEvent] = {}
-        drafts: list[EventDraft] = []
-        results: list[Accounting] = []
-        now_ms = wall_clock_ms()
-        for charge in request.charges:
-            thread_id, key = charge.thread_id, charge.idempotency_key
-            if thread_id not in after:
-                before[thread_id] = after[thread_id] = self._goals.lock(thread_id)
-            goal = after[thread_id]
-            if key is not None:
-                first = firsts.get((thread_id, key)) or self.log.charge_by_key(thread_id, key)
-                if first is not None:
-                    results.append(_repeated(charge, first, goal))
-                    continue
-            accounting = charge_goal(charge, goal, charge.tokens, charge.time_ms, key, now_ms)
-            results.append(accounting)
-            charged = accounting.goal
-            if goal is None or charged is None or not accounting.applied:
-                if charge.tokens or charge.time_ms:
-                    _log_unpaid(charge, accounting)
-                continue
-            after[thread_id] = charged
-            new = _events(charge, goal, charged, charge.tokens, charge.time_ms, key)
-            drafts += new
-            if key is not None:
-                firsts[thread_id, key] = new[0]
-        if drafts:
-            pairs = ((before[thread_id], goal) for thread_id, goal in after.items())
-            self._goals.charge_many(
-                (old, new)
-                for old, new in pairs
-                if old is not None and new is not None and new is not old
-            )
-            self.log.add(drafts)
-        return results
+        return self._charges.charge_many(request, wall_clock_ms())
 
     def _record_total(self, request: RecordTotal) -> Accounting:
-        stored = self.usage_log.baseline(request.thread_id, request.count_id)
-        goal = self._goals.lock(request.thread_id)
-        before = None if stored is None else stored.baseline
-        if before is None and request.count_id is not None:
-            before = beginning() if self.usage_log.knows(request.thread_id) else None
-        late = self._comes_late(request, stored)
-        after, tokens = (None, 0) if late else next_baseline(before, request.total, request.turn_id)
-        least_ms = request.least_time_alone_ms
-        if least_ms is not None:
-            counts = tokens > 0 or request.time_ms >= least_ms
-        else:  # a first total, a repeated or a late one: neither its tokens nor its time are new
-            counts = not late and before is not None and cumulative(request.total) != before.total
-        time_ms = request.time_ms if counts else 0
-        accounting = self._write_charge(request, goal, tokens, time_ms, None)
-        if not late:
-            # The tokens were used, whoever pays: the baseline moves also when no goal took the charge,
-            # so that the next goal does not pay for them.
-            paid = accounting.applied and tokens > 0
-            self._write_baseline(request, stored, after, goal, paid=paid)
-        return accounting
+        return self._totals.record(request, wall_clock_ms())
 
     def _set_baseline(self, request: SetBaseline) -> None:
-        stored = self.usage_log.baseline(request.thread_id, request.count_id)
-        if not request.is_stated and self._comes_late(request, stored):
-            return
-        before = None if stored is None else stored.baseline
-        after, _ = next_baseline(before, request.total, request.turn_id)
-        goal = self._goals.lock(request.thread_id)
-        self._write_baseline(request, stored, after, goal, paid=False)
-
-    def _comes_late(
-        self, request: RecordTotal | SetBaseline, stored: StoredBaseline | None
-    ) -> bool:
-        """Whether a total was overtaken. Says in the log if this thread's totals seem to be none."""
-        if stored is None or not cumulative(request.total).is_below(stored.baseline.total):
-            return False
-        thread_id, turn_id = request.thread_id, request.turn_id
-        late = is_late(
-            stored.baseline,
-            request.total,
-            count_id=request.count_id,
-            turn_id=turn_id,
-            has_reported=lambda turn: (
-                names_turn(stored.unpaid_turn_ids, turn)
-                or self.log.turn_has_charged(thread_id, turn)
-            ),
-        )
-        falling = _falling_totals.setdefault(self.executor.engine, FallingTotals())
-        if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
-            _logger.warning(
-                "the totals of thread %r fall in turn after turn, so they are no totals, and most of"
-                " them charge nothing: charge what one response used with charge(), or give"
-                " record_total() and the meter a count_id for each time that counting begins at zero",
-                thread_id,
-            )
-        return late
-
-    def _write_baseline(
-        self,
-        request: RecordTotal | SetBaseline,
-        stored: StoredBaseline | None,
-        usage: ThreadUsage | None,
-        goal: Goal | None,
-        *,
-        paid: bool,
-    ) -> None:
-        """Keeps a usage (None: the one that there is) as the baseline, in the time of a goal."""
-        goal_id = None if goal is None else goal.goal_id
-        before, unpaid = (None, None) if stored is None else stored
-        if (
-            request.count_id is None
-            and request.turn_id is not None
-            and not paid
-            and (before is None or request.turn_id != before.turn_id)
-        ):
-            unpaid = with_turn(unpaid, request.turn_id)
-        if before is None and usage is None:  # a further count whose first total is zero
-            usage, _ = next_baseline(None, request.total, request.turn_id)
-        if usage is not None:
-            number = 0 if before is None else before.count_number
-            falls = before is not None and usage.info.total.is_below(before.total)
-            self.usage_log.write(
-                request.thread_id,
-                request.count_id,
-                usage,
-                goal_id=goal_id,
-                count_number=number + falls,
-                unpaid_turn_ids=unpaid,
-                now_ms=wall_clock_ms(),
-            )
-        elif stored is not None and before is not None:
-            turn_id = before.turn_id if request.turn_id is None else request.turn_id
-            if (turn_id, goal_id, unpaid) != (before.turn_id, before.goal_id, stored[1]):
-                self.usage_log.set_owners(
-                    request.thread_id,
-                    request.count_id,
-                    turn_id=turn_id,
-                    goal_id=goal_id,
-                    unpaid_turn_ids=unpaid,
-                    now_ms=wall_clock_ms(),
-                )
+        self._totals.set_baseline(request, wall_clock_ms())
 
     def _reconcile(self, request: Reconcile) -> Accounting:
-        thread_id, total, count_id = request.thread_id, request.total, request.count_id
-        stored = self.baseline(thread_id, count_id)
-        goal = self._goals.lock(thread_id)
-        if stored is not None and cumulative(total).is_below(stored.total):
-            return Accounting(goal, applied=False)
-        turn_id = request.turn_id or (None if stored is None else stored.turn_id)
-        accounting = Accounting(goal, applied=False)
-        if goal is not None and stored is not None and stored.goal_id == goal.goal_id:
-            accounting = self.record_total(thread_id, total, turn_id=turn_id, count_id=count_id)
-        # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
-        self.set_baseline(thread_id, total, turn_id=turn_id, count_id=count_id)
-        return accounting
+        return self._totals.reconcile(request, wall_clock_ms())
 
     # -- shared steps ------------------------------------------------------------------------------
 
@@ -499,32 +361,6 @@ class GoalRepository(GoalOperations):
             )
         return new
 
-    def _write_charge(
-        self,
-        request: Charge | RecordTotal,
-        goal: Goal | None,
-        tokens: int,
-        time_ms: int,
-        key: str | None,
-    ) -> Accounting:
-        accounting = charge_goal(request, goal, tokens, time_ms, key, wall_clock_ms())
-        charged = accounting.goal
-        if goal is None or charged is None or not accounting.applied:
-            if tokens or time_ms:
-                _log_unpaid(request, accounting)
-            return accounting
-        self._goals.charge(goal, charged)
-        self.log.add(_events(request, goal, charged, tokens, time_ms, key))
-        return accounting
-
-
-def _log_unpaid(request: Charge | RecordTotal, accounting: Accounting) -> None:
-    goal = accounting.goal
-    if goal is None or request.expected_goal_id not in (None, goal.goal_id):
-        _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
-    else:
-        _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
-
 
 def _new_goal(
     thread_id: str,
@@ -560,48 +396,3 @@ def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | Non
         raise StaleGoalError(
             f"thread {request.thread_id!r} has {found}, expected goal {expected}; read it again"
         )
-
-
-def _events(
-    request: Charge | RecordTotal,
-    goal: Goal,
-    charged: Goal,
-    tokens: int,
-    time_ms: int,
-    key: str | None,
-) -> list[EventDraft]:
-    return charge_events(
-        charged,
-        tokens=tokens,
-        time_ms=time_ms,
-        previous_status=goal.status,
-        turn_id=request.turn_id,
-        idempotency_key=key,
-        now_ms=charged.updated_at_ms,
-    )
-
-
-def _repeated(request: Charge, first: GoalEvent, goal: Goal | None) -> Accounting:
-    """The result of the charge that used this key before. Its seconds are measured anew for each try, so
-    they tell nothing.
-    """
-    if first.tokens_delta != request.tokens:
-        raise IdempotencyConflictError(
-            f"idempotency_key {request.idempotency_key!r} has charged {first.tokens_delta} tokens in thread"
-            f" {request.thread_id!r}, and that stands; the {request.tokens} of this call were not charged:"
-            " repeat a charge with the tokens of its first try"
-        )
-    if goal is None or goal.goal_id != first.goal_id:
-        return Accounting(None, applied=True, duplicate=True)
-    is_same = first.goal_status is goal.status
-    as_it_was = changed(
-        goal,
-        status=first.goal_status,
-        token_budget=first.token_budget,
-        tokens_used=first.cumulative_tokens,
-        time_used_ms=first.cumulative_time_ms,
-        updated_at_ms=max(first.occurred_at_ms, goal.created_at_ms),
-        resume_at_ms=goal.resume_at_ms if is_same else None,
-        blocked_reason=goal.blocked_reason if is_same else None,
-    )
-    return Accounting(as_it_was, applied=True, duplicate=True)

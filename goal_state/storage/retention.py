@@ -22,9 +22,9 @@ from sqlalchemy.sql import Executable
 
 from goal_state.domain.events import FIGURES
 from goal_state.storage.cursors import ConsumerCursors
+from goal_state.storage.executor import Executor
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import balances, events, goals
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Parameter, Statement, Upsert
 
 __all__ = ["last_prunable_position", "prune_chunk", "prune_ended"]

@@ -1,9 +1,9 @@
 """Moving everything that a store holds as JSON lines.
 
-They begin with a header `{"format": 2, "revision": …, "last_position": …}`; then follows one
-`{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one snapshot; the
-end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was cut off or
-damaged on its way is known. Leases do not travel: whoever held a consumer's name holds it in the old store.
+They begin with a header `{"format": 2, "revision": …, "last_position": …, "counted_tokens": …}`. Then follows
+one `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one snapshot.
+The end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was cut off
+or damaged on its way is known. Leases are not exported: a consumer's name is free in the new store.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn, cast
 from sqlalchemy import Table, exists, func, literal_column, select
 
 from goal_state.errors import InvalidValueError, NotAnExportError, StoreNotEmptyError
+from goal_state.storage.executor import Executor
 from goal_state.storage.exported_rows import MAX_COUNTER, check_row
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import (
@@ -27,7 +28,6 @@ from goal_state.storage.schema import (
     events,
     goals,
 )
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Statement, insert_into
 from goal_state.storage.verification import verify
 
@@ -62,6 +62,10 @@ def _all_rows(table: Table) -> Statement:
     return Statement(lambda: select(table).order_by(*table.primary_key.columns))
 
 
+def _how_many(table: Table) -> Statement:
+    return Statement(lambda: select(func.count()).select_from(table))
+
+
 def _how_many_before(table: Table) -> Statement:
     first = table.columns[_KEY[table.name][0]]
     return Statement(lambda key: select(func.count()).select_from(table).where(first < key))
@@ -69,6 +73,7 @@ def _how_many_before(table: Table) -> Statement:
 
 _ALL_ROWS: Final = {name: _all_rows(table) for name, table in _TABLES.items()}
 _NEW_ROW: Final = {name: insert_into(table, _COLUMNS[name]) for name, table in _TABLES.items()}
+_HOW_MANY: Final = {name: _how_many(table) for name, table in _TABLES.items()}
 _HOW_MANY_BEFORE: Final = {name: _how_many_before(table) for name, table in _TABLES.items()}
 
 _E = events.c
@@ -116,7 +121,8 @@ def export_lines(repository: GoalRepository) -> Iterator[str]:
         header = {
             "format": _FORMAT,
             "revision": HEAD_REVISION,
-            "last_position": executor.last_ever_position(),
+            "last_position": executor.last_position_ever(),
+            "counted_tokens": repository.counted_tokens.name,
         }
         yield digest.with_line(json.dumps(header))
         for name, columns in _COLUMNS.items():
@@ -136,16 +142,26 @@ def import_lines(repository: GoalRepository, lines: Iterable[str]) -> int:
         StoreNotEmptyError: the database holds something.
         NotAnExportError: they are no whole, unchanged export; with the number of the line.
     """
+    repository.settings.agree()
     executor = repository.executor
     for name, statement in _ALL_ROWS.items():
         if next(executor.stream(statement), None) is not None:
             raise StoreNotEmptyError(f"the store has rows in {name} already; import into a new one")
-    run = _Import(executor)
+    run = _Import(executor, repository.counted_tokens.name)
     for number, line in enumerate(lines, 1):
         run.take(number, line)
     rows = run.end()
     run.check_whole(repository)
     return rows
+
+
+def counted_tokens_of(header: str) -> str:
+    """The name of what an export's goals are charged with, by its first line; the default if it is none."""
+    try:
+        name: object = _parsed(1, header).get("counted_tokens")
+    except NotAnExportError:
+        name = None
+    return name if isinstance(name, str) else "uncached"
 
 
 class _Digest:
@@ -167,8 +183,9 @@ class _Digest:
 class _Import:
     """An import under way: takes line after line, and knows on which line each table begins."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, counted_tokens: str) -> None:
         self._executor = executor
+        self._counted_tokens = counted_tokens
         self._digest = _Digest()
         self._line = 0
         self._last_position = 0
@@ -176,7 +193,6 @@ class _Import:
         self._table: str | None = None
         self._first_line: dict[str, int] = {}
         self._key: list[Any] | None = None
-        self._rows_of_table = 0
         self._batch: list[tuple[Any, ...]] = []
         self._rows = 0
         self._has_ended = False
@@ -208,7 +224,7 @@ class _Import:
                 "is the last one and no trailer: the export was cut off; export again",
             )
         # Positions of pruned events are not given out again.
-        self._executor.set_last_ever_position(self._last_position)
+        self._executor.set_last_position_ever(self._last_position)
         return self._rows
 
     def check_whole(self, repository: GoalRepository) -> None:
@@ -226,7 +242,12 @@ class _Import:
 
     def _take_header(self, header: dict[str, Any]) -> None:
         last = header.get("last_position")
-        if header.keys() != {"format", "revision", "last_position"} or type(last) is not int:
+        counted_tokens = header.get("counted_tokens")
+        if (
+            header.keys() != {"format", "revision", "last_position", "counted_tokens"}
+            or type(last) is not int
+            or not isinstance(counted_tokens, str)
+        ):
             raise NotAnExportError(1, "is no header of an export of goal-state")
         if type(header["format"]) is not int or header["format"] != _FORMAT:
             raise NotAnExportError(
@@ -242,6 +263,12 @@ class _Import:
             )
         if not 0 <= last <= MAX_COUNTER:
             raise NotAnExportError(1, "last_position: must be from 0 to 2^62")
+        if counted_tokens != self._counted_tokens:
+            raise NotAnExportError(
+                1,
+                f"counted_tokens: its goals are charged with {counted_tokens!r:.80} and this store's with"
+                f" {self._counted_tokens!r}; import it into a store that counts alike",
+            )
         self._last_position = last
 
     def _take_trailer(self, trailer: dict[str, Any]) -> None:
@@ -292,7 +319,7 @@ class _Import:
         self._flush()
         if name not in self._tables:  # which leaves those that come after it
             raise NotAnExportError(self._line, f"is out of order: {name} come before")
-        self._table, self._key, self._rows_of_table = name, None, 0
+        self._table, self._key = name, None
         self._first_line[name] = self._line
 
     def _check_order(self, key: list[Any]) -> None:
@@ -311,17 +338,22 @@ class _Import:
     def _flush(self) -> None:
         if self._table is None or not self._batch:
             return
-        inserted = self._executor.insert_while_unique(_NEW_ROW[self._table], self._batch)
-        self._rows_of_table += inserted
-        if inserted < len(self._batch):
-            # The keys are in order, so what this row repeats is something else.
-            line = self._first_line[self._table] + self._rows_of_table
-            raise NotAnExportError(line, f"repeats what only one of the {self._table} has")
+        try:
+            self._executor.run_many(_NEW_ROW[self._table], self._batch)
+        except self._executor.violation:
+            # Those before it are there, and the keys are in order: this one repeats something else.
+            line = self._first_line[self._table] + self._count(_HOW_MANY[self._table])
+            raise NotAnExportError(
+                line, f"repeats what only one of the {self._table} has"
+            ) from None
         self._batch = []
 
     def _refuse(self, table: str, key: object, problem: str) -> NoReturn:
-        before = self._executor.run(_HOW_MANY_BEFORE[table], (key,)).fetchone()[0]
-        raise NotAnExportError(self._first_line[table] + before, problem)
+        line = self._first_line[table] + self._count(_HOW_MANY_BEFORE[table], key)
+        raise NotAnExportError(line, problem)
+
+    def _count(self, statement: Statement, *values: object) -> int:
+        return self._executor.run(statement, values).fetchone()[0]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from sqlalchemy import literal_column, select, union
 
 from goal_state.domain.events import FIGURES, EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.executor import Executor
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.rows import columns_of, reader
 from goal_state.storage.schema import balances, events, goals
-from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.statements import Statement
 
 __all__ = ["Difference", "verify"]

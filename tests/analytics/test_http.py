@@ -20,13 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goal_state import DeliveryError, GoalStore, InvalidValueError
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, send_events
+from goal_state.analytics import AnalyticsEvent, send_events
 from goal_state.analytics.http import HttpSink
 from tests.analytics.receiver import Receiver, Request, check_delivery, receiving
 from tests.databases import execute
 from tests.processes import PATIENCE_SECONDS, running
-
-CONTEXT = AnalyticsContext(client_name="agent", client_version="1")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +52,7 @@ def logged(store: GoalStore) -> list[str]:
 
 def one_event(store: GoalStore) -> list[AnalyticsEvent]:
     store.replace("thread-1", "Ship it")
-    return [AnalyticsEvent([*store.events()][-1], CONTEXT)]
+    return [AnalyticsEvent([*store.events()][-1])]
 
 
 @pytest.fixture
@@ -72,13 +70,13 @@ def answering(status: int, headers: dict[str, str] | None = None) -> httpx.Clien
 def test_batches_of_a_hundred_over_one_connection(store: GoalStore, letters: Path) -> None:
     fill(store, 250)
     with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert [len(request.body["events"]) for request in receiver.requests] == [100, 100, 50]
         assert receiver.connections == 1
         check_delivery(receiver, logged(store))
     sent = [payload for request in receiver.requests for payload in request.body["events"]]
-    assert sent == [AnalyticsEvent(event, CONTEXT).payload for event in store.events()]
+    assert sent == [AnalyticsEvent(event).payload for event in store.events()]
     assert {tuple(request.body) for request in receiver.requests} == {("events",)}
     assert receiver.requests[0].headers["Content-Type"] == "application/json"
 
@@ -107,7 +105,7 @@ def test_nothing_is_lost_and_order_is_kept(
         httpx.Client(timeout=1.0 if stalls else PATIENCE_SECONDS) as client,
     ):
         sink = HttpSink(receiver.url, dead_letter_path=letters, client=client)
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert receiver.script == []
         if stalls:
@@ -146,7 +144,7 @@ def test_whatever_the_server_does_in_whatever_order(
         GoalStore.open(folder / "goals.db", durability="normal") as store,
         receiving(*script) as receiver,
         HttpSink(receiver.url, dead_letter_path=folder / "refused.jsonl") as sink,
-        send_events(store, sink, context=CONTEXT) as consumer,
+        send_events(store, sink) as consumer,
     ):
         for size in sizes:
             fill(store, size)
@@ -170,7 +168,7 @@ def test_a_server_that_dies_and_comes_back(store: GoalStore, letters: Path) -> N
                 raise
 
         fill(store, 250)
-        with send_events(store, watched, context=CONTEXT) as consumer:
+        with send_events(store, watched) as consumer:
             assert refused.wait(PATIENCE_SECONDS)
             store.clear("thread-1")
             receiver.start()
@@ -187,7 +185,7 @@ def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
     ):
         with GoalStore.open(path) as store:
             fill(store, 150)
-            consumer = send_events(store, sink, context=CONTEXT)
+            consumer = send_events(store, sink)
             assert consumer.close(timeout_seconds=0.5) is False
             # Unasked, it would have come again within milliseconds.
             assert [request.answer for request in receiver.requests[1:]] == [
@@ -195,7 +193,7 @@ def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
             ]
         with GoalStore.open(path) as store:
             fill(store, 10)
-            with send_events(store, sink, context=CONTEXT) as consumer:
+            with send_events(store, sink) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
             check_delivery(receiver, logged(store))
 
@@ -203,12 +201,12 @@ def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
 SENDER = """
 import sys, time
 from goal_state import GoalStore
-from goal_state.analytics import AnalyticsContext, send_events
+from goal_state.analytics import send_events
 from goal_state.analytics.http import HttpSink
 path, url, letters = sys.argv[1:]
 with GoalStore.open(path) as store:
     sink = HttpSink(url, dead_letter_path=letters)
-    send_events(store, sink, context=AnalyticsContext(client_name="agent", client_version="1"))
+    send_events(store, sink)
     time.sleep(600)
 """
 
@@ -224,7 +222,7 @@ def test_a_sender_that_is_killed_goes_on_after_the_next_start(path: Path, letter
         execute(path, "UPDATE goal_state_cursors SET lease_expires_at_ms = 0")
         with (
             HttpSink(receiver.url, dead_letter_path=letters) as sink,
-            send_events(store, sink, context=CONTEXT) as consumer,
+            send_events(store, sink) as consumer,
         ):
             assert consumer.drain(PATIENCE_SECONDS)
         check_delivery(receiver, logged(store))
@@ -269,7 +267,7 @@ def test_what_is_refused_for_good_is_put_aside_and_blocks_nothing(
         receiving("200", str(status)) as receiver,
         HttpSink(receiver.url, dead_letter_path=letters) as sink,
     ):
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         events = [*store.events()]
         assert [request.event_ids for request in receiver.requests] == [
@@ -313,7 +311,7 @@ def test_nothing_is_lost_while_a_refused_batch_cannot_be_put_aside(
 
         folder.rename(elsewhere)
         store.create("thread-1", "Ship it")
-        with send_events(store, watched, context=CONTEXT) as consumer:
+        with send_events(store, watched) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
     assert failed.is_set()
     [line] = (folder / "refused.jsonl").read_text().splitlines()
@@ -413,7 +411,7 @@ def test_a_status_that_never_comes_ends_the_exchange_and_the_batch_comes_again(
         HttpSink(
             receiver.url, dead_letter_path=letters, client=client, timeout_seconds=1.0
         ) as sink,
-        send_events(store, sink, context=CONTEXT) as consumer,
+        send_events(store, sink) as consumer,
     ):
         assert receiver.left.wait(PATIENCE_SECONDS), "the connection is shut down"
         assert consumer.drain(PATIENCE_SECONDS)
@@ -430,7 +428,7 @@ def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
     with (
         receiving(answer) as receiver,
         HttpSink(receiver.url, dead_letter_path=letters, client=client) as sink,
-        send_events(store, sink, context=CONTEXT) as consumer,
+        send_events(store, sink) as consumer,
     ):
         assert consumer.drain(PATIENCE_SECONDS)
         assert receiver.left.wait(PATIENCE_SECONDS)
@@ -448,7 +446,7 @@ def test_a_drip_on_a_connection_that_was_the_hosts_before_holds_up_no_batch(
         httpx.Client(timeout=PATIENCE_SECONDS) as client,
     ):
         sink = HttpSink(receiver.url, dead_letter_path=letters, client=client, timeout_seconds=1.0)
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert receiver.connections == 2
         check_delivery(receiver, logged(store))
@@ -511,7 +509,7 @@ def test_an_event_id_of_any_text_can_be_sent_and_read(
     store: GoalStore, letters: Path, event_id: str
 ) -> None:
     [sent] = one_event(store)
-    odd = AnalyticsEvent(replace(sent.event, event_id=event_id), CONTEXT)
+    odd = AnalyticsEvent(replace(sent.event, event_id=event_id))
     with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:
         sink([odd, sent])
     [request] = receiver.requests
@@ -565,9 +563,9 @@ def test_what_comes_after_closing_the_sink_is_kept(path: Path, letters: Path) ->
         sink.close()
         with GoalStore.open(path) as store:
             store.create("thread-1", "Ship it")
-            assert send_events(store, sink, context=CONTEXT).close(timeout_seconds=0.2) is False
+            assert send_events(store, sink).close(timeout_seconds=0.2) is False
             again = stack.enter_context(HttpSink(receiver.url, dead_letter_path=letters))
-            with send_events(store, again, context=CONTEXT) as consumer:
+            with send_events(store, again) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
             check_delivery(receiver, logged(store))
 

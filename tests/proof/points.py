@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from goal_state import migrate, store
+from goal_state import migrate
 from goal_state.delivery import consumers, listeners
-from goal_state.storage.sqlite import executor
+from goal_state.storage.sqlite import backend, executor, sources
 from goal_state.storage.statements import Statement
 from tests.statements import find_statements
 
@@ -45,8 +45,8 @@ class Points:
 
     def install(self) -> None:
         """Puts the points into the library, for the rest of this process."""
-        self._around(store, "create_file", "making the file")
-        self._around(store, "enable_wal", "turning on the log")
+        self._around(backend, "create_file", "making the file")
+        self._around(sources, "enable_wal", "turning on the log")
         self._around(migrate, "_run", "migrating")
         event.listen(Engine, "after_cursor_execute", self._after_migrating_statement)
         for end in ("begin", "commit", "rollback", "close"):

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-from goal_state.storage.sqlite import database
+from goal_state.storage.sqlite import connections
 from tests.proof import workload
 
 LANES: Final = (0, 1)
@@ -40,13 +40,13 @@ def record(folder: Path, seed: int, runs: int, calls: int, durability: Any) -> N
 
 
 def _sync_nothing() -> None:
-    set_pragmas = database.set_pragmas
+    set_pragmas = connections.set_pragmas
 
     def set_pragmas_and_sync_nothing(connection: sqlite3.Connection, *values: Any) -> None:
         set_pragmas(connection, *values)
         connection.execute("PRAGMA synchronous = OFF")
 
-    database.set_pragmas = set_pragmas_and_sync_nothing
+    connections.set_pragmas = set_pragmas_and_sync_nothing
 
 
 if __name__ == "__main__":

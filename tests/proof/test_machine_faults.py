@@ -37,7 +37,7 @@ def written(store: GoalStore) -> GoalStore:
 
 def read_on_a_new_connection(store: GoalStore) -> None:
     """Reads while the connection that there is for reading is in use."""
-    store._readers.read(lambda _: store.get("t"))
+    store._backend._readers.read(lambda _: store.get("t"))
 
 
 def test_nothing_is_written_to_a_file_that_was_moved_until_it_is_back(

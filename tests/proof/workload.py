@@ -22,7 +22,7 @@ from goal_state import GoalEvent, GoalStore, RequestError, TokenUsage, TokenUsag
 from goal_state.delivery.consumers import Consumer
 from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Charge
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests.processes import PATIENCE_SECONDS
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any
 
 from goal_state import migrate
 from goal_state.storage.schema import HEAD_REVISION
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 
 __all__ = ["FOLDER", "fixture"]
 
@@ -44,7 +44,7 @@ class _Rows:
             "goal_state_baselines": [],
             "goal_state_balances": [],
             "goal_state_cursors": [],
-            "goal_state_database": [{"identity": self.new_id(), "counted_tokens": "all"}],
+            "goal_state_database": [{"identity": self.new_id(), "counted_tokens": "uncached"}],
         }
 
     def new_id(self) -> str:

@@ -23,7 +23,7 @@ from goal_state import (
     migrate,
 )
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests import next_schema
 from tests.databases import schema
 from tests.next_schema import DOWNGRADE, NEXT_REVISION, UPGRADE
@@ -161,7 +161,7 @@ def test_next_revision_without_a_fault_passes(
         "UPDATE goal_state_goals SET blocked_reason = NULL",
         "UPDATE goal_state_baselines SET last_total_tokens = last_total_tokens + 1",
         "UPDATE goal_state_events SET replaced_goal_id = NULL",
-        "UPDATE goal_state_database SET counted_tokens = 'uncached'",
+        "UPDATE goal_state_database SET counted_tokens = 'all'",
         "UPDATE goal_state_goals SET colour = 'red'",
         "DELETE FROM goal_state_cursors WHERE name = 'new'",
         "INSERT INTO goal_state_colours VALUES ('red')",
@@ -251,7 +251,7 @@ from contextlib import closing
 from pathlib import Path
 import alembic.command, alembic.config, alembic.script, alembic.autogenerate
 from goal_state import GoalStore, migrate
-from goal_state.storage.sqlite.database import create_engine
+from goal_state.storage.sqlite.connections import create_engine
 from tests import next_schema
 
 fixture, folder, target, stride = sys.argv[1:]

@@ -1,145 +1,72 @@
-"""Running SQL on the driver's cursor: statements compiled once, transactions, and SQLite's error codes.
-
-What differs between databases (how a transaction begins, error codes) is kept here and in `database`;
-the layers above neither know nor care.
-"""
+"""Running SQL on the driver's cursor: statements compiled once, and transactions."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Dialect, Engine, exc
+from sqlalchemy import Connection
+from sqlalchemy.dialects.sqlite import pysqlite
 
-from goal_state.errors import (
-    DatabaseBusyError,
-    DatabaseCorruptError,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseIOError,
-    DatabaseReadOnlyError,
-    TransactionError,
-    UnsupportedDatabaseError,
-    UsageOverflowError,
-)
-from goal_state.storage.identifiers import new_id
+from goal_state.errors import DatabaseBusyError, DatabaseError, TransactionError
+from goal_state.storage.sqlite.connections import HOSTS_TRANSACTION
+from goal_state.storage.sqlite.errors import too_large, translated, translating
 from goal_state.storage.statements import Statement
 
-__all__ = [
-    "HOSTS_TRANSACTION",
-    "Executor",
-    "driver_connection",
-    "primary_code",
-    "require_sqlite3",
-    "translated",
-    "translating",
-]
+__all__ = ["Connected", "Executor"]
 
-HOSTS_TRANSACTION: Final = (
-    "a transaction of yours is open on the one connection that the database in memory has; use a"
-    " GoalRepository on your connection, or the store once your transaction has ended"
-)
-
-_CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
-"""A STRICT table refused a value: a sum that no longer is an integer. `sqlite3` has no name for it."""
-
-_BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
-    sqlite3.SQLITE_BUSY: (
-        DatabaseBusyError,
-        "another process kept the write lock for longer than the busy timeout; try again",
-    ),
-    sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "another connection holds a table; try again"),
-    sqlite3.SQLITE_CORRUPT: (
-        DatabaseCorruptError,
-        "the database file is damaged, or the disk that it lies on; restore a backup",
-    ),
-    sqlite3.SQLITE_NOTADB: (
-        DatabaseCorruptError,
-        "the file is no longer a SQLite database; restore a backup",
-    ),
-    sqlite3.SQLITE_FULL: (DatabaseFullError, "the disk is full; make room and try again"),
-    sqlite3.SQLITE_READONLY: (
-        DatabaseReadOnlyError,
-        "the database cannot be written to; allow writing to the file and its folder",
-    ),
-    sqlite3.SQLITE_IOERR: (
-        DatabaseIOError,
-        "the operating system could not read or write the database file; see its disk",
-    ),
-    sqlite3.SQLITE_CANTOPEN: (
-        DatabaseIOError,
-        "the database file cannot be opened; see that it is there and that files can be opened",
-    ),
-}
-
-
-def primary_code(error: sqlite3.Error) -> int | None:
-    """The result code without its extension; None for an error that SQLite did not raise."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def translated(error: sqlite3.Error) -> Exception:
-    """The library's error for one of SQLite's, chosen by the result code.
-
-    An error that speaks of a fault in our own SQL comes back as it is: no caller can act on it.
-    """
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return error
-    if code == _CONSTRAINT_DATATYPE:
-        return _too_large()
-    kind, sentence = _BY_CODE.get(code & 0xFF, (None, ""))
-    if kind is None:
-        return error
-    return kind(f"{sentence} ({error.sqlite_errorname})", sqlite_errorcode=code)
-
-
-@contextmanager
-def translating() -> Generator[None]:
-    """Turns SQLite's errors, also those wrapped by SQLAlchemy, into the library's."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise translated(error) from error
-    except exc.DBAPIError as error:
-        if isinstance(error.orig, sqlite3.Error):
-            raise translated(error.orig) from error
-        raise
-
+_DIALECT: Final = pysqlite.dialect()
+_DIALECT_NAME: Final = _DIALECT.name
 
 _COMMIT: Final = ("COMMIT",)
-_IDENTITY: Final = "SELECT identity FROM goal_state_database"
-_GIVE_IDENTITY: Final = (
-    "INSERT INTO goal_state_database (identity)"
-    " SELECT ? WHERE NOT EXISTS (SELECT 1 FROM goal_state_database)"
+_LAST_POSITION_EVER: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'goal_state_events'"
+_FORGET_LAST_POSITION: Final = "DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'"
+_SET_LAST_POSITION: Final = (
+    "INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', ?)"
 )
 
-# AUTOINCREMENT keeps the last one here.
-_LAST_EVER: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'goal_state_events'"
-_FORGET_LAST_EVER: Final = "DELETE FROM sqlite_sequence WHERE name = 'goal_state_events'"
-_SET_LAST_EVER: Final = "INSERT INTO sqlite_sequence (name, seq) VALUES ('goal_state_events', ?)"
+
+class Connected(NamedTuple):
+    """A connection, and how it ends.
+
+    Attributes:
+        driver: the driver's connection.
+        origin: where it is from; what two executors have in common that work on one database.
+        connection: SQLAlchemy's connection around it, where there is one.
+        is_shared: whether a host may have it as well, as the one connection of a database in memory.
+    """
+
+    driver: sqlite3.Connection
+    origin: object
+    connection: Connection | None = None
+    is_shared: bool = False
+
+    def close(self) -> None:
+        """Closes it, or leaves it to the host that has it as well."""
+        if self.is_shared and self.connection is not None:
+            self.connection.close()
+        else:  # SQLAlchemy would swallow an exception that strikes in here
+            self.driver.close()
 
 
 class Executor:
-    """Runs statements on the driver's cursor of one SQLAlchemy connection, and ends its transactions.
+    """Runs statements on the cursor of one connection, and ends its transactions.
 
     The cursor is kept: a statement costs what it costs in `sqlite3` by hand.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._use(connection)
+    violation: type[Exception] = sqlite3.IntegrityError
 
-    def _use(self, connection: Connection) -> None:
-        self._connection = connection
-        self._dialect = connection.dialect
-        self._dialect_name = self._dialect.name
-        # In memory: a host may have it too.
-        self._is_shared = connection.engine.url.database in (None, "", ":memory:")
-        self.driver: sqlite3.Connection = driver_connection(connection)
+    def __init__(self, connected: Connected) -> None:
+        self._use(connected)
+
+    def _use(self, connected: Connected) -> None:
+        self._connected = connected
+        self._is_shared = connected.is_shared
+        self.driver: sqlite3.Connection = connected.driver
         """The driver's connection. As a context manager it undoes what an exception left unfinished; being
         C, at whatever instruction that strikes."""
         self._cursor = self.driver.cursor()
@@ -151,13 +78,13 @@ class Executor:
         self.usable: bool = True
         """Whether the connection is open and the database has not failed on it."""
 
-    def reconnect(self, connect: Callable[[], Connection]) -> None:
+    def reconnect(self, connect: Callable[[], Connected]) -> None:
         """Goes on with a new connection to the same database."""
         # The old one is closed last: without any connection, the new one would read the log from its
         # beginning and find what was written of a transaction whose commit failed.
-        connection = connect()
+        connected = connect()
         self.close()
-        self._use(connection)
+        self._use(connected)
 
     def failed(self, error: sqlite3.Error) -> Exception:
         """The library's error for one of the driver's. Unless it was busy, `failure` is that from now on."""
@@ -169,27 +96,27 @@ class Executor:
 
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Runs a statement. The cursor that comes back is the same one each time: fetch at once."""
-        text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
+        text = statement.texts.get(_DIALECT_NAME) or statement.compile(_DIALECT)
         try:
             return self._cursor.execute(text, values)
         except sqlite3.Error as error:
             raise self.failed(error) from error
         except OverflowError as error:
-            raise _too_large() from error
+            raise too_large() from error
 
     def run_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
         """Runs a statement once for each row of values."""
-        text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
+        text = statement.texts.get(_DIALECT_NAME) or statement.compile(_DIALECT)
         try:
             self._cursor.executemany(text, rows)
         except sqlite3.Error as error:
             raise self.failed(error) from error
         except OverflowError as error:
-            raise _too_large() from error
+            raise too_large() from error
 
     def stream(self, statement: Statement, values: Sequence[Any] = ()) -> Iterator[Any]:
         """The rows of a long result, one by one, on a cursor of their own."""
-        text = statement.texts.get(self._dialect_name) or statement.compile(self._dialect)
+        text = statement.texts.get(_DIALECT_NAME) or statement.compile(_DIALECT)
         cursor = self.driver.cursor()
         try:
             yield from cursor.execute(text, values)
@@ -198,10 +125,35 @@ class Executor:
         finally:
             cursor.close()
 
+    def insert(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> int:
+        """Inserts rows and returns the last one's position; nobody else inserts meanwhile."""
+        if len(rows) == 1:
+            return self.run(statement, rows[0]).lastrowid or 0
+        self.run_many(statement, rows)
+        return self._cursor.execute("SELECT last_insert_rowid()").fetchone()[0]
+
+    def lock_absent_goal(self, thread_id: str) -> bool:  # noqa: ARG002
+        """Nothing to do: whoever writes has the whole database locked."""
+        return False
+
+    def settled_through(self, last_position: int) -> int:
+        """All of it: one transaction writes at a time, so that events appear in order."""
+        return last_position
+
+    def last_position_ever(self) -> int:
+        """See `goal_state.storage.backend.Executor`."""
+        row = self._cursor.execute(_LAST_POSITION_EVER).fetchone()
+        return 0 if row is None else row[0]
+
+    def set_last_position_ever(self, position: int) -> None:
+        """See `goal_state.storage.backend.Executor`."""
+        self._cursor.execute(_FORGET_LAST_POSITION)
+        self._cursor.execute(_SET_LAST_POSITION, (position,))
+
     @property
-    def engine(self) -> Engine:
-        """Where the connection is from."""
-        return self._connection.engine
+    def origin(self) -> object:
+        """What this executor has in common with others that work on the same database."""
+        return self._connected.origin
 
     @property
     def in_transaction(self) -> bool:
@@ -298,36 +250,9 @@ class Executor:
             finally:
                 target.close()
 
-    def identity(self) -> str | None:
-        """What tells the database from its copies; None where nothing was noted yet."""
-        row = self._cursor.execute(_IDENTITY).fetchone()
-        return None if row is None else row[0]
-
-    def give_identity(self) -> str:
-        """Notes one, unless another was quicker, inside a transaction that may write."""
-        self._cursor.execute(_GIVE_IDENTITY, (new_id(),))
-        return self._cursor.execute(_IDENTITY).fetchone()[0]
-
     def page_size(self) -> int:
         """The size of the database's pages in bytes."""
         return self._cursor.execute("PRAGMA page_size").fetchone()[0]
-
-    def last_ever_position(self) -> int:
-        """The last position that was given to an event, also where that was pruned; 0 where none was."""
-        row = self._cursor.execute(_LAST_EVER).fetchone()
-        return 0 if row is None else row[0]
-
-    def set_last_ever_position(self, position: int) -> None:
-        """Has the next event get a position above this one, inside a transaction that may write."""
-        self._cursor.execute(_FORGET_LAST_EVER)
-        self._cursor.execute(_SET_LAST_EVER, (position,))
-
-    def insert_while_unique(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> int:
-        """Inserts rows in order, up to one that repeats what only one row may have; returns how many."""
-        before = self.driver.total_changes
-        with suppress(sqlite3.IntegrityError):
-            self.run_many(statement, rows)
-        return self.driver.total_changes - before
 
     def wait_for_lock(self, milliseconds: int) -> None:
         """How long `begin` waits for another connection to end its transaction."""
@@ -339,32 +264,5 @@ class Executor:
         if not self._closed:
             with suppress(sqlite3.ProgrammingError):  # closed by a call that was struck in here
                 self._cursor.close()
-            if self._is_shared:
-                self._connection.close()
-            else:  # SQLAlchemy would swallow an exception that strikes in here
-                self.driver.close()
+            self._connected.close()
             self._closed = True
-
-
-def _too_large() -> UsageOverflowError:
-    return UsageOverflowError("usage", "the sum would be 2^63 or more")
-
-
-def driver_connection(connection: Connection) -> sqlite3.Connection:
-    """The driver's connection under one of SQLAlchemy's."""
-    return cast(sqlite3.Connection, connection.connection.dbapi_connection)
-
-
-def require_sqlite3(dialect: Dialect) -> None:
-    """Refuses what does not run on Python's own `sqlite3`.
-
-    Raises:
-        UnsupportedDatabaseError: it is another database, or another driver.
-    """
-    if dialect.name != "sqlite":
-        raise UnsupportedDatabaseError(f"goals are kept in SQLite, not in {dialect.name}")
-    if dialect.driver != "pysqlite":
-        raise UnsupportedDatabaseError(
-            f"goals are kept through Python's own sqlite3, not through {dialect.driver}; open a GoalStore"
-            " on the same database" + (", and call it in a thread" if dialect.is_async else "")
-        )

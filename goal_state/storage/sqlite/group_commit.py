@@ -36,9 +36,10 @@ from goal_state.errors import (
 )
 from goal_state.storage.locks import is_mine
 from goal_state.storage.repository import GoalRepository
+from goal_state.storage.sqlite.executor import Executor
 from goal_state.storage.sqlite.turnstile import Gate
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "nested_call"]
 
 Result = TypeVar("Result")
 
@@ -84,6 +85,7 @@ class Writer:
     def __init__(
         self,
         repository: GoalRepository,
+        executor: Executor,
         gate: Gate,
         *,
         check_file: Callable[[], None],
@@ -94,6 +96,7 @@ class Writer:
         """
         Args:
             repository: the one that all work is handed to.
+            executor: what it runs its statements with.
             gate: how each transaction takes its turn with other processes.
             check_file: called before each commit; raises if the file is no longer the one that was opened.
             reconnect: gives the repository a connection, where it has none or the database failed on it.
@@ -101,7 +104,7 @@ class Writer:
             on_end: called just before its commit with a list that has an element once it is committed.
         """
         self._repository = repository
-        self._executor = repository.executor
+        self._executor = executor
         self._gate = gate
         self._check_file = check_file
         self._reconnect = reconnect
@@ -142,7 +145,7 @@ class Writer:
     def exclusively(self, work: Callable[[], Result]) -> Result:
         """Runs work while nobody uses the connection, outside of any transaction."""
         if self.is_mine:
-            raise _nested()
+            raise nested_call()
         with self.lock, self._at_work:
             if self.refusal is not None:
                 raise fresh(self.refusal)
@@ -177,7 +180,7 @@ class Writer:
 
     def _run(self, call: _Call[Result]) -> Result:
         if self.is_mine:
-            raise _nested()
+            raise nested_call()
         with self._queue:
             waits = self._has_leader
             self._has_leader = True
@@ -367,7 +370,8 @@ class _RequestFailedError(Exception):
         self.error = error
 
 
-def _nested() -> NestedCallError:
+def nested_call() -> NestedCallError:
+    """What a call is refused with that the transaction of its own thread would have to wait for."""
     return NestedCallError(
         "this thread is in the midst of a transaction of the same store; inside transact() call the"
         " repository that it hands over, and in a signal handler try again later"

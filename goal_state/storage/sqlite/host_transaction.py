@@ -15,13 +15,10 @@ from sqlalchemy import Connection, Engine, RootTransaction, exc
 
 from goal_state.errors import DatabaseBusyError, InvalidValueError, TransactionError
 from goal_state.storage.schema import VERSION_TABLE, goals
-from goal_state.storage.sqlite.executor import (
-    Executor,
-    driver_connection,
-    primary_code,
-    require_sqlite3,
-    translating,
-)
+from goal_state.storage.sqlite.connections import driver_connection, require_sqlite3
+from goal_state.storage.sqlite.errors import primary_code, translating
+from goal_state.storage.sqlite.executor import Connected, Executor
+from goal_state.storage.sqlite.location import is_memory
 from goal_state.storage.statements import Statement
 
 if TYPE_CHECKING:
@@ -131,7 +128,8 @@ class _HostExecutor(Executor):
         if connection is not self._taken or driver is not self.driver:
             require_sqlite3(connection.dialect)
             _refuse_autocommit(connection, driver)
-            self._use(connection)
+            engine = connection.engine
+            self._use(Connected(driver, engine, connection, is_memory(engine)))
             self._taken = connection
             self._transaction_now = connection.get_transaction
         return connection
@@ -189,7 +187,7 @@ class _HostExecutor(Executor):
                 "the transaction did not get the write lock, since another process has written after"
                 " this one began to read, or is still writing: roll it back and run it again; one that"
                 f" begins with BEGIN IMMEDIATE waits instead ({error.sqlite_errorname})",
-                sqlite_errorcode=error.sqlite_errorcode,
+                code=error.sqlite_errorcode,
             ) from error
 
 
@@ -197,6 +195,7 @@ class _ConnectionExecutor(_HostExecutor):
     """Inside the transactions of one connection."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._take(connection)
 
     def _find(self) -> Connection:

@@ -19,6 +19,7 @@ from goal_state.errors import NestedCallError, StoreClosedError
 from goal_state.storage.forks import until_held
 from goal_state.storage.locks import ReentrantLock, is_mine
 from goal_state.storage.repository import GoalRepository
+from goal_state.storage.sqlite.executor import Executor
 
 __all__ = ["PooledReaders", "Readers", "SharedReader"]
 
@@ -56,13 +57,14 @@ class Readers(Protocol):
 class _Reader:
     """One connection for reading."""
 
-    def __init__(self, repository: GoalRepository) -> None:
+    def __init__(self, repository: GoalRepository, executor: Executor) -> None:
         self.repository = repository
+        self.executor = executor
         # Reentrant, so that a fork in the midst of a read can tell that the read is its own thread's.
         self.in_use = threading.RLock()
 
     def close(self) -> None:
-        self.repository.executor.close()
+        self.executor.close()
 
     def __del__(self) -> None:
         # An exception that struck between two instructions can lose a reader on its way.
@@ -73,7 +75,7 @@ class _Reader:
 class PooledReaders:
     """Connections of their own, made when all others are in use."""
 
-    def __init__(self, connect: Callable[[], GoalRepository]) -> None:
+    def __init__(self, connect: Callable[[], tuple[GoalRepository, Executor]]) -> None:
         self._connect = connect
         self._idle: deque[_Reader] = deque()
         self._all: dict[int, weakref.ref[_Reader]] = {}
@@ -91,14 +93,13 @@ class PooledReaders:
                 reader = self._idle.pop()
             except IndexError:
                 reader = self._new()
-            repository = reader.repository
-            executor = repository.executor
+            executor = reader.executor
             with reader.in_use:
                 if not executor.usable:  # a fork came in between
                     continue
                 complete = False
                 try:
-                    result = work(repository)
+                    result = work(reader.repository)
                     complete = executor.usable
                     return result
                 except sqlite3.Error as error:  # from fetching rows of a statement that began well
@@ -123,14 +124,14 @@ class PooledReaders:
         try:
             yield work(reader.repository)
         except sqlite3.Error as error:
-            raise reader.repository.executor.failed(error) from error
+            raise reader.executor.failed(error) from error
         finally:
             self._streaming.pop(id(reader), None)
             reader.close()
 
     def _new(self) -> _Reader:
         def connect() -> _Reader:
-            reader = _Reader(self._connect())
+            reader = _Reader(*self._connect())
             self._all[id(reader)] = _forgotten_with(reader, self._all)
             return reader
 
@@ -185,8 +186,9 @@ class PooledReaders:
 class SharedReader:
     """The writer's own connection, while no transaction is open on it."""
 
-    def __init__(self, repository: GoalRepository, lock: ReentrantLock) -> None:
+    def __init__(self, repository: GoalRepository, executor: Executor, lock: ReentrantLock) -> None:
         self._repository = repository
+        self._executor = executor
         self._lock = lock
         self._closed = False
 
@@ -203,7 +205,7 @@ class SharedReader:
             try:
                 return work(self._repository)
             except sqlite3.Error as error:
-                raise self._repository.executor.failed(error) from error
+                raise self._executor.failed(error) from error
 
     @contextlib.contextmanager
     def stream(

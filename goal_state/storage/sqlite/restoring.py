@@ -17,25 +17,22 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from goal_state.domain.counting import CountedTokens
 from goal_state.errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
     DatabaseLocationError,
     NotADatabaseError,
 )
+from goal_state.storage.options import Progress
 from goal_state.storage.schema import HEAD_REVISION, cursors
-from goal_state.storage.sqlite.database import (
-    change_identity,
-    create_engine,
-    inspect_file,
-    reading_uri,
-)
-from goal_state.storage.sqlite.executor import translating
+from goal_state.storage.schema import database as settings
+from goal_state.storage.settings import check_counted_tokens
+from goal_state.storage.sqlite.connections import create_engine
+from goal_state.storage.sqlite.errors import translating
+from goal_state.storage.sqlite.location import change_identity, inspect_file, reading_uri
 
-__all__ = ["Progress", "check_backup", "prepared", "write_over"]
-
-Progress = Callable[[int, int], None]
-"""Told now and then of the pages that are left and of the pages in all."""
+__all__ = ["check_backup", "check_copy", "counted_tokens_of", "prepared", "write_over"]
 
 
 def check_backup(source: Path) -> str:
@@ -51,6 +48,17 @@ def check_backup(source: Path) -> str:
     if revision is None:
         raise NotADatabaseError(f"{str(source)!r} holds no goals; name a backup of goal-state")
     return revision
+
+
+def counted_tokens_of(backup: Path) -> str:
+    """The name of what a backup's goals are charged with; the default where it keeps none."""
+    with translating(), closing(sqlite3.connect(reading_uri(backup), uri=True)) as connection:
+        return _counted_tokens(connection) or "uncached"
+
+
+def _counted_tokens(connection: sqlite3.Connection) -> str | None:
+    row = connection.execute(f"SELECT counted_tokens FROM {settings.name}").fetchone()  # noqa: S608
+    return None if row is None else row[0]
 
 
 @contextmanager
@@ -123,6 +131,16 @@ def _check(connection: sqlite3.Connection, source: Path) -> None:
         raise DatabaseCorruptError(
             f"{str(source)!r} is damaged ({found}); use another backup. The database was left as it was"
         )
+
+
+def check_copy(copy: sqlite3.Connection, counted_tokens: CountedTokens) -> None:
+    """Makes sure that a prepared copy counts as the database that it is to be written over.
+
+    Raises:
+        SettingsConflictError: it does not.
+    """
+    if (stored := _counted_tokens(copy)) is not None:
+        check_counted_tokens(stored, counted_tokens.name)
 
 
 def write_over(

@@ -68,6 +68,9 @@ class Gate(Protocol):
     left undone.
     """
 
+    waits: bool
+    """Whether `enter` itself waits for the write lock, so that `begin` must not."""
+
     def enter(self, begin: Callable[[], None]) -> None:
         """Calls `begin`, which takes the write lock or raises `DatabaseBusyError`."""
         ...
@@ -92,6 +95,8 @@ class Gate(Protocol):
 class OpenGate:
     """For a database that no other process writes to, and where there are no locks on files."""
 
+    waits = False
+
     def enter(self, begin: Callable[[], None]) -> None:
         """Calls `begin`."""
         begin()
@@ -110,7 +115,9 @@ class OpenGate:
 
 
 class Turnstile:
-    """The gate of one store. It expects that `begin` does not wait."""
+    """The gate of one store."""
+
+    waits = True
 
     def __init__(self, path: Path, timeout_seconds: float) -> None:
         """

@@ -18,9 +18,10 @@ from goal_state.delivery import consumers, listeners
 from goal_state.storage import baselines as usage_log
 from goal_state.storage import forks, transfer
 from goal_state.storage.sqlite import (
-    database,
+    backend,
     executor,
     host_transaction,
+    location,
     readers,
     restoring,
     turnstile,
@@ -39,14 +40,14 @@ class Fault(NamedTuple):
 
 def _open_the_file() -> None:
     """The database is opened with `open`, and closed: the process's locks on it are gone."""
-    inspect = database.inspect_file
+    inspect = location.inspect_file
 
     def open_and_inspect(path: Path, **arguments: Any) -> str | None:
         if path.exists():
             path.open("rb").close()
         return inspect(path, **arguments)
 
-    for module in (store, restoring, opening):
+    for module in (backend, restoring, opening):
         module.inspect_file = open_and_inspect  # type: ignore[attr-defined]
 
 
@@ -57,7 +58,7 @@ def _keep_the_file_in_a_fork() -> None:
 
 def _fork_while_a_file_is_opened() -> None:
     """A fork does not wait for other threads that open a database."""
-    store.while_connecting = lambda path, work: work()
+    backend.while_connecting = lambda path, work: work()
 
 
 def _keep_the_turnstile_in_a_fork() -> None:
@@ -67,7 +68,7 @@ def _keep_the_turnstile_in_a_fork() -> None:
 
 def _overlook_what_was_lost() -> None:
     """A connection that an exception made its holder lose is open in a fork, until it is collected."""
-    for module in (forks, readers, store):
+    for module in (forks, readers, backend):
         module.until_held = lambda work: work()  # type: ignore[attr-defined]
 
 
@@ -75,14 +76,14 @@ def _restore_by_copying() -> None:
     """A backup is copied over the file that others have open."""
 
     def restore(self: store.GoalStore, path: Path) -> None:
-        shutil.copyfile(path, self._engine.url.database)
+        shutil.copyfile(path, self._backend.location)
 
     store.GoalStore.restore = restore  # type: ignore[assignment,method-assign]
 
 
 def _overlook_an_exchanged_file() -> None:
     """A file is opened beside which the log of another one lies."""
-    database._refuse_exchanged = lambda path: None
+    location._refuse_exchanged = lambda path: None
 
 
 def _leave_the_lead_behind() -> None:
@@ -149,7 +150,7 @@ def _read_in_the_past() -> None:
             try:
                 return work(reader.repository)
             except sqlite3.Error as error:
-                raise reader.repository.executor.failed(error) from error
+                raise reader.executor.failed(error) from error
             finally:
                 self._idle.append(reader)
 
@@ -205,7 +206,7 @@ def _show_alembic_every_table() -> None:
 
 def _overlook_missing_tables() -> None:
     """A database of whose tables some are gone is taken for a new one."""
-    for module in (database, migrate):
+    for module in (location, migrate):
         module.check_tables = lambda names, revision: None  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,41 @@
+"""What a host chooses when it opens a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, cast, get_args
+
+from goal_state.errors import InvalidValueError
+
+__all__ = ["Durability", "Progress", "check_busy_timeout", "check_durability"]
+
+Durability: TypeAlias = Literal["full", "normal"]
+"""`full`: what was acknowledged survives a power cut. `normal`: it survives a crash of the process, but
+the last commits may be missing after a power cut; the database is consistent all the same."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told now and then of the pages that are left and of the pages in all."""
+
+_LONGEST_TIMEOUT_SECONDS: Final = 86_400
+
+
+def check_durability(value: object) -> Durability:
+    """The durability of that name, or `InvalidValueError` with the names there are."""
+    if value not in get_args(Durability):
+        shown = ascii(value) if isinstance(value, str) else type(value).__name__
+        raise InvalidValueError(
+            "durability",
+            f"must be one of {', '.join(get_args(Durability))}, is {shown[:80]}",
+        )
+    return cast(Durability, value)
+
+
+def check_busy_timeout(value: object) -> int:
+    """A time-out in seconds as whole milliseconds; from 0 to a day."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value <= _LONGEST_TIMEOUT_SECONDS
+    ):
+        raise InvalidValueError("busy_timeout_seconds", "must be a number from 0 to 86400")
+    return round(value * 1000)

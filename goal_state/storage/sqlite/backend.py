@@ -1,0 +1,342 @@
+"""One SQLite database under a store: a connection that writes, some that read, and the file they lead to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar, cast
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL
+
+from goal_state.domain.counting import CountedTokens
+from goal_state.errors import ForkedStoreError, RequestError, StoreClosedError, fresh
+from goal_state.storage.backend import Migrations
+from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
+from goal_state.storage.options import Durability, Progress, check_busy_timeout, check_durability
+from goal_state.storage.repository import GoalRepository
+from goal_state.storage.sqlite.connections import (
+    check_writable,
+    create_engine,
+    opened_file,
+    require_sqlite3,
+)
+from goal_state.storage.sqlite.executor import Executor
+from goal_state.storage.sqlite.file_guard import forget_log_owner, note_log_owner
+from goal_state.storage.sqlite.group_commit import Writer, nested_call
+from goal_state.storage.sqlite.location import (
+    create_file,
+    inspect_file,
+    is_memory_name,
+    sqlite_url,
+)
+from goal_state.storage.sqlite.readers import PooledReaders, Readers, SharedReader
+from goal_state.storage.sqlite.sources import EngineSource, FileSource, Source
+from goal_state.storage.sqlite.turnstile import gate
+
+__all__ = ["SqliteBackend"]
+
+Result = TypeVar("Result")
+
+_inherited: list[object] = []
+"""In a forked child, what is its parent's: it must not even be closed."""
+
+
+class SqliteBackend:
+    """See `goal_state.storage.backend.Backend`."""
+
+    def __init__(
+        self,
+        source: Source,
+        counted_tokens: CountedTokens,
+        busy_timeout_seconds: float,
+        migrations: Migrations,
+        *,
+        on_begin: Callable[[], None],
+        on_end: Callable[[list[object]], None],
+    ) -> None:
+        """Use `SqliteBackend.open`."""
+        self._source = source
+        self._busy_timeout_seconds = busy_timeout_seconds
+        self._migrations = migrations
+        self._refusal: RequestError | None = None
+        self._is_closed = False
+        self._identity: str | None = None  # of a database whose log's owner is noted
+        connected = source.connect()
+        self._file = opened_file(connected.driver)
+        self._executor = Executor(connected)
+        self.writes_with: GoalRepository = GoalRepository.with_executor(
+            self._executor, counted_tokens
+        )
+        self._gate = gate(source.path, busy_timeout_seconds)
+        self._leave_waiting_to_gate()
+        try:
+            check_writable(connected.driver)
+            self.writes_with.settings.check()
+        except BaseException:
+            self._executor.close()
+            raise
+        self._writer = Writer(
+            self.writes_with,
+            self._executor,
+            self._gate,
+            check_file=self._file.check,
+            reconnect=self._reconnect_writer,
+            on_begin=on_begin,
+            on_end=on_end,
+        )
+        self._readers: Readers = (
+            SharedReader(self.writes_with, self._executor, self._writer.lock)
+            if source.path is None
+            else PooledReaders(self._connect_reader)
+        )
+        # By itself and not by its store, which may be gone while this one waits to be collected.
+        register(self)
+
+    @classmethod
+    def open(
+        cls,
+        target: str | os.PathLike[str] | URL | Engine,
+        *,
+        counted_tokens: CountedTokens,
+        durability: Durability,
+        busy_timeout_seconds: float,
+        migrations: Migrations,
+        migrate: bool,
+        on_begin: Callable[[], None],
+        on_end: Callable[[list[object]], None],
+    ) -> SqliteBackend:
+        """Opens a database, creating or upgrading its schema; see `GoalStore.open`.
+
+        Args:
+            target: a path, `":memory:"`, a URL, or a host's engine.
+            counted_tokens: which tokens of a usage a goal pays for.
+            durability: see `Durability`.
+            busy_timeout_seconds: how long to wait for another process that writes.
+            migrations: who keeps the schema.
+            migrate: False only checks it.
+            on_begin: called when a transaction begins.
+            on_end: called just before its commit with a list that has an element once it is committed.
+        """
+        source = _source(
+            target, check_durability(durability), check_busy_timeout(busy_timeout_seconds)
+        )
+        path = source.path
+
+        def open_there() -> SqliteBackend:
+            if source.is_hosts:
+                revision = migrations.current(source.engine())
+            else:
+                revision = None if path is None else inspect_file(path)
+                if path is not None and revision is None and migrate:
+                    create_file(path)
+            migrations.ensure_current(source.engine, revision, migrate=migrate)
+            backend = cls(
+                source,
+                counted_tokens,
+                busy_timeout_seconds,
+                migrations,
+                on_begin=on_begin,
+                on_end=on_end,
+            )
+            if not source.is_hosts and migrate:
+                backend._agree_on_settings()
+                if path is not None:
+                    backend._note_log_owner(path)
+            return backend
+
+        try:
+            return while_connecting(None if path is None else str(path), open_there)
+        except BaseException:
+            source.close()  # one in memory has kept its connection
+            raise
+
+    # -- work --------------------------------------------------------------------------------------
+
+    @property
+    def location(self) -> str:
+        """See `Backend`."""
+        return ":memory:" if self._source.path is None else str(self._source.path)
+
+    @property
+    def is_mine(self) -> bool:
+        """See `Backend`."""
+        return self._writer.is_mine
+
+    def check_open(self) -> None:
+        """See `Backend`."""
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+
+    def check(self) -> None:
+        """See `Backend`."""
+        self.check_open()
+        if self._writer.is_mine:
+            raise nested_call()
+
+    def read(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """See `Backend`."""
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+        if self._writer.runs_hosts_work and self._writer.is_mine:
+            raise nested_call()
+        return self._readers.read(work)
+
+    def stream(
+        self, work: Callable[[GoalRepository], Iterator[Result]]
+    ) -> AbstractContextManager[Iterator[Result]]:
+        """See `Backend`."""
+        return self._readers.stream(work)
+
+    def write(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """See `Backend`."""
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+        return self._writer.group(work)
+
+    def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """See `Backend`."""
+        if self._refusal is not None:
+            raise fresh(self._refusal)
+        return self._writer.alone(work)
+
+    def between_transactions(self, work: Callable[[], Result]) -> Result:
+        """See `Backend`."""
+        self.check()
+        with self._writer.lock:
+            return work()
+
+    # -- copies ------------------------------------------------------------------------------------
+
+    def back_up(self, path: Path, progress: Progress | None) -> None:
+        """See `Backend`."""
+        from goal_state.storage.sqlite.copies import back_up
+
+        self.read(lambda reader: back_up(_own(reader), path, progress))
+
+    def restore(self, path: Path, progress: Progress | None) -> None:
+        """See `Backend`."""
+        from goal_state.storage.sqlite.restoring import check_copy, prepared, write_over
+
+        self.check()
+        identity = self.read(lambda reader: reader.settings.identity())
+        page_size = self.read(lambda reader: _own(reader).page_size())
+
+        def put_in_place() -> None:
+            with prepared(
+                path, self._source.path, identity, page_size, progress, self._migrations.upgrade
+            ) as copy:
+                check_copy(copy, self.writes_with.counted_tokens)
+                self._writer.exclusively(
+                    lambda: write_over(copy, self._executor.driver, self._busy_timeout_seconds)
+                )
+
+        while_connecting(str(path), put_in_place)
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _connect_reader(self) -> tuple[GoalRepository, Executor]:
+        self._file.check()  # else SQLite would make an empty file where there is none
+        executor = Executor(self._source.connect())
+        return GoalRepository.with_executor(executor, self.writes_with.counted_tokens), executor
+
+    def _reconnect_writer(self) -> None:
+        self._file.check()
+        until_held(lambda: self._executor.reconnect(self._source.connect))
+        self._leave_waiting_to_gate()
+        if self._identity is not None and self._source.path is not None:
+            # While it had no connection, the log may have gone, and the note with it.
+            note_log_owner(_real(self._source.path), self._identity)
+
+    def _leave_waiting_to_gate(self) -> None:
+        if self._gate.waits:
+            self._executor.wait_for_lock(0)
+
+    def _note_log_owner(self, path: Path) -> None:
+        """Makes it possible to notice, at the next open, that another file took this one's place."""
+        identity = self.read(lambda reader: reader.settings.identity())
+        if identity is not None:
+            note_log_owner(_real(path), identity)
+        self._identity = identity
+
+    def _agree_on_settings(self) -> None:
+        """Keeps in a new database what all who open it have to agree on."""
+        if self.read(lambda reader: reader.settings.identity()) is None:
+            self.write(lambda repository: repository.settings.agree())
+
+    def close(self) -> None:
+        """See `Backend`."""
+        if self._is_closed:
+            return
+        with self._writer.lock:
+            self._refusal = StoreClosedError("the store is closed; open it again")
+            self._writer.refusal = self._refusal
+            self._readers.close()
+            self._executor.close()
+            self._gate.close()
+            self._source.close()
+            if not self._source.is_hosts and self._source.path is not None:
+                forget_log_owner(_real(self._source.path))
+            self._is_closed = True
+
+    # -- forks -------------------------------------------------------------------------------------
+
+    @property
+    def files(self) -> list[FileIdentity]:
+        """See `forks.Holder`."""
+        return [] if self._file.identity is None else [self._file.identity]
+
+    def let_go(self) -> bool:
+        """See `forks.Holder`."""
+        if self._is_closed:
+            return True
+        deadline = time.monotonic() + self._busy_timeout_seconds
+        if not (
+            self._writer.hold(deadline) and self._readers.let_go(deadline) and self._source.let_go()
+        ):
+            return False
+        self._executor.close()
+        self._gate.let_go()
+        return True
+
+    def after_fork(self, *, in_child: bool, let_go: bool) -> None:
+        """See `forks.Holder`."""
+        self._readers.go_on()
+        self._writer.go_on()
+        if not in_child:
+            return
+        self._writer.forget_callers()
+        if not let_go and not self._is_closed:
+            # The connections are the parent's, not even to be closed here.
+            _inherited.append((self._source, self._executor, self._readers))
+            self._gate.forget()
+            self._refusal = ForkedStoreError(
+                "this process was forked while the store could not let go of its database (in memory, or"
+                " with a transaction, an export or a backup open); open it in a process started anew"
+            )
+            self._is_closed = True
+
+
+def _source(
+    target: str | os.PathLike[str] | URL | Engine, durability: Durability, timeout_ms: int
+) -> Source:
+    if isinstance(target, Engine):
+        require_sqlite3(target.dialect)
+        return EngineSource(target, durability, timeout_ms, is_hosts=True)
+    url = sqlite_url(target)
+    if url.database is not None and not is_memory_name(url.database):
+        return FileSource(Path(url.database), durability, timeout_ms)
+    engine = create_engine(url, durability=durability, busy_timeout_seconds=timeout_ms / 1000)
+    return EngineSource(engine, durability, timeout_ms, is_hosts=False)
+
+
+def _own(repository: GoalRepository) -> Executor:
+    """What runs the statements of one of this backend's own repositories."""
+    return cast(Executor, repository.executor)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
