@@ -125,7 +125,7 @@ class GoalRepository(GoalOperations):
         self._goals = GoalTable(executor)
         self._charges = Charges(self._goals, self.log)
         self._totals = Totals(
-            self._goals, self.log, self.usage_log, self._charges, counted_tokens, executor.origin
+            self._goals, self.log, self.usage_log, self._charges, counted_tokens, executor
         )
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             CreateGoal: self._create,

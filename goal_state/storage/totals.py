@@ -20,6 +20,7 @@ from goal_state.domain.totals import (
 from goal_state.domain.usage import ThreadUsage
 from goal_state.storage.baselines import StoredBaseline, UsageLog
 from goal_state.storage.charges import Charges
+from goal_state.storage.executor import Executor
 from goal_state.storage.falling_totals import FallingTotals
 from goal_state.storage.goals import GoalTable
 from goal_state.storage.ledger import EventLog
@@ -42,7 +43,7 @@ class Totals:
         usage_log: UsageLog,
         charges: Charges,
         counted_tokens: CountedTokens,
-        origin: object,
+        executor: Executor,
     ) -> None:
         """
         Args:
@@ -51,14 +52,14 @@ class Totals:
             usage_log: the table of baselines.
             charges: writes what a total adds.
             counted_tokens: which tokens of a usage count.
-            origin: what repositories on one database have in common.
+            executor: what all of them run on.
         """
         self._goals = goals
         self._log = log
         self._usage_log = usage_log
         self._charges = charges
         self._counted_tokens = counted_tokens
-        self._origin = origin
+        self._executor = executor
 
     def record(self, request: RecordTotal, now_ms: int) -> Accounting:
         """Charges what is new in a total, and moves the baseline to it."""
@@ -123,7 +124,7 @@ class Totals:
                 or self._log.turn_has_charged(thread_id, turn)
             ),
         )
-        falling = _falling_totals.setdefault(self._origin, FallingTotals())
+        falling = _falling_totals.setdefault(self._executor.origin, FallingTotals())
         if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
             _logger.warning(
                 "the totals of thread %r fall in turn after turn, so they are no totals, and most of"
