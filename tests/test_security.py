@@ -95,6 +95,7 @@ with GoalStore.open(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_many_processes_make_at_once(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     all_at_once(_OPENING, path, processes=3)
@@ -290,7 +291,8 @@ def test_no_sql_is_made_of_what_a_caller_gave() -> None:
     # What is put in are constants, and names of columns that were found in a list of ours.
     assert marked.keys() == {
         "importer.py",
-        "database.py",
+        "connections.py",
+        "location.py",
         "host_transaction.py",
         "restoring.py",
     }

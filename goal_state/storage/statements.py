@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import signature
 from typing import Any, Final, TypeAlias, cast
 
 from sqlalchemy import (
@@ -75,8 +75,8 @@ class Statement:
 
     Building and compiling an expression costs ten times what SQLite needs to run it.
 
-    The parameters of `build` are those of the statement, and values are handed in in their order. It has to
-    be the order in which the text names them, in every dialect: then values go to the driver as they are.
+    The parameters of `build` that have no default are the statement's, and values are handed in in their
+    order. It has to be the order in which the text names them, in every dialect: then values go to the driver as they are.
     """
 
     def __init__(self, build: _Build, parameters: Sequence[str] | None = None) -> None:
@@ -93,7 +93,11 @@ class Statement:
     def parameters(self) -> Sequence[str]:
         """The names of the parameters, in the order in which values are handed in."""
         if self._parameters is None:
-            return tuple(signature(self._build).parameters)
+            return [
+                each.name
+                for each in inspect.signature(self._build).parameters.values()
+                if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty
+            ]
         return self._parameters
 
     def compile(self, dialect: Dialect) -> str:
