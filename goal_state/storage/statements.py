@@ -76,7 +76,8 @@ class Statement:
     Building and compiling an expression costs ten times what SQLite needs to run it.
 
     The parameters of `build` that have no default are the statement's, and values are handed in in their
-    order. It has to be the order in which the text names them, in every dialect: then values go to the driver as they are.
+    order. It has to be the order in which the text names them, in every dialect: `compile` makes sure of
+    that, and so values go to the driver as they are.
     """
 
     def __init__(self, build: _Build, parameters: Sequence[str] | None = None) -> None:
