@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.cli.program import CHECKOUT, ENVIRONMENT, PATIENCE_SECONDS
 

@@ -188,6 +188,7 @@ def test_two_stores_in_one_process(
     effort.run(lambda: OneProcessMachine(tmp_path, template), record_property, percent=20)
 
 
+@pytest.mark.slow
 def test_two_stores_in_two_processes(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:
