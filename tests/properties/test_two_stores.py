@@ -182,6 +182,7 @@ def template(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_stores_in_one_process(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:
