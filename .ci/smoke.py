@@ -160,8 +160,10 @@ USERS_TESTS = """
 import pytest
 
 from goal_state import GoalStore
-from goal_state.testing import begin_goal, goal_store
+from goal_state.testing import begin_goal
 from goal_state.testing.contract import StoreContract
+
+pytest_plugins = ["goal_state.testing"]
 
 
 def test_agent_has_a_budget(goal_store):
@@ -172,8 +174,8 @@ def test_agent_has_a_budget(goal_store):
 
 class TestBackend(StoreContract):
     @pytest.fixture
-    def open_store(self, tmp_path):
-        return lambda: GoalStore.open(tmp_path / "goals.db", durability="normal")
+    def open_store(self, goal_file):
+        return lambda: GoalStore.open(goal_file, durability="normal")
 """
 
 

@@ -34,14 +34,12 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "host-rolls-back": lambda path: HesitantHost(create_engine(path)),
     "host-with-plain-engine-rolls-back": lambda path: HesitantHost(_plain_engine(path)),
 }
-# Those that share the least code with each other.
-QUICK = {"file", "host"}
 
 
 class TestStore(StoreContract):
     @pytest.fixture(
         params=[
-            name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+            name if name == "file" else pytest.param(name, marks=pytest.mark.slow)
             for name in SUBJECTS
         ]
     )

@@ -8,12 +8,12 @@ import pytest
 
 from tests.processes import CHECKOUT, python
 
+pytestmark = pytest.mark.slow
+
 AGENT = CHECKOUT / "examples" / "agent.py"
 
 _WITHOUT_NETWORK = """
 import runpy, socket, sys, tempfile
-
-pytestmark = pytest.mark.slow
 
 def refuse(*_):
     raise AssertionError("the example reaches for the network")

@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalMeter, GoalStatus, GoalStore
-from goal_state.testing import (
-    Clock,
-    begin_goal,
-    goal_clock,
-    goal_file,
-    goal_store,
-    goal_store_on_file,
-)
+from goal_state.testing import Clock, begin_goal
 
-__all__ = ["goal_clock", "goal_file", "goal_store", "goal_store_on_file"]
+pytest_plugins = ["goal_state.testing"]
 
 
 def test_goal_store_has_nothing_in_it_and_works(goal_store: GoalStore) -> None:
@@ -27,12 +20,17 @@ def test_goal_store_has_nothing_in_it_and_works(goal_store: GoalStore) -> None:
     assert goal_store.charge("thread-1", tokens=5).applied
 
 
-def test_goal_store_on_file_can_be_opened_again(
-    goal_store_on_file: GoalStore, goal_file: Path
-) -> None:
-    goal = goal_store_on_file.create("thread-1", "Ship")
+def test_goal_file_is_what_goal_store_has_open(goal_store: GoalStore, goal_file: Path) -> None:
+    goal = goal_store.create("thread-1", "Ship")
     with GoalStore.open(goal_file) as other:
         assert other.get("thread-1") == goal
+
+
+def test_goal_store_in_memory_makes_no_file(
+    goal_store_in_memory: GoalStore, tmp_path: Path
+) -> None:
+    goal_store_in_memory.create("thread-1", "Ship")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_goal_clock_tells_a_meter_how_long_a_turn_took(

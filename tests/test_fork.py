@@ -259,6 +259,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 52
 
 
+@pytest.mark.slow
 def test_a_closed_store_stays_closed_in_the_child(database: Path) -> None:
     run(
         """

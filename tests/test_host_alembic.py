@@ -258,6 +258,7 @@ def engine(request: pytest.FixtureRequest, path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statements", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_database_with_some_of_our_tables_is_refused_untouched(
     database: Path, engine: Engine, statements: list[str]

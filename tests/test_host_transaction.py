@@ -324,6 +324,7 @@ with GoalStore.open(":memory:") as _store:
     repository_goal = _store.create("moved", "Ship")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.parametrize("used_before", [False, True])
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool, SingletonThreadPool])
@@ -538,6 +539,7 @@ def test_a_deferred_transaction_that_has_read_is_told_to_run_again(
     assert used(host) == 6
 
 
+@pytest.mark.slow
 def test_the_first_call_of_a_transaction_waits_for_the_write_lock(
     host: Path, engine: Engine
 ) -> None:
@@ -805,6 +807,7 @@ def test_a_store_in_memory_is_not_opened_inside_a_hosts_transaction(
     assert _notes(in_memory) == ([1, 2] if end == "commit" else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_store_in_memory_leaves_a_hosts_transaction_alone(in_memory: Engine, end: str) -> None:
     with GoalStore.open(in_memory) as store:

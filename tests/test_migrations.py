@@ -524,6 +524,7 @@ def test_the_hosts_engine_is_given_back_as_it_was(path: Path) -> None:
 # -- names, and many at once -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["100%.db", "two words.db", "%(here)s.db", "ünï#?&.db", "a'b;c.db"]
 )

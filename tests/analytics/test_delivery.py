@@ -80,6 +80,7 @@ def test_what_a_sink_did_not_take_comes_again(store: GoalStore) -> None:
     assert sink.calls == 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_a_sink_may_fail_for_days(store: GoalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.0)

@@ -74,6 +74,7 @@ def test_a_client_is_dropped_whatever_it_raises(
     assert failure.__name__ in record.getMessage()
 
 
+@pytest.mark.slow
 def test_an_interrupted_caller_leaves_an_outbox_as_it_was() -> None:
     client = Client()
     outbox = Outbox(client)

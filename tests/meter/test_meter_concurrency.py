@@ -54,6 +54,7 @@ def started(store: GoalStore, count: int) -> list[GoalMeter]:
     return meters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_threads_that_report_the_same_totals_in_lockstep(store: GoalStore, seed: int) -> None:
     store.create(THREAD, "work")
