@@ -603,6 +603,7 @@ def mostly_good(arguments: Arguments) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_refuses_what_it_is_not_made_for(name: str, world: World) -> None:
     call = CALLS[name]
@@ -624,6 +625,7 @@ def test_a_call_refuses_what_it_is_not_made_for(name: str, world: World) -> None
 # -- opening -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_open_refuses_what_it_is_not_made_for(
     tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -780,6 +782,7 @@ TEXT_TARGETS = tuple(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_refuses_what_it_is_not_made_for(
     command: tuple[str, ...], tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch

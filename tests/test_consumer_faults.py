@@ -230,6 +230,7 @@ def test_a_sink_can_neither_drain_nor_wait_for_the_end_of_itself(database: Path)
 # -- closing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(40)
 def test_consumers_that_hang_are_closed_side_by_side(database: Path) -> None:
     let_go = threading.Event()
@@ -245,6 +246,7 @@ def test_consumers_that_hang_are_closed_side_by_side(database: Path) -> None:
             thread.join(PATIENCE_SECONDS)
 
 
+@pytest.mark.slow
 def test_one_that_hangs_takes_no_time_from_the_others(database: Path) -> None:
     let_go, taken = threading.Event(), list[int]()
     with GoalStore.open(database) as store:
@@ -258,6 +260,7 @@ def test_one_that_hangs_takes_no_time_from_the_others(database: Path) -> None:
         let_go.set()
 
 
+@pytest.mark.slow
 def test_a_signal_handler_may_close_while_another_call_waits(store: GoalStore) -> None:
     let_go = threading.Event()
     write(store, 1)
@@ -275,6 +278,7 @@ def test_a_signal_handler_may_close_while_another_call_waits(store: GoalStore) -
     assert said == [False]
 
 
+@pytest.mark.slow
 def test_an_interrupted_drain_leaves_nothing_locked(store: GoalStore) -> None:
     taken: list[int] = []
     with store.consume("audit", lambda events: taken.extend(e.position for e in events)) as one:
@@ -349,6 +353,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["idle", "in the sink"])
 def test_a_holder_that_was_stopped_past_its_lease_hands_out_nothing_more(
     store: GoalStore, database: Path, consume: Callable[..., Consumer], where: str
@@ -540,6 +545,7 @@ print(len(taken))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_consumer_stays_with_the_parent_of_a_fork(database: Path) -> None:
     assert python(_FORK, database) == "7\n2\n"
@@ -574,6 +580,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_sink_that_forks_and_returns_in_the_child_consumes_once(database: Path) -> None:
     said = python(_FORKING_SINK, database).splitlines()

@@ -102,6 +102,7 @@ def test_cached_input_is_free(usage: TokenUsage, tokens: int) -> None:
     assert usage.goal_tokens == tokens
 
 
+@pytest.mark.slow
 @given(usages, usages)
 def test_a_sum_and_a_difference_field_by_field(one: TokenUsage, two: TokenUsage) -> None:
     for name in COUNTS:

@@ -13,6 +13,8 @@ AGENT = CHECKOUT / "examples" / "agent.py"
 _WITHOUT_NETWORK = """
 import runpy, socket, sys, tempfile
 
+pytestmark = pytest.mark.slow
+
 def refuse(*_):
     raise AssertionError("the example reaches for the network")
 

@@ -89,6 +89,7 @@ def tokens(path: Path, thread_id: str = "t") -> int:
 # -- a child ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_store_works_on_in_the_child_and_in_the_parent(database: Path) -> None:
     run(
         """
@@ -114,6 +115,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 3
 
 
+@pytest.mark.slow
 def test_parent_and_child_charging_at_once_lose_nothing(database: Path) -> None:
     run(
         """
@@ -133,6 +135,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 200
 
 
+@pytest.mark.slow
 def test_the_childs_own_store_beside_the_parents_loses_nothing(database: Path) -> None:
     run(
         """
@@ -157,6 +160,7 @@ os._exit(0)  # without closing
     assert tokens(database) == 102
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["store", "own store"])
 def test_what_a_child_acknowledged_is_there_after_the_parent_left_and_the_child_was_killed(
     database: Path, how: str
@@ -206,6 +210,7 @@ os._exit(0)
     assert tokens(database) == 11 + 1 + 201
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "leave", ["sys.exit(0)", "store = None; import gc; gc.collect(); sys.exit(0)"]
 )
@@ -233,6 +238,7 @@ store.close()
     assert tokens(database) == 3
 
 
+@pytest.mark.slow
 def test_a_child_that_never_calls_harms_nothing(database: Path) -> None:
     run(
         """
@@ -273,6 +279,7 @@ join(child(work))
     )
 
 
+@pytest.mark.slow
 def test_a_child_of_a_child_that_has_ended_works(database: Path) -> None:
     """As a daemon is made."""
     run(
@@ -307,6 +314,7 @@ store.close()
 # -- many forks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_forks_under_writing_and_reading_threads_lose_nothing(database: Path) -> None:
     said = run(
         """
@@ -363,6 +371,7 @@ print(sum(made))
     assert tokens(database, "parent") == int(said)
 
 
+@pytest.mark.slow
 def test_children_of_a_warm_parent_that_goes_on_charging_lose_nothing(database: Path) -> None:
     """Servers that fork before they serve; workers whose parent has a store of its own."""
     run(
@@ -394,6 +403,7 @@ store.close()
     assert tokens(database) == 1 + 4 * 3 * 20 + 60
 
 
+@pytest.mark.slow
 def test_children_that_outlive_their_parent_lose_nothing(database: Path) -> None:
     run(
         """
@@ -430,6 +440,7 @@ for _ in range(3):
     assert tokens(database) == 1 + 3 * 21
 
 
+@pytest.mark.slow
 def test_a_pool_of_forked_processes_uses_the_parents_store(database: Path) -> None:
     run(
         """
@@ -464,6 +475,7 @@ if __name__ == "__main__":
     assert tokens(database) == 30 + 10 + 1 + 1 + 10
 
 
+@pytest.mark.slow
 def test_stores_on_several_files_all_go_on(database: Path, tmp_path: Path) -> None:
     run(
         """
@@ -489,6 +501,7 @@ with GoalStore.open(path) as one, GoalStore.open(path) as same, GoalStore.open(o
 # -- moments ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fork_waits_for_another_threads_transaction(database: Path) -> None:
     run(
         """
@@ -513,6 +526,7 @@ with GoalStore.open(path) as store:
     )
 
 
+@pytest.mark.slow
 def test_a_fork_beside_a_transaction_of_another_thread_that_does_not_end_refuses_the_child(
     database: Path,
 ) -> None:
@@ -550,6 +564,7 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert tokens(database) == 4
 
 
+@pytest.mark.slow
 def test_a_fork_from_inside_a_transaction_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -589,6 +604,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 4
 
 
+@pytest.mark.slow
 def test_a_refused_child_may_start_programs_that_use_the_file(database: Path) -> None:
     run(
         """
@@ -609,6 +625,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 1
 
 
+@pytest.mark.slow
 def test_a_fork_from_a_listener_works(database: Path) -> None:
     run(
         """
@@ -634,6 +651,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 6
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_opens_and_closes_stores_works(database: Path) -> None:
     run(
         """
@@ -665,6 +683,7 @@ with GoalStore.open(path, durability="normal") as store:
     )
 
 
+@pytest.mark.slow
 def test_a_fork_while_a_backup_is_made_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -707,6 +726,7 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert tokens(database) == 3
 
 
+@pytest.mark.slow
 def test_a_fork_inside_an_export_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -730,6 +750,7 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_a_fork_inside_an_iteration_of_goals_or_events_spoils_nothing(database: Path) -> None:
     run(
         """
@@ -755,6 +776,7 @@ with GoalStore.open(path, durability="normal") as store:
     )
 
 
+@pytest.mark.slow
 def test_a_fork_in_a_signal_handler_at_any_moment_harms_nobody(database: Path) -> None:
     said = run(
         """
@@ -806,6 +828,7 @@ print(made)
     assert tokens(database) == int(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["forks._gate", "store._backend._readers._gate"])
 def test_a_fork_in_a_signal_handler_leaves_the_lock_that_its_thread_was_holding(
     database: Path, gate: str
@@ -833,6 +856,7 @@ store.close()
 # -- what stays with the parent -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_listeners_and_consumers_stay_with_the_parent(database: Path) -> None:
     run(
         """
@@ -863,6 +887,7 @@ assert taken == [1, 2, 3, 4], taken
     )
 
 
+@pytest.mark.slow
 def test_the_child_holds_none_of_the_parents_files(database: Path) -> None:
     """A lock on a file of the turnstile, if it lived on in the child, would keep everybody waiting."""
     if not Path("/proc/self/fd").is_dir():
@@ -913,6 +938,7 @@ def test_whose_log_it_is_stays_noted_through_a_fork(database: Path) -> None:
         assert noted.exists()
 
 
+@pytest.mark.slow
 def test_a_fork_after_an_interrupted_open_or_first_call_inherits_nothing_of_it(
     database: Path,
 ) -> None:
@@ -973,6 +999,7 @@ with GoalStore.open(path) as store:
     )
 
 
+@pytest.mark.slow
 def test_a_refused_child_that_outlives_a_killed_parent_locks_nobody_out(database: Path) -> None:
     said = run(
         """
@@ -1027,6 +1054,7 @@ os._exit(0)
 # -- other stores and other ways to begin a process ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_in_memory_is_refused_in_the_child_alone() -> None:
     run(
         """
@@ -1049,6 +1077,7 @@ with GoalStore.open(":memory:") as store:
     )
 
 
+@pytest.mark.slow
 def test_a_hosts_engine_with_idle_connections_works_on(database: Path) -> None:
     run(
         """
@@ -1077,6 +1106,7 @@ engine.dispose()
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_a_hosts_engine_with_a_connection_in_use_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -1103,6 +1133,7 @@ engine.dispose()
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_programs_that_are_started_beside_a_writing_thread_harm_nothing(database: Path) -> None:
     run(
         """
@@ -1133,6 +1164,7 @@ with GoalStore.open(path, durability="normal") as store:
     )
 
 
+@pytest.mark.slow
 def test_the_child_mints_ids_of_its_own() -> None:
     """Not its parent's, and also if another thread of the parent was minting one just then."""
     told = python(

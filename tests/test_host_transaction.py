@@ -291,6 +291,7 @@ def test_an_async_driver_under_an_engine_is_refused_in_words(call: Callable[[Eng
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_the_repository_imports_no_orm() -> None:
     printed = python(
         "import sys, goal_state, sqlalchemy\n"
@@ -517,6 +518,7 @@ connection.execute("ROLLBACK")
 """
 
 
+@pytest.mark.slow
 def test_a_deferred_transaction_that_has_read_is_told_to_run_again(
     host: Path, engines: Callable[[Engine], Engine]
 ) -> None:

@@ -317,6 +317,7 @@ def opened_without_privileges(path: Path) -> list[str]:
     return python(_OPENED_WITHOUT_PRIVILEGES, path).splitlines()
 
 
+@pytest.mark.slow
 def test_a_file_that_may_only_be_read(guarded: Path) -> None:
     guarded.chmod(0o444)
     guarded.parent.chmod(0o777)
@@ -329,6 +330,7 @@ def test_a_file_that_may_only_be_read(guarded: Path) -> None:
     assert fingerprints(guarded.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there_is_a_file", [True, False])
 def test_a_folder_that_may_only_be_read(guarded: Path, there_is_a_file: bool) -> None:
     if there_is_a_file:
@@ -345,6 +347,7 @@ def test_a_folder_that_may_only_be_read(guarded: Path, there_is_a_file: bool) ->
     assert fingerprints(guarded.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "folder_mode"), [(0o666, 0o000), (0o222, 0o777)])
 def test_a_place_that_may_not_be_looked_into(guarded: Path, mode: int, folder_mode: int) -> None:
     guarded.chmod(mode)

@@ -71,6 +71,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names["engine"].dispose()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from goal_state.cli.main import program
 

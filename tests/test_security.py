@@ -95,6 +95,7 @@ with GoalStore.open(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_many_processes_make_at_once(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     all_at_once(_OPENING, path, processes=3)

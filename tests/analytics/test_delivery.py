@@ -55,6 +55,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_RETRY_SECONDS", 0.01)
 
 
+@pytest.mark.slow
 def test_every_event_comes_once_in_order_and_at_most_a_hundred_at_a_time(store: GoalStore) -> None:
     store.create("thread-1", "Ship it")
     charges(store, 249)
@@ -122,6 +123,7 @@ def test_closing_the_store_delivers_what_is_left(path: Path) -> None:
         assert sink.event_ids == logged(store)
 
 
+@pytest.mark.slow
 def test_closing_wakes_a_sink_that_waits_to_try_again(path: Path) -> None:
     refusing = Collector(DeliveryError("busy", retry_after_seconds=3600))
     taking = Collector()
@@ -139,6 +141,7 @@ def test_closing_wakes_a_sink_that_waits_to_try_again(path: Path) -> None:
         assert taking.event_ids == logged(store)
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_sink_that_hangs(path: Path) -> None:
     entered, leave, left = threading.Event(), threading.Event(), threading.Event()
 
@@ -242,6 +245,7 @@ def test_arguments_that_cannot_work_are_refused_at_once(
     assert refusal.value.field == field
 
 
+@pytest.mark.slow
 def test_the_extras_are_imported_only_by_the_sinks_that_need_them() -> None:
     loaded = python(
         "import sys, goal_state.analytics\n"
@@ -250,6 +254,7 @@ def test_the_extras_are_imported_only_by_the_sinks_that_need_them() -> None:
     assert loaded == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [("http", "httpx", "goal-state[http]"), ("otel", "opentelemetry", "goal-state[otel]")],

@@ -81,6 +81,7 @@ def test_batches_of_a_hundred_over_one_connection(store: GoalStore, letters: Pat
     assert receiver.requests[0].headers["Content-Type"] == "application/json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
@@ -117,6 +118,7 @@ def test_nothing_is_lost_and_order_is_kept(
     assert letters.read_text() == ""
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     script=st.lists(
@@ -176,6 +178,7 @@ def test_a_server_that_dies_and_comes_back(store: GoalStore, letters: Path) -> N
         check_delivery(receiver, logged(store))
 
 
+@pytest.mark.slow
 def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
     path: Path, letters: Path
 ) -> None:
@@ -211,6 +214,7 @@ with GoalStore.open(path) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_sender_that_is_killed_goes_on_after_the_next_start(path: Path, letters: Path) -> None:
     with GoalStore.open(path) as store, receiving("200", "taken, stall") as receiver:
         fill(store, 300)
@@ -258,6 +262,7 @@ def test_what_can_pass_is_tried_again(store: GoalStore, letters: Path, status: i
     assert letters.read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 413, 422, 431])
 def test_what_is_refused_for_good_is_put_aside_and_blocks_nothing(
     store: GoalStore, letters: Path, status: int, caplog: pytest.LogCaptureFixture
@@ -399,6 +404,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client | None]:
             yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", ["drips a status", "drips headers", "endless headers", "endless informational"]
 )
@@ -420,6 +426,7 @@ def test_a_status_that_never_comes_ends_the_exchange_and_the_batch_comes_again(
     assert client is None or not client.is_closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["drips a body", "endless body", "endless gzip"])
 def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
     store: GoalStore, letters: Path, client: httpx.Client | None, answer: str
@@ -436,6 +443,7 @@ def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
         check_delivery(receiver, logged(store))
 
 
+@pytest.mark.slow
 def test_a_drip_on_a_connection_that_was_the_hosts_before_holds_up_no_batch(
     store: GoalStore, letters: Path
 ) -> None:
@@ -479,6 +487,7 @@ def test_exchanges_that_cannot_be_ended_do_not_pile_up(store: GoalStore, letters
         assert len(calls) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("to", ["another host", "no URL"])
 def test_no_redirection_is_followed_whatever_the_client_does(
@@ -502,6 +511,7 @@ def test_no_redirection_is_followed_whatever_the_client_does(
     assert "a redirection, and none is followed" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "event_id", ["ünïcode", "a,b", "line\r\nX-Evil: 1", " spaced ", "%41", "𝒢"]
 )
@@ -557,6 +567,7 @@ def test_a_client_of_the_hosts_carries_its_headers_and_stays_open(
         assert not client.is_closed
 
 
+@pytest.mark.slow
 def test_what_comes_after_closing_the_sink_is_kept(path: Path, letters: Path) -> None:
     with receiving() as receiver, ExitStack() as stack:
         sink = HttpSink(receiver.url, dead_letter_path=letters)

@@ -93,6 +93,7 @@ for number in range(0, count, 5):
 """
 
 
+@pytest.mark.slow
 def test_several_processes_write_whole_lines_and_lose_none(tmp_path: Path) -> None:
     target = tmp_path / "events.jsonl"
     writers, count = 4, 500
@@ -127,6 +128,7 @@ def test_a_file_that_was_taken_away_is_begun_anew(tmp_path: Path, taken_away: An
     assert target.read_text() == "2\n"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_whole_is_not_written_at_all(tmp_path: Path) -> None:
     target = tmp_path / "events.jsonl"
     python(

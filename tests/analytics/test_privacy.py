@@ -34,6 +34,7 @@ def live(store: GoalStore) -> None:
     store.set("thread-marker", objective=second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", [goal_event, CodexPayload(client_name="client-marker", client_version="1")]
 )

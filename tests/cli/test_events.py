@@ -76,6 +76,7 @@ def test_a_bound_is_named(db: Path, option: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_follow_shows_what_others_write_and_ends_cleanly_with_ctrl_c(db: Path) -> None:
     process = start("events", "--follow", "--after", 4, "--json", "--db", db)
     assert process.stdout is not None
@@ -91,6 +92,7 @@ def test_follow_shows_what_others_write_and_ends_cleanly_with_ctrl_c(db: Path) -
     ]
 
 
+@pytest.mark.slow
 def test_follow_ends_at_its_limit(db: Path) -> None:
     process = start("events", "--follow", "--limit", 6, "--json", "--db", db)
     assert process.stdout is not None
@@ -102,6 +104,7 @@ def test_follow_ends_at_its_limit(db: Path) -> None:
     assert json.loads(finish(process)[0])["thread_id"] == "c"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["events", "--json"], ["events"], ["list"], ["list", "--json"]])
 def test_a_reader_that_has_enough_leaves_no_trace(tmp_path: Path, words: list[str]) -> None:
     path = tmp_path / "goals.db"
@@ -120,6 +123,7 @@ def test_a_reader_that_has_enough_leaves_no_trace(tmp_path: Path, words: list[st
     assert finish(process)[1] == ""
 
 
+@pytest.mark.slow
 def test_without_click_the_program_says_how_to_install_it(tmp_path: Path) -> None:
     for package in ("click", "rich"):
         code = f"import sys; sys.modules[{package!r}] = None; import goal_state.cli"
@@ -138,6 +142,7 @@ def test_without_click_the_program_says_how_to_install_it(tmp_path: Path) -> Non
         assert "pip install 'goal-state[cli]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_is_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     with GoalStore.open(path) as store:

@@ -101,6 +101,7 @@ def test_an_interrupted_caller_leaves_an_outbox_as_it_was() -> None:
     assert kinds(client.told)[-1] == "last"
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_leaves_no_thread_locked(hub: ThreadHub, store: GoalStore) -> None:
     store.create("one", "Ship")
     store.create("other", "Ship")
@@ -301,6 +302,7 @@ def totals(messages: list[Message]) -> list[int]:
     return [message["params"]["tokenUsage"]["total"]["inputTokens"] for message in messages]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_replays_and_updates_that_race_keep_their_order(
     hub: ThreadHub, store: GoalStore, seed: int

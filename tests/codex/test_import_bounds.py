@@ -66,11 +66,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_an_endless_view_is_refused(home: Path) -> None:
     crafted(home, f"CREATE VIEW thread_goals AS SELECT * FROM {_SOURCE}")
     assert read(home).endswith("has a view 'thread_goals', not a table")
 
 
+@pytest.mark.slow
 def test_a_virtual_table_is_refused(home: Path) -> None:
     try:
         crafted(home, f"CREATE VIRTUAL TABLE thread_goals USING fts5({_COLUMNS})")
@@ -79,6 +81,7 @@ def test_a_virtual_table_is_refused(home: Path) -> None:
     assert read(home).endswith("has a virtual 'thread_goals', not a table")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["VIRTUAL", "STORED"])
 def test_a_generated_column_is_refused(home: Path, kind: str) -> None:
     made = f"objective TEXT GENERATED ALWAYS AS (printf('%.*c', 900000000, 'x')) {kind}"
@@ -86,6 +89,7 @@ def test_a_generated_column_is_refused(home: Path, kind: str) -> None:
     assert read(home).endswith("the column 'objective' of 'thread_goals' is a generated one")
 
 
+@pytest.mark.slow
 def test_triggers_indexes_and_other_tables_are_left_alone(home: Path) -> None:
     make_home(home, row(1), row(2))
     crafted(
@@ -98,12 +102,14 @@ def test_triggers_indexes_and_other_tables_are_left_alone(home: Path) -> None:
     assert read(home) == "2 goals"
 
 
+@pytest.mark.slow
 def test_a_schema_of_thousands_of_tables_is_refused(home: Path) -> None:
     make_home(home, row(1))
     crafted(home, "BEGIN", *(f"CREATE TABLE other_{n} (x)" for n in range(4_000)), "COMMIT")
     assert "takes too many steps to read" in read(home)
 
 
+@pytest.mark.slow
 def test_a_value_of_megabytes_and_many_of_them_are_refused(home: Path) -> None:
     make_home(home, row(1), row(2, objective="x" * 900_000))
     assert read(home) == "2 goals"
@@ -138,6 +144,7 @@ def children(database: bytearray, size: int, page: int) -> Iterator[tuple[int, i
     yield struct.unpack_from(">I", database, at + 8)[0], at + 8
 
 
+@pytest.mark.slow
 def test_billions_of_rows_on_a_few_pages_are_refused(home: Path) -> None:
     home.mkdir()
     path = home / "goals_1.sqlite"
@@ -167,6 +174,7 @@ def test_billions_of_rows_on_a_few_pages_are_refused(home: Path) -> None:
 # -- files -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["goals_1.sqlite", "goals_1.sqlite-wal", "goals_1.sqlite-journal"])
 def test_a_file_of_ten_terabytes_is_not_copied(home: Path, name: str) -> None:
     make_home(home, row(1))

@@ -279,6 +279,7 @@ class HubMachine(RuleBasedStateMachine):
             assert goal is None or goal.tokens_used == 0
 
 
+@pytest.mark.slow
 def test_any_interleaving(tmp_path: Path) -> None:
     examples = count()
     with GoalStore.open(":memory:") as store:

@@ -252,6 +252,7 @@ turn_steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(turn_steps)
 @settings(max_examples=150, deadline=None)
 def test_forwards_backwards_and_compressed_agree(

@@ -82,6 +82,7 @@ def sparse(path: Path, head: bytes, size: int = _HUGE_BYTES, tail: bytes = b"") 
 # -- files without an end --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_terabytes_without_a_newline_are_no_rollout(tmp_path: Path) -> None:
     path = sparse(tmp_path / "zeros.jsonl", b"")
     assert read_all(path) == ["no rollout"] * 4
@@ -91,6 +92,7 @@ def test_ten_terabytes_without_a_newline_are_no_rollout(tmp_path: Path) -> None:
     assert read_all(half) == ["no rollout"] * 4
 
 
+@pytest.mark.slow
 def test_ten_terabytes_of_one_line_behind_a_sound_head_are_passed_over(tmp_path: Path) -> None:
     path = sparse(tmp_path / "long.jsonl", text_of(SOUND))
     far = f"nothing before the last {MAX_SEARCHED_BYTES} bytes is read"
@@ -142,6 +144,7 @@ def test_more_turns_than_are_kept_leave_the_latest(
     assert [one.reason for one in reader.skipped.noted] == ["more than 3 turns"] * 2
 
 
+@pytest.mark.slow
 def test_turns_that_are_dropped_again_and_again_cost_no_more(rollout: Write) -> None:
     dropped = event("thread_rolled_back", num_turns=1)
     turns = [began(str(number)) for number in range(5_000)]
@@ -156,6 +159,7 @@ def test_turns_that_are_dropped_again_and_again_cost_no_more(rollout: Write) -> 
 # -- bombs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_READ_BYTES", 2**24)
     path = tmp_path / "bomb.jsonl.gz"
@@ -173,6 +177,7 @@ def test_a_gzip_bomb_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rest",
     [
@@ -187,6 +192,7 @@ def test_what_gzip_reads_byte_by_byte_has_an_end(tmp_path: Path, rest: bytes) ->
     assert restored == "True 1 too much compressed data: nothing after it is read"
 
 
+@pytest.mark.slow
 def test_compressed_data_that_stands_for_nothing_has_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -406,6 +406,7 @@ def stated_usages(text: bytes) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_prefix_of_a_real_rollout_gives_its_newest_whole_usage(tmp_path: Path) -> None:
     text = recorded("01a1fa7e-8cb1-7a32-930a-960d950ebfb8").read_bytes()
     usages = stated_usages(text)
@@ -439,6 +440,7 @@ damages = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(damages)
 @example([(0, 300, b"")])
 @settings(max_examples=200, deadline=None)
@@ -475,6 +477,7 @@ def derived_total(usage: TokenUsage) -> int:
     return usage.input_tokens + usage.output_tokens
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=400))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_read_or_refused(
@@ -520,6 +523,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(

@@ -92,6 +92,7 @@ next(find_rollouts(home))
 """
 
 
+@pytest.mark.slow
 def test_finding_neither_opens_a_file_nor_lists_a_day_before_it_is_asked_for(home: Path) -> None:
     assert python(_WATCHED, home).splitlines() == [
         "listed sessions",

@@ -127,6 +127,7 @@ def test_a_turn_that_is_named_before_each_response_is_kept_once(
     assert [turn.turn_id for turn in listed] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_line_longer_than_memory_allows_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     sparse(path, 2**26, text_of(SOUND[1:]))
@@ -226,6 +227,7 @@ def test_a_compressed_text_that_is_no_rollout_is_refused(rollout: Write) -> None
         rollout(gzip.compress(b"hello\n")).restored()
 
 
+@pytest.mark.slow
 def test_a_compressed_rollout_is_read_in_little_memory(rollout: Write) -> None:
     many = b"".join(
         text_of([began(f"t{n}"), token_count(n), completed(f"t{n}")]) for n in range(6000)

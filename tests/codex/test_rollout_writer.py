@@ -239,6 +239,7 @@ def test_a_closed_writer_says_so(tmp_path: Path) -> None:
         writer.append({})
 
 
+@pytest.mark.slow
 def test_every_torn_tail_is_mended_and_nothing_whole_is_lost(tmp_path: Path) -> None:
     lines = [meta(), token_count(5), event("agent_message", message="naïve ✓")]
     text = text_of(lines)

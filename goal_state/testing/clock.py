@@ -9,12 +9,13 @@ NS_PER_S = 1_000_000_000
 
 
 class Clock:
-    """Called like `time.monotonic_ns`."""
+    """Called like `time.monotonic_ns`: `GoalMeter(store, "thread-1", clock_ns=clock)`."""
 
     def __init__(self) -> None:
         self.now_ns = NS_PER_S
 
     def __call__(self) -> int:
+        """The time, in nanoseconds."""
         return self.now_ns
 
     def tick(self, *, seconds: float = 0, ns: int = 0) -> None:
