@@ -28,9 +28,10 @@ from goal_state import (
     migrate,
 )
 from goal_state.cli.main import program
+from goal_state.errors import NotAnExportError, StoreNotEmptyError
 from goal_state.storage.schema import HEAD_REVISION, metadata
 from goal_state.storage.sqlite.connections import create_engine
-from goal_state.storage.transfer import MAX_LINE_CHARACTERS, NotAnExportError, StoreNotEmptyError
+from goal_state.storage.transfer import MAX_LINE_CHARACTERS
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
 from tests.upgrade.make_fixtures import fixture
 

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple, Protocol, Self
 from goal_state.delivery.wake_up import WakeUp
 from goal_state.domain.events import GoalEvent
 from goal_state.errors import DatabaseError, DeliveryError, StoreClosedError
+from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.ledger import ConsumerCursor, ConsumerCursors
 from goal_state.storage.repository import GoalRepository, wall_clock_ms
 
 __all__ = ["Consumer", "ConsumerSource", "Sink"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import bindparam, insert, literal_column, select
+from sqlalchemy import literal_column, select
 
 from goal_state.domain.counting import CountedTokens
 from goal_state.errors import SettingsConflictError
 from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.schema import database
-from goal_state.storage.statements import Statement
+from goal_state.storage.statements import Statement, insert_into
 
 __all__ = ["Settings", "check_counted_tokens"]
 
@@ -20,12 +20,7 @@ _D = database.c
 _READ: Final = Statement(
     lambda: select(_D.identity, _D.counted_tokens).where(_D.number == literal_column("1"))
 )
-_WRITE: Final = Statement(
-    lambda: insert(database).values(
-        identity=bindparam("identity"), counted_tokens=bindparam("counted_tokens")
-    ),
-    "identity counted_tokens",
-)
+_WRITE: Final = insert_into(database, ["identity", "counted_tokens"])
 
 
 def check_counted_tokens(stored: str, asked: str) -> None:

@@ -15,9 +15,9 @@ from sqlalchemy import Engine, event
 
 from goal_state import migrate
 from goal_state.delivery import consumers, listeners
-from goal_state.storage import baselines, ledger, repository
 from goal_state.storage.sqlite import backend, executor, sources
 from goal_state.storage.statements import Statement
+from tests.statements import find_statements
 
 __all__ = ["Points"]
 
@@ -51,7 +51,7 @@ class Points:
         event.listen(Engine, "after_cursor_execute", self._after_migrating_statement)
         for end in ("begin", "commit", "rollback", "close"):
             self._around(executor.Executor, end, end.upper())
-        names = _names_of_statements()
+        names = {id(found): name for name, found in find_statements().items()}
         for run in ("run", "run_many"):
             self._after_statements(run, names)
         self._around(listeners.Listeners, "begin", "beginning to collect events")
@@ -93,12 +93,3 @@ class Points:
         self, _connection: object, _cursor: object, text: str, *_: object
     ) -> None:
         self.reach(f"after migrating by {' '.join(text.split()[:3])}")
-
-
-def _names_of_statements() -> dict[int, str]:
-    return {
-        id(value): f"{module.__name__.removeprefix('goal_state.storage.')}.{name}"
-        for module in (repository, ledger, baselines)
-        for name, value in vars(module).items()
-        if isinstance(value, Statement)
-    }

@@ -26,9 +26,9 @@ LEAST_KILLS = 250 if IS_LONG else 50
 NAMED = {
     "before BEGIN",
     "after BEGIN",
-    "after repository._INSERT",
-    "after repository._UPDATE",
-    "after repository._CHARGE",
+    "after goals._INSERT",
+    "after goals._UPDATE",
+    "after goals._CHARGE",
     "after ledger._APPEND",
     "before COMMIT",
     "after COMMIT",
