@@ -755,7 +755,7 @@ def test_a_session_of_several_engines(
     Base.metadata.create_all(other)
     with (
         Session(binds={Note: other}) as session,
-        pytest.raises(TransactionError, match="which of its databases has the goals"),
+        pytest.raises(TransactionError, match="which of its databases holds the goals"),
     ):
         GoalRepository(session).charge("t", tokens=5)
     with Session(engine, binds={Note: other}) as session:  # the one for all that is not said

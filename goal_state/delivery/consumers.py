@@ -270,7 +270,7 @@ class Consumer:
             self._consume()
             self._has_ended = True
         except BaseException:
-            _logger.exception("consumer %r has died; close it and consume anew", self.name)
+            _logger.exception("consumer %r has died; close it and consume again", self.name)
         finally:
             try:
                 if self._is_own_process():

@@ -53,7 +53,7 @@ class Subscription:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def tell(self, event: GoalEvent) -> None:
+    def deliver(self, event: GoalEvent) -> None:
         """Calls the listener with an event, if it asked for such; an error of the listener is logged."""
         if self._closed:
             return
@@ -73,7 +73,7 @@ class Subscription:
         traceback = error.__traceback__
         return (
             traceback is not None
-            and traceback.tb_next is None  # raised in `tell` itself
+            and traceback.tb_next is None  # raised in `deliver` itself
             and not isinstance(error, TypeError)  # the listener takes other arguments
             and not isinstance(self._listener, BuiltinFunctionType)  # has no frame of its own
         )
@@ -187,7 +187,7 @@ class Listeners:
         while (batch := self._first_due()) is not None:
             while batch.commits and batch.events:
                 event, subscription = batch.events[0]
-                subscription.tell(event)
+                subscription.deliver(event)
                 # Last, so that an interrupted listener gets the event again rather than never.
                 batch.events.popleft()
             self._queue.popleft()

@@ -57,7 +57,7 @@ class Points:
         self._around(listeners.Listeners, "begin", "beginning to collect events")
         self._around(listeners.Listeners, "end", "queueing events for listeners")
         self._around(listeners.Listeners, "deliver", "the listeners")
-        self._around(listeners.Subscription, "tell", "one listener")
+        self._around(listeners.Subscription, "deliver", "one listener")
         self._around(consumers.Consumer, "_claim_lease", "claiming a lease")
         self._around(consumers.Consumer, "_advance_cursor", "moving the cursor")
         self._around(consumers.Consumer, "_renew_lease", "renewing leases")

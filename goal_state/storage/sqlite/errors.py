@@ -23,7 +23,7 @@ __all__ = ["primary_code", "too_large", "translated", "translating"]
 
 
 _CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
-"""A STRICT table refused a value: a sum that overflowed and is no integer. `sqlite3` has no name for it."""
+"""A STRICT table refused a value: a sum that overflowed its integers. `sqlite3` has no name for it."""
 
 
 _BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
@@ -34,7 +34,7 @@ _BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
     sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "another connection holds a table; try again"),
     sqlite3.SQLITE_CORRUPT: (
         DatabaseCorruptError,
-        "the database file is damaged, or the disk that it lies on; restore a backup",
+        "the database file is damaged, or its disk is; restore a backup",
     ),
     sqlite3.SQLITE_NOTADB: (
         DatabaseCorruptError,

@@ -186,7 +186,7 @@ class Executor:
             raise TransactionError(HOSTS_TRANSACTION)
 
     def clear_statement(self) -> None:
-        """Ends a statement whose rows an interrupted caller left unread, as the next one here would."""
+        """Ends a statement whose rows an interrupted caller left unread, by running another one."""
         self._cursor.execute("SELECT 1").fetchall()
 
     def begin(self) -> None:

@@ -59,9 +59,9 @@ def sqlite_url(target: str | os.PathLike[str] | URL) -> URL:
     elif isinstance(target, str) and "://" in target:
         try:
             url = make_url(target)
-        except (exc.ArgumentError, ValueError):  # a port that is no number is a bare ValueError
+        except (exc.ArgumentError, ValueError):  # a bare ValueError: a port that is not a number
             raise DatabaseLocationError(
-                f"{target!r} is no database URL; write sqlite:///path/to/goals.db"
+                f"{target!r} is not a database URL; write sqlite:///path/to/goals.db"
             ) from None
     else:
         if not isinstance(target, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -155,7 +155,7 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
     if path.is_dir():
         raise DatabaseLocationError(f"{str(path)!r} is a directory; name a file in it")
     if path.exists() and not path.is_file():
-        raise DatabaseLocationError(f"{str(path)!r} is no regular file")
+        raise DatabaseLocationError(f"{str(path)!r} is not a regular file")
     if not to_read and not os.access(folder, os.W_OK | os.X_OK):
         raise DatabaseReadOnlyError(
             f"the folder {str(folder)!r} is read-only; SQLite keeps its log beside the database"

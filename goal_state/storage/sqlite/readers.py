@@ -214,7 +214,7 @@ class SharedReader:
     def stream(
         self, work: Callable[[GoalRepository], Iterator[Result]]
     ) -> Generator[Iterator[Result]]:
-        """Reads the whole result first: a transaction of its consumer needs the only connection meanwhile."""
+        """Reads the whole result first: its consumer may need the only connection while it iterates."""
         yield iter(self.read(lambda repository: list(work(repository))))
 
     def let_go(self, deadline: float) -> bool:  # noqa: ARG002

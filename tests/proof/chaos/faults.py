@@ -131,7 +131,7 @@ def _forget_events_first() -> None:
         while (batch := self._first_due()) is not None:
             while batch.commits and batch.events:
                 event, subscription = batch.events.popleft()
-                subscription.tell(event)
+                subscription.deliver(event)
             self._queue.popleft()
 
     listeners.Listeners._deliver_all = deliver_all  # type: ignore[method-assign]
