@@ -9,6 +9,8 @@ WITH ?=
 ARGS ?=
 # Test processes: a number, or auto for one per core.
 JOBS ?= auto
+# What is quick among the tests: see the markers in pyproject.toml.
+FAST := -m 'not proof and not slow' --ignore=tests/proof
 
 # Each interpreter that was asked for, and each choice of versions, has an environment of its own.
 ifneq ($(origin PYTHON),file)
@@ -27,14 +29,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 # Pyright comes with its wheel and node with its own: look for nothing newer.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
-# What the caller's shell has set must not change what is imported or run here.
+# What the caller's shell has set must not change what is imported or run here. Without bytecode on disk each
+# test process would compile the tests anew, which takes longer than many of them.
 export PYTHONNOUSERSITE := 1
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER
 unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYTHON_NODE_VERSION
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-sdks lint types layers migrations-check wheel smoke check \
-	audit bench proof mutants lock clean
+.PHONY: help venv demo test test-fast test-sdks test-benchmarks coverage lint types layers migrations-check \
+	wheel smoke check audit bench proof mutants lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | \
@@ -99,6 +102,18 @@ demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget,
 test: $(VENV)/.installed ## run the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
+test-fast: $(VENV)/.installed ## run the tests that take seconds in all: every module, no proof
+	HYPOTHESIS_PROFILE=fast $(BIN)/python -m pytest -n $(JOBS) $(FAST) $(ARGS)
+
+test-benchmarks: $(VENV)/.installed ## run every benchmark once, in short: that they work
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+# In one process, so that every line that runs is seen; pyproject.toml has the floor.
+coverage: $(VENV)/.installed ## which lines and branches the fast tests run; fails below the floor
+	@mkdir -p build
+	HYPOTHESIS_PROFILE=fast $(BIN)/python -m coverage run -m pytest -q $(FAST) $(ARGS)
+	$(BIN)/python -m coverage report
+
 # Without them the suite tests copies of their usage.
 test-sdks: $(SDKS_VENV)/.installed ## run the tests that need agent SDKs (an environment of their own)
 	$(SDKS_VENV)/bin/python -m pytest tests/sdks $(ARGS)
@@ -133,7 +148,7 @@ wheel: $(VENV)/.installed ## build dist/: the sdist, and the wheel from the sdis
 smoke: wheel ## install the wheel in a new environment outside the checkout and use it there
 	$(BIN)/python .ci/smoke.py dist/*.whl
 
-check: lint types layers migrations-check test smoke ## all of the above
+check: lint types layers migrations-check test test-benchmarks smoke ## all that must hold
 
 # -- now and then ------------------------------------------------------------------------------------
 
@@ -148,7 +163,7 @@ bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their o
 
 proof: $(VENV)/.installed ## the evidence at length (about an hour): crashes, power cuts, faults, properties
 	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof tests/properties tests/meter \
-		tests/replay tests/upgrade tests/test_contention.py tests/test_bad_input.py \
+		tests/codex tests/upgrade tests/test_contention.py tests/test_bad_input.py \
 		tests/test_tampered_exports.py $(ARGS)
 
 mutants: $(VENV)/.installed ## mutation testing: changes that no test notices

@@ -3,7 +3,7 @@
     python .ci/smoke.py dist/goal_state-*.whl
 
 The environment gets the wheel and what the wheel itself asks for, in the versions that this Python has
-(so they are the pinned ones): first without any extra, then with `cli`.
+(so they are the pinned ones): first without any extra, then with `cli`, then with `testing`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> None:
             library()
         case ["--inside", "command"]:
             command()
+        case ["--inside", "testing"]:
+            testing()
         case _:
             sys.exit(__doc__)
     print(f"smoke: {' '.join(arguments[1:]) or 'all'} passed", flush=True)
@@ -47,7 +49,11 @@ def outside(wheel: Path) -> None:
         run(sys.executable, "-m", "venv", "--without-pip", str(environment), cwd=folder)
         python = environment / "bin" / "python"
 
-        for extra, part in (("", "library"), ("[cli]", "command")):
+        for extra, part in (
+            ("", "library"),
+            ("[cli]", "command"),
+            ("[testing]", "testing"),
+        ):
             print(f"smoke: installing {wheel.name}{extra}", flush=True)
             run(
                 *(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"),
@@ -148,6 +154,35 @@ def command() -> None:
     connection.close()
     shown = run(program, "db", "current", "--db", "goals.db")
     expect(revision in re.findall(r"\w+", shown), True, f"db current shows {revision}: {shown!r}")
+
+
+USERS_TESTS = """
+import pytest
+
+from goal_state import GoalStore
+from goal_state.testing import begin_goal
+from goal_state.testing.contract import StoreContract
+
+pytest_plugins = ["goal_state.testing"]
+
+
+def test_agent_has_a_budget(goal_store):
+    begin_goal(goal_store, "thread-1", token_budget=1_000, tokens_used=990)
+    goal_store.charge("thread-1", tokens=10)
+    assert goal_store.get("thread-1").status == "budget_limited"
+
+
+class TestBackend(StoreContract):
+    @pytest.fixture
+    def open_store(self, goal_file):
+        return lambda: GoalStore.open(goal_file, durability="normal")
+"""
+
+
+def testing() -> None:
+    """The fixtures and the contract, in the tests of somebody who has the wheel alone."""
+    Path("test_users.py").write_text(USERS_TESTS)
+    print(run(sys.executable, "-I", "-m", "pytest", "-q", "test_users.py"), end="")
 
 
 def expect(found: object, wanted: object, what: str) -> None:

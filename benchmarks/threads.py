@@ -121,7 +121,7 @@ def _alone(directory: Path, scale: Scale, durability: str) -> Figure:
         lock = threading.Lock()
         first, second = itertools.cycle(THREADS), itertools.cycle(THREADS)
         # The repository that the other store writes with, used without going through its writer.
-        repository = other._repository
+        repository = other._backend.writes_with
         executor = repository.executor
 
         def grouped() -> object:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goal_state import GoalStatus, GoalStore, TokenUsage
-from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics import JsonLinesSink, send_events
 from goal_state.meter import GoalMeter, Reading
 
 THREAD = "thread-1"
@@ -119,10 +119,10 @@ def show(response: Response, reading: Reading) -> None:
 def sent(path: Path) -> Iterator[str]:
     """The lines of the file, one event each, in short."""
     for line in path.read_text().splitlines():
-        event = json.loads(line)["event_params"]
-        tokens = event["cumulative_tokens_accounted"]
+        event = json.loads(line)
+        tokens = event["cumulative_tokens"]
         yield (
-            f"  {event['event_kind']:<16}{event['goal_status']:<16}{event['turn_id'] or '-':<8}"
+            f"  {event['kind']:<16}{event['goal_status']:<16}{event['turn_id'] or '-':<8}"
             + ("" if tokens is None else f"{tokens:>6,} tokens")
         ).rstrip()
 
@@ -131,8 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="goal-state-agent-") as folder:
         events = Path(folder) / "goal-events.jsonl"
         with GoalStore.open(Path(folder) / "goals.db") as store:
-            context = AnalyticsContext(client_name="example-agent", client_version="1")
-            consumer = send_events(store, JsonLinesSink(events), context=context)
+            consumer = send_events(store, JsonLinesSink(events))
             agent = Agent(store)
 
             print("The user sets a goal, with a budget of 5,000 tokens.")

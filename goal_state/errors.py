@@ -13,6 +13,7 @@ from typing import TypeVar
 
 __all__ = [
     "BudgetExhaustedError",
+    "CodexSchemaError",
     "DatabaseBusyError",
     "DatabaseCorruptError",
     "DatabaseError",
@@ -29,9 +30,14 @@ __all__ = [
     "GoalStateError",
     "IdempotencyConflictError",
     "InvalidValueError",
+    "MissingZstandardError",
     "NestedCallError",
     "NotADatabaseError",
+    "NotARolloutError",
+    "NotAnExportError",
     "RequestError",
+    "RolloutClosedError",
+    "RolloutError",
     "SchemaError",
     "SchemaIncompleteError",
     "SchemaOutOfDateError",
@@ -39,6 +45,8 @@ __all__ = [
     "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
+    "StoreNotEmptyError",
+    "ThreadNotFoundError",
     "TransactionError",
     "TurnError",
     "UnsupportedDatabaseError",
@@ -87,6 +95,18 @@ class UsageOverflowError(InvalidValueError):
     """A charge would carry a counter past 2^63-1, the largest integer that the database holds."""
 
 
+class NotAnExportError(InvalidValueError):
+    """What was to be imported is not what an export wrote: it was cut off, damaged or changed.
+
+    Attributes:
+        line: the number of the line at which that shows, from 1.
+    """
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}", problem)
+        self.line = line
+
+
 class GoalExistsError(RequestError):
     """The thread already has a goal that is not complete."""
 
@@ -120,6 +140,10 @@ class StoreClosedError(RequestError):
     """The store has been closed."""
 
 
+class StoreNotEmptyError(RequestError):
+    """The store to import into holds something already."""
+
+
 class ForkedStoreError(RequestError):
     """The process was forked while its parent could not let go of the database: it was in memory, or a
     transaction, an export or a backup was open. The child cannot use the file; one that is started anew
@@ -135,6 +159,30 @@ class TransactionError(RequestError):
 
 class TurnError(RequestError):
     """A turn was reported that is unknown, runs already or does not run. Nothing was charged."""
+
+
+class ThreadNotFoundError(RequestError):
+    """No such thread is live, and there is neither a rollout nor a record of it."""
+
+
+class RolloutError(RequestError):
+    """The rollout cannot be read or written as was asked."""
+
+
+class NotARolloutError(RolloutError):
+    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
+
+
+class MissingZstandardError(RolloutError):
+    """The rollout is compressed with Zstandard, and the package `zstandard` is not installed."""
+
+
+class RolloutClosedError(RolloutError):
+    """The writer of the rollout has been closed."""
+
+
+class CodexSchemaError(RequestError):
+    """The data directory keeps its goals in a way that is not known here."""
 
 
 class DatabaseLocationError(RequestError):
@@ -199,12 +247,12 @@ class DatabaseError(GoalStateError):
     """The database could not do what it was asked. The transaction was rolled back.
 
     Attributes:
-        sqlite_errorcode: SQLite's extended result code, or None where there is none.
+        code: the database's own: SQLite's extended result code, or None where there is none.
     """
 
-    def __init__(self, message: str, *, sqlite_errorcode: int | None = None) -> None:
+    def __init__(self, message: str, *, code: int | str | None = None) -> None:
         super().__init__(message)
-        self.sqlite_errorcode = sqlite_errorcode
+        self.code = code
 
 
 class DatabaseBusyError(DatabaseError):

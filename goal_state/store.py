@@ -31,8 +31,8 @@ from goal_state.errors import (
 )
 from goal_state.storage.backend import Backend
 from goal_state.storage.blocks import Block
+from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.forks import FileIdentity, register
-from goal_state.storage.ledger import ConsumerCursor, ConsumerCursors
 from goal_state.storage.opening import open_backend
 from goal_state.storage.options import Durability
 from goal_state.storage.repository import GoalRepository

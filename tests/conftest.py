@@ -18,6 +18,7 @@ from tests.processes import PATIENCE_SECONDS
 # An example that waits for a disk is not slow, and one that failed can be run again from what is printed.
 settings.register_profile("ci", deadline=None, print_blob=True, max_examples=40)
 settings.register_profile("dev", settings.get_profile("ci"), max_examples=20)
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=5)
 settings.register_profile(
     "proof",
     settings.get_profile("ci"),

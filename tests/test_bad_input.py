@@ -42,10 +42,10 @@ from goal_state import (
     TokenUsageInfo,
     migrate,
 )
-from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics import JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
 from goal_state.cli.main import program
-from goal_state.codex import ThreadHub
+from goal_state.codex import CodexPayload, ThreadHub
 from goal_state.codex.rollout import (
     RolloutReader,
     RolloutWriter,
@@ -530,18 +530,17 @@ CALLS: dict[str, Call] = {
         )
         for name in ("upgrade", "downgrade", "stamp")
     },
-    "AnalyticsContext": Call(
-        lambda _, **given: AnalyticsContext(**given),
+    "CodexPayload": Call(
+        lambda _, **given: CodexPayload(**given),
         {
             name: st.none() | st.booleans() if name.endswith("enabled") else names
-            for name in AnalyticsContext.__dataclass_fields__
+            for name in CodexPayload.__dataclass_fields__
         },
     ),
     "send_events": Call(
         _send_events,
         {
             "sink": st.just(lambda _: None),
-            "context": st.just(AnalyticsContext(client_name="c", client_version="1")),
             "name": names,
         },
     ),
@@ -606,6 +605,7 @@ def mostly_good(arguments: Arguments) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_refuses_what_it_is_not_made_for(name: str, world: World) -> None:
     call = CALLS[name]
@@ -627,6 +627,7 @@ def test_a_call_refuses_what_it_is_not_made_for(name: str, world: World) -> None
 # -- opening -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_open_refuses_what_it_is_not_made_for(
     tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -783,6 +784,7 @@ TEXT_TARGETS = tuple(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_refuses_what_it_is_not_made_for(
     command: tuple[str, ...], tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch

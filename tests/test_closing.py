@@ -122,6 +122,7 @@ def command(*words: str) -> Callable[[Path], None]:
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "work",
     [

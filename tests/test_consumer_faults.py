@@ -175,14 +175,14 @@ def test_an_exception_that_is_sent_to_its_thread_does_not_end_a_consumer(
     with store.consume("audit", lambda events: taken.extend(e.position for e in events)) as one:
         for number in range(5):
             assert one.drain(PATIENCE_SECONDS)
-            # It is idle, or about to be: it is struck where it waits for news.
-            for thread in (one._thread, one._heart):
+            # It is idle, or about to be: it is interrupted where it waits for events.
+            for thread in (one._thread, one._lease_thread):
                 assert thread.ident is not None
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
                 )
             one.nudge()
-            wait_until(lambda n=number: caplog.text.count("was struck (SystemExit") == n + 1)
+            wait_until(lambda n=number: caplog.text.count("was interrupted (SystemExit") == n + 1)
             write(store, 1)
         assert one.drain(PATIENCE_SECONDS)
     assert sorted(set(taken)) == [1, 2, 3, 4, 5, 6]
@@ -230,6 +230,7 @@ def test_a_sink_can_neither_drain_nor_wait_for_the_end_of_itself(database: Path)
 # -- closing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(40)
 def test_consumers_that_hang_are_closed_side_by_side(database: Path) -> None:
     let_go = threading.Event()
@@ -245,6 +246,7 @@ def test_consumers_that_hang_are_closed_side_by_side(database: Path) -> None:
             thread.join(PATIENCE_SECONDS)
 
 
+@pytest.mark.slow
 def test_one_that_hangs_takes_no_time_from_the_others(database: Path) -> None:
     let_go, taken = threading.Event(), list[int]()
     with GoalStore.open(database) as store:
@@ -258,6 +260,7 @@ def test_one_that_hangs_takes_no_time_from_the_others(database: Path) -> None:
         let_go.set()
 
 
+@pytest.mark.slow
 def test_a_signal_handler_may_close_while_another_call_waits(store: GoalStore) -> None:
     let_go = threading.Event()
     write(store, 1)
@@ -275,6 +278,7 @@ def test_a_signal_handler_may_close_while_another_call_waits(store: GoalStore) -
     assert said == [False]
 
 
+@pytest.mark.slow
 def test_an_interrupted_drain_leaves_nothing_locked(store: GoalStore) -> None:
     taken: list[int] = []
     with store.consume("audit", lambda events: taken.extend(e.position for e in events)) as one:
@@ -316,7 +320,7 @@ def test_a_name_that_is_given_back_wakes_who_waits_for_it(
     assert first.drain(PATIENCE_SECONDS)
     wait_until(lambda: first.position is not None)
     second = store.consume("audit", print)
-    wait_until(lambda: second._waits_its_turn)
+    wait_until(lambda: second._is_standby)
     assert first.close()
     wait_until(lambda: second.position is not None)
 
@@ -349,6 +353,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["idle", "in the sink"])
 def test_a_holder_that_was_stopped_past_its_lease_hands_out_nothing_more(
     store: GoalStore, database: Path, consume: Callable[..., Consumer], where: str
@@ -414,7 +419,7 @@ def test_a_lost_name_is_noticed_while_the_sink_is_at_work(
     assert consumer.position == 0
     take_over(database)
     wait_until(lambda: consumer.position is None)
-    assert "lost its name" in caplog.text
+    assert "lost its lease" in caplog.text
     let_go.set()
 
 
@@ -540,6 +545,7 @@ print(len(taken))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_consumer_stays_with_the_parent_of_a_fork(database: Path) -> None:
     assert python(_FORK, database) == "7\n2\n"
@@ -574,6 +580,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_sink_that_forks_and_returns_in_the_child_consumes_once(database: Path) -> None:
     said = python(_FORKING_SINK, database).splitlines()

@@ -20,7 +20,7 @@ from goal_state import (
     InvalidValueError,
     StoreClosedError,
 )
-from goal_state.storage.ledger import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
+from goal_state.storage.cursors import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
 from tests.processes import PATIENCE_SECONDS, finish, python, running
 
 
@@ -182,6 +182,7 @@ def test_names_have_cursors_of_their_own(store: GoalStore) -> None:
     assert (one.positions, two.positions) == ([1, 2, 3], [1, 2, 3, 4])
 
 
+@pytest.mark.slow
 def test_a_consumer_sees_what_hosts_and_other_processes_write(
     store: GoalStore, database: Path
 ) -> None:
@@ -373,6 +374,7 @@ def test_a_name_that_is_given_back_goes_to_the_next(
     assert (first.positions, second.positions) == ([1, 2], [3, 4])
 
 
+@pytest.mark.slow
 def test_a_sink_slower_than_its_lease_keeps_the_name(
     store: GoalStore, database: Path, consume: Callable[..., Consumer]
 ) -> None:
@@ -408,6 +410,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_name_whose_process_was_killed_is_free_when_its_lease_ends(
     store: GoalStore, database: Path, consume: Callable[..., Consumer]
 ) -> None:
@@ -445,6 +448,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_name_in_turn(store: GoalStore, database: Path) -> None:
     with running(_WORKER, database) as one, running(_WORKER, database) as two:
         write(store, 30)

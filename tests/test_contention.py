@@ -179,6 +179,7 @@ def shown(waits: list[float]) -> str:
     return f"{1000 * cuts[49]:.2f} ms p50, {1000 * cuts[98]:.1f} ms p99, {1000 * max(waits):.0f} ms max"
 
 
+@pytest.mark.slow
 def test_many_threads_of_many_processes_on_one_file(
     tmp_path: Path, next_revision: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,7 @@ from sqlalchemy import Engine, create_engine
 from goal_state import GoalRepository, GoalStore, InvalidValueError, TokenUsage, migrate
 from goal_state.cli.main import program
 from goal_state.domain.counting import CountedTokens
-from goal_state.errors import SettingsConflictError
-from goal_state.storage.transfer import NotAnExportError
+from goal_state.errors import NotAnExportError, SettingsConflictError
 
 USAGE = TokenUsage(1000, 900, 0, 50)
 
@@ -73,6 +72,7 @@ def test_counted_tokens_of_what_is_no_choice_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("result", [-1, 1.5, None, True, "5", 2**63])
 def test_a_function_that_returns_no_count_is_refused_by_its_name(result: Any) -> None:
     def broken(_usage: TokenUsage) -> Any:
@@ -170,6 +170,7 @@ def test_a_store_on_an_engine_makes_its_choice_with_its_first_change(engine: Eng
 # -- elsewhere ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_backup_with_other_counted_tokens_is_not_restored(tmp_path: Path) -> None:
     with GoalStore.open(tmp_path / "all.db", counted_tokens="all") as store:
         charged(store)
@@ -181,6 +182,7 @@ def test_a_backup_with_other_counted_tokens_is_not_restored(tmp_path: Path) -> N
         assert [goal.thread_id for goal in store.goals()] == ["kept"]
 
 
+@pytest.mark.slow
 def test_an_export_with_other_counted_tokens_is_not_imported(tmp_path: Path) -> None:
     with GoalStore.open(":memory:", counted_tokens="all") as store:
         charged(store)
@@ -196,6 +198,7 @@ def test_an_export_with_other_counted_tokens_is_not_imported(tmp_path: Path) -> 
         assert store.count() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["all", weighted_tokens])
 def test_the_command_line_takes_a_database_as_it_counts(value: Any, tmp_path: Path) -> None:
     database, backup, export = tmp_path / "goals.db", tmp_path / "backup.db", tmp_path / "export"

@@ -107,6 +107,7 @@ def test_an_interpreter_that_lacks_what_an_environment_needs_is_passed_over(tmp_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["exit 127", "echo 3.98; exit 1", "echo nonsense", says("3.97")])
 def test_what_is_no_interpreter_of_its_name_is_not_found(tmp_path: Path, answer: str) -> None:
     interpreter(tmp_path, "python3.98", answer)

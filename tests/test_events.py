@@ -83,6 +83,7 @@ def test_nobody_hears_of_what_was_rolled_back(any_store: GoalStore) -> None:
     assert [(event.kind, event.tokens_delta) for event in heard] == [(CREATED, 0), (ACCOUNTED, 1)]
 
 
+@pytest.mark.slow
 def test_an_error_of_a_listener_is_logged_and_hurts_no_one(
     any_store: GoalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -309,6 +310,7 @@ def test_listeners_hear_of_many_threads_in_the_order_of_commits(any_store: GoalS
     assert len(heard) == 8 * 8 * 5
 
 
+@pytest.mark.slow
 def test_other_stores_and_processes_are_not_heard_live(store: GoalStore, database: Path) -> None:
     heard: list[GoalEvent] = []
     store.subscribe(heard.append)

@@ -8,6 +8,8 @@ import pytest
 
 from tests.processes import CHECKOUT, python
 
+pytestmark = pytest.mark.slow
+
 AGENT = CHECKOUT / "examples" / "agent.py"
 
 _WITHOUT_NETWORK = """

@@ -89,6 +89,7 @@ def tokens(path: Path, thread_id: str = "t") -> int:
 # -- a child ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_store_works_on_in_the_child_and_in_the_parent(database: Path) -> None:
     run(
         """
@@ -114,6 +115,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 3
 
 
+@pytest.mark.slow
 def test_parent_and_child_charging_at_once_lose_nothing(database: Path) -> None:
     run(
         """
@@ -133,6 +135,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 200
 
 
+@pytest.mark.slow
 def test_the_childs_own_store_beside_the_parents_loses_nothing(database: Path) -> None:
     run(
         """
@@ -157,6 +160,7 @@ os._exit(0)  # without closing
     assert tokens(database) == 102
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["store", "own store"])
 def test_what_a_child_acknowledged_is_there_after_the_parent_left_and_the_child_was_killed(
     database: Path, how: str
@@ -206,6 +210,7 @@ os._exit(0)
     assert tokens(database) == 11 + 1 + 201
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "leave", ["sys.exit(0)", "store = None; import gc; gc.collect(); sys.exit(0)"]
 )
@@ -233,6 +238,7 @@ store.close()
     assert tokens(database) == 3
 
 
+@pytest.mark.slow
 def test_a_child_that_never_calls_harms_nothing(database: Path) -> None:
     run(
         """
@@ -253,6 +259,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 52
 
 
+@pytest.mark.slow
 def test_a_closed_store_stays_closed_in_the_child(database: Path) -> None:
     run(
         """
@@ -273,6 +280,7 @@ join(child(work))
     )
 
 
+@pytest.mark.slow
 def test_a_child_of_a_child_that_has_ended_works(database: Path) -> None:
     """As a daemon is made."""
     run(
@@ -307,6 +315,7 @@ store.close()
 # -- many forks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_forks_under_writing_and_reading_threads_lose_nothing(database: Path) -> None:
     said = run(
         """
@@ -363,6 +372,7 @@ print(sum(made))
     assert tokens(database, "parent") == int(said)
 
 
+@pytest.mark.slow
 def test_children_of_a_warm_parent_that_goes_on_charging_lose_nothing(database: Path) -> None:
     """Servers that fork before they serve; workers whose parent has a store of its own."""
     run(
@@ -394,6 +404,7 @@ store.close()
     assert tokens(database) == 1 + 4 * 3 * 20 + 60
 
 
+@pytest.mark.slow
 def test_children_that_outlive_their_parent_lose_nothing(database: Path) -> None:
     run(
         """
@@ -430,6 +441,7 @@ for _ in range(3):
     assert tokens(database) == 1 + 3 * 21
 
 
+@pytest.mark.slow
 def test_a_pool_of_forked_processes_uses_the_parents_store(database: Path) -> None:
     run(
         """
@@ -464,6 +476,7 @@ if __name__ == "__main__":
     assert tokens(database) == 30 + 10 + 1 + 1 + 10
 
 
+@pytest.mark.slow
 def test_stores_on_several_files_all_go_on(database: Path, tmp_path: Path) -> None:
     run(
         """
@@ -489,6 +502,7 @@ with GoalStore.open(path) as one, GoalStore.open(path) as same, GoalStore.open(o
 # -- moments ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fork_waits_for_another_threads_transaction(database: Path) -> None:
     run(
         """
@@ -513,6 +527,7 @@ with GoalStore.open(path) as store:
     )
 
 
+@pytest.mark.slow
 def test_a_fork_beside_a_transaction_of_another_thread_that_does_not_end_refuses_the_child(
     database: Path,
 ) -> None:
@@ -550,6 +565,7 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert tokens(database) == 4
 
 
+@pytest.mark.slow
 def test_a_fork_from_inside_a_transaction_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -624,6 +640,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_a_refused_child_may_start_programs_that_use_the_file(database: Path) -> None:
     run(
         """
@@ -644,6 +661,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 1
 
 
+@pytest.mark.slow
 def test_a_fork_from_a_listener_works(database: Path) -> None:
     run(
         """
@@ -669,6 +687,7 @@ with GoalStore.open(path) as store:
     assert tokens(database) == 6
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_opens_and_closes_stores_works(database: Path) -> None:
     run(
         """
@@ -700,6 +719,7 @@ with GoalStore.open(path, durability="normal") as store:
     )
 
 
+@pytest.mark.slow
 def test_a_fork_while_a_backup_is_made_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -742,6 +762,7 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert tokens(database) == 3
 
 
+@pytest.mark.slow
 def test_a_fork_inside_an_export_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -765,6 +786,7 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_a_fork_inside_an_iteration_of_goals_or_events_spoils_nothing(database: Path) -> None:
     run(
         """
@@ -790,6 +812,7 @@ with GoalStore.open(path, durability="normal") as store:
     )
 
 
+@pytest.mark.slow
 def test_a_fork_in_a_signal_handler_at_any_moment_harms_nobody(database: Path) -> None:
     said = run(
         """
@@ -841,6 +864,7 @@ print(made)
     assert tokens(database) == int(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["forks._gate", "store._backend._readers._gate"])
 def test_a_fork_in_a_signal_handler_leaves_the_lock_that_its_thread_was_holding(
     database: Path, gate: str
@@ -868,6 +892,7 @@ store.close()
 # -- what stays with the parent -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_listeners_and_consumers_stay_with_the_parent(database: Path) -> None:
     run(
         """
@@ -898,6 +923,7 @@ assert taken == [1, 2, 3, 4], taken
     )
 
 
+@pytest.mark.slow
 def test_the_child_holds_none_of_the_parents_files(database: Path) -> None:
     """A lock on a file of the turnstile, if it lived on in the child, would keep everybody waiting."""
     if not Path("/proc/self/fd").is_dir():
@@ -948,6 +974,7 @@ def test_whose_log_it_is_stays_noted_through_a_fork(database: Path) -> None:
         assert noted.exists()
 
 
+@pytest.mark.slow
 def test_a_fork_after_an_interrupted_open_or_first_call_inherits_nothing_of_it(
     database: Path,
 ) -> None:
@@ -1008,6 +1035,7 @@ with GoalStore.open(path) as store:
     )
 
 
+@pytest.mark.slow
 def test_a_refused_child_that_outlives_a_killed_parent_locks_nobody_out(database: Path) -> None:
     said = run(
         """
@@ -1062,6 +1090,7 @@ os._exit(0)
 # -- other stores and other ways to begin a process ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_in_memory_is_refused_in_the_child_alone() -> None:
     run(
         """
@@ -1084,6 +1113,7 @@ with GoalStore.open(":memory:") as store:
     )
 
 
+@pytest.mark.slow
 def test_a_hosts_engine_with_idle_connections_works_on(database: Path) -> None:
     run(
         """
@@ -1112,6 +1142,7 @@ engine.dispose()
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_a_hosts_engine_with_a_connection_in_use_refuses_the_child_alone(database: Path) -> None:
     run(
         """
@@ -1138,6 +1169,7 @@ engine.dispose()
     assert tokens(database) == 2
 
 
+@pytest.mark.slow
 def test_programs_that_are_started_beside_a_writing_thread_harm_nothing(database: Path) -> None:
     run(
         """
@@ -1168,6 +1200,7 @@ with GoalStore.open(path, durability="normal") as store:
     )
 
 
+@pytest.mark.slow
 def test_the_child_mints_ids_of_its_own() -> None:
     """Not its parent's, and also if another thread of the parent was minting one just then."""
     told = python(

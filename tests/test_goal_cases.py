@@ -182,6 +182,7 @@ def with_last_charge_only(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [e for e in events if e not in charges or e is charges[-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real_clock", [False, True], ids=["clock that stands", "real clock"])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_case(path: Path, tmp_path: Path, *, real_clock: bool) -> None:

@@ -17,6 +17,7 @@ import pytest
 import goal_state
 from goal_state import (
     AccountingMode,
+    Charge,
     Difference,
     GoalMeter,
     GoalStore,
@@ -109,3 +110,12 @@ def test_help_of_the_accounting_modes_says_what_each_takes() -> None:
     assert shown is not None
     for mode in AccountingMode:
         assert f"{mode.value}: taken" in shown
+
+
+def test_repr_of_a_charge_shows_what_was_given() -> None:
+    assert repr(Charge("t", tokens=5, seconds=1.5, response_id="r1")) == (
+        "Charge('t', tokens=5, seconds=1.5, response_id='r1')"
+    )
+    assert repr(Charge("t", TokenUsage(5), mode="active_or_stopped", turn_id="turn-1")) == (
+        f"Charge('t', {TokenUsage(5)!r}, mode='active_or_stopped', turn_id='turn-1')"
+    )

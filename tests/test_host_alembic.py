@@ -141,6 +141,7 @@ def with_goals(path: Path) -> None:
         store.charge("t", tokens=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "options"),
     [
@@ -189,6 +190,7 @@ def test_a_hosts_generated_migrations_leave_our_tables(
     assert ours(project.path) == before
 
 
+@pytest.mark.slow
 def test_without_the_hook_a_hosts_migration_drops_them_all(tmp_path: Path) -> None:
     """What `include_name` is for. Nothing is left then by which a store could know that there were any."""
     project = Project(tmp_path, "", "")
@@ -256,6 +258,7 @@ def engine(request: pytest.FixtureRequest, path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statements", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_database_with_some_of_our_tables_is_refused_untouched(
     database: Path, engine: Engine, statements: list[str]
@@ -275,6 +278,7 @@ def test_a_database_with_some_of_our_tables_is_refused_untouched(
     assert fingerprints(database.parent) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_the_tables_of_every_revision_are_known(
     database: Path, engine: Engine, revision: str

@@ -20,6 +20,8 @@ needs_proc = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="the system does not tell which files are open"
 )
 
+pytestmark = pytest.mark.slow
+
 
 def found_at_once(before: Holdings) -> list[str]:
     return left_behind(before, patience_seconds=0)

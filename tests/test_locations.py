@@ -78,7 +78,7 @@ def test_an_error_of_the_database_has_its_result_code(database: Path) -> None:
         file.write(b"\xff" * 3996)
     with pytest.raises(DatabaseCorruptError, match="SQLITE_CORRUPT") as caught:
         GoalStore.open(database)
-    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_CORRUPT
+    assert caught.value.code == sqlite3.SQLITE_CORRUPT
 
 
 def test_a_database_that_was_cut_off(database: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
 
 def test_something_that_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", DatabaseLocationError, "is no regular file")
+    refused(tmp_path / "pipe", DatabaseLocationError, "is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_something_that_is_no_regular_file(tmp_path: Path) -> None:
         ("sqlite+pysqlite:///goals.db?timeout=3", DatabaseLocationError, "pass an Engine"),
         ("postgresql://user:secret@host/goals", UnsupportedDatabaseError, "'postgresql' is not"),
         ("mysql+pymysql://host/goals", UnsupportedDatabaseError, "'mysql' is not"),
-        ("://goals.db", DatabaseLocationError, "is no database URL"),
+        ("://goals.db", DatabaseLocationError, "is not a database URL"),
         ("sqlite:///a\0b", DatabaseLocationError, "has a NUL character"),
         ("sqlite:///\ud800", DatabaseLocationError, "has a lone surrogate"),
         ("sqlite://goals.db", DatabaseLocationError, "names no host"),
@@ -317,6 +317,7 @@ def opened_without_privileges(path: Path) -> list[str]:
     return python(_OPENED_WITHOUT_PRIVILEGES, path).splitlines()
 
 
+@pytest.mark.slow
 def test_a_file_that_may_only_be_read(guarded: Path) -> None:
     guarded.chmod(0o444)
     guarded.parent.chmod(0o777)
@@ -329,6 +330,7 @@ def test_a_file_that_may_only_be_read(guarded: Path) -> None:
     assert fingerprints(guarded.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there_is_a_file", [True, False])
 def test_a_folder_that_may_only_be_read(guarded: Path, there_is_a_file: bool) -> None:
     if there_is_a_file:
@@ -345,6 +347,7 @@ def test_a_folder_that_may_only_be_read(guarded: Path, there_is_a_file: bool) ->
     assert fingerprints(guarded.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "folder_mode"), [(0o666, 0o000), (0o222, 0o777)])
 def test_a_place_that_may_not_be_looked_into(guarded: Path, mode: int, folder_mode: int) -> None:
     guarded.chmod(mode)

@@ -160,6 +160,7 @@ def test_closing_the_store_from_inside_a_call_returns_at_once_and_closes_after_i
         assert goal.tokens_used == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_work_runs_once_on_its_callers_thread_with_its_context_beside_other_writers(
     path: Path,
@@ -219,6 +220,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
 def test_a_process_whose_sigterm_handler_closes_the_store_ends_and_loses_nothing(

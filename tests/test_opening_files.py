@@ -22,6 +22,7 @@ SECONDS = 3.0
 # -- who opens it ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_files_of_a_database_whichever_way_it_is_reached_are_opened_by_sqlite_alone(
     tmp_path: Path,
 ) -> None:
@@ -35,6 +36,7 @@ def test_the_files_of_a_database_whichever_way_it_is_reached_are_opened_by_sqlit
     assert {name: by for name, by in found.items() if by} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opening",
     [
@@ -157,6 +159,7 @@ def check(path: Path, acknowledged: list[str]) -> None:
         assert store.verify() == []
 
 
+@pytest.mark.slow
 def test_stores_opened_for_each_request_in_many_threads_and_processes_lose_nothing(
     path: Path,
 ) -> None:
@@ -225,6 +228,7 @@ def said(process: object) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", SECOND)
 def test_a_killed_process_beside_a_second_open_and_another_process_loses_nothing(
     path: Path, second: str

@@ -100,6 +100,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_of_many_processes_that_clear_exactly_one_gets_the_goal(
     store: GoalStore, database: Path
 ) -> None:
@@ -178,6 +179,7 @@ with GoalStore.open(sys.argv[1], durability="normal") as store:
 """
 
 
+@pytest.mark.slow
 def test_charges_of_many_processes_add_up(store: GoalStore, database: Path) -> None:
     store.create("t", "Ship", token_budget=100)
     all_at_once(_CHARGING, database, processes=4)

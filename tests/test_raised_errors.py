@@ -57,6 +57,7 @@ def test_a_closed_stores_refusal_is_raised_afresh(path: Path, where: str, call: 
     assert all(error.__context__ is handled for error in errors)
 
 
+@pytest.mark.slow
 def test_a_commit_that_failed_for_a_group_is_raised_afresh_to_each_caller(path: Path) -> None:
     """All wait for one that has the lock; that they waited in vain is told to each by itself."""
     with GoalStore.open(path, busy_timeout_seconds=0.5) as store:
@@ -93,6 +94,7 @@ def test_a_commit_that_failed_for_a_group_is_raised_afresh_to_each_caller(path: 
         assert goal.tokens_used == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_stores_refusal_is_raised_afresh(path: Path) -> None:
     python(

@@ -56,6 +56,7 @@ def test_the_readme_has_only_snippets_that_are_run() -> None:
     assert {language for language, _ in BLOCKS} == {"sh", "python", "console"}
 
 
+@pytest.mark.slow
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -71,6 +72,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names["engine"].dispose()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from goal_state.cli.main import program
 

@@ -81,6 +81,7 @@ def check_turns(store: GoalStore, thread_id: str, last: int) -> None:
     assert tokens(store, thread_id) == 10 + len(turns)
 
 
+@pytest.mark.slow
 def test_a_restore_while_other_stores_and_processes_charge_loses_nothing_that_came_later(
     path: Path, backup: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_restore_while_other_stores_and_processes_charge_loses_nothing_that_ca
         assert store.verify() == []
 
 
+@pytest.mark.slow
 def test_what_is_charged_after_a_restore_survives_a_kill(path: Path, backup: Path) -> None:
     python(
         """
@@ -179,6 +181,7 @@ def test_the_same_backup_can_be_restored_again_and_is_left_as_it_is(
     assert not list(path.parent.glob("backup.db?*"))
 
 
+@pytest.mark.slow
 def test_a_backup_that_another_store_has_open_can_be_restored(path: Path, backup: Path) -> None:
     with GoalStore.open(backup) as live, GoalStore.open(path) as store:
         live.charge("t", tokens=3)
@@ -227,6 +230,7 @@ def test_a_restore_inside_a_transaction_is_refused(path: Path, backup: Path) -> 
 # -- the command line --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_goal_state_restore_while_a_process_has_it_open(path: Path, backup: Path) -> None:
     with GoalStore.open(path) as store:
         python("from goal_state.cli import main; main()", "restore", backup, "--yes", "--db", path)
@@ -299,6 +303,7 @@ def test_what_is_no_backup_is_refused_and_nothing_changes(
         assert tokens(store) == 101
 
 
+@pytest.mark.slow
 def test_the_database_itself_is_refused(path: Path, backup: Path) -> None:
     with GoalStore.open(path) as store:
         with pytest.raises(GoalStateError):
@@ -336,6 +341,7 @@ def kill_a_writer(path: Path) -> None:
     assert path.with_name(f"{path.name}-wal").stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["mv", "cp", "mv of a vacuumed copy"])
 @pytest.mark.parametrize("migrate", [True, False])
 def test_a_backup_that_was_put_beside_an_old_log_is_refused_and_left_as_it_is(
@@ -356,6 +362,7 @@ def test_a_backup_that_was_put_beside_an_old_log_is_refused_and_left_as_it_is(
     assert fingerprints(path.parent) == before
 
 
+@pytest.mark.slow
 def test_the_log_of_a_killed_process_is_taken_over_as_ever(path: Path, backup: Path) -> None:
     kill_a_writer(path)
     with GoalStore.open(path) as store:
@@ -367,6 +374,7 @@ def test_the_log_of_a_killed_process_is_taken_over_as_ever(path: Path, backup: P
         assert store.verify() == []
 
 
+@pytest.mark.slow
 def test_a_database_that_was_moved_with_its_log_is_taken_over(path: Path, backup: Path) -> None:
     kill_a_writer(path)
     moved = path.parent / "elsewhere"
@@ -377,6 +385,7 @@ def test_a_database_that_was_moved_with_its_log_is_taken_over(path: Path, backup
         assert tokens(store) == 150
 
 
+@pytest.mark.slow
 def test_a_backup_in_the_place_of_a_database_that_was_closed_is_opened(
     path: Path, backup: Path
 ) -> None:
@@ -389,6 +398,7 @@ def test_a_backup_in_the_place_of_a_database_that_was_closed_is_opened(
         assert tokens(store) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["restore", "vacuum", "prune"])
 def test_the_log_of_a_process_killed_after_a_great_change_is_taken_over(
     path: Path, backup: Path, change: str

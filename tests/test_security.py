@@ -16,14 +16,12 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from goal_state import DatabaseBusyError, GoalStore, InvalidValueError, RequestError
-from goal_state.analytics import AnalyticsContext, JsonLinesSink, send_events
+from goal_state.analytics import JsonLinesSink, send_events
 from goal_state.analytics.http import HttpSink
 from goal_state.codex.rollout import RolloutWriter, find_rollout
 from tests.cli.program import SMALL, run
 from tests.databases import contents, fingerprints
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, all_at_once
-
-CONTEXT = AnalyticsContext(client_name="c", client_version="1")
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777], ids=oct)
@@ -97,6 +95,7 @@ with GoalStore.open(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_many_processes_make_at_once(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     all_at_once(_OPENING, path, processes=3)
@@ -117,7 +116,7 @@ def test_copies_rollouts_analytics_and_dead_letters(tmp_path: Path) -> None:
         store.charge("t", tokens=1)
         lines = JsonLinesSink(tmp_path / "events.jsonl", max_file_bytes=1)
         for name, sink in (("lines", lines), ("http", http)):
-            with send_events(store, sink, context=CONTEXT, name=name) as consumer:
+            with send_events(store, sink, name=name) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
                 store.charge("t", tokens=1)
                 assert consumer.drain(PATIENCE_SECONDS)
@@ -292,7 +291,8 @@ def test_no_sql_is_made_of_what_a_caller_gave() -> None:
     # What is put in are constants, and names of columns that were found in a list of ours.
     assert marked.keys() == {
         "importer.py",
-        "database.py",
+        "connections.py",
+        "location.py",
         "host_transaction.py",
         "restoring.py",
     }

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from goal_state import GoalStatus, GoalStore, TokenUsage, TokenUsageInfo
+from goal_state.errors import NotAnExportError
 from goal_state.storage.exported_rows import CHECKED_COLUMNS
 from goal_state.storage.schema import metadata
-from goal_state.storage.transfer import NotAnExportError
 from tests.proof.effort import IS_LONG
 
 Record = dict[str, Any]
@@ -223,6 +223,7 @@ def new_store(made_once: Path, tmp_path: Path) -> Iterator[Callable[[], GoalStor
         store.close()
 
 
+@pytest.mark.slow
 def test_every_kind_of_line_and_every_column_is_tried(exported: list[str]) -> None:
     assert set(kinds(exported)) == {*KINDS, "trailer"}
     for name, columns in CHECKED_COLUMNS.items():
@@ -230,6 +231,7 @@ def test_every_kind_of_line_and_every_column_is_tried(exported: list[str]) -> No
     assert sum(len(list(changes_of(exported[at]))) for at in kinds(exported).values()) > 9_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_value_is_refused_by_its_line_or_all_works(
     exported: list[str], kind: str, new_store: Callable[[], GoalStore]

@@ -112,7 +112,7 @@ def test_call_of_the_store_inside_a_block_is_refused_and_the_block_goes_on(
 ) -> None:
     with store.transaction() as tx:
         tx.charge("t", tokens=1)
-        with pytest.raises(NestedCallError, match="repository that it hands over"):
+        with pytest.raises(NestedCallError, match="the repository that it passes to you"):
             call(store)
         tx.charge("t", tokens=1)
     assert used(store) == 2

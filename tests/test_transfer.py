@@ -28,9 +28,10 @@ from goal_state import (
     migrate,
 )
 from goal_state.cli.main import program
+from goal_state.errors import NotAnExportError, StoreNotEmptyError
 from goal_state.storage.schema import HEAD_REVISION, metadata
 from goal_state.storage.sqlite.connections import create_engine
-from goal_state.storage.transfer import MAX_LINE_CHARACTERS, NotAnExportError, StoreNotEmptyError
+from goal_state.storage.transfer import MAX_LINE_CHARACTERS
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
 from tests.upgrade.make_fixtures import fixture
 
@@ -151,6 +152,7 @@ def test_only_an_empty_store_takes_an_import(database: Path) -> None:
         assert list(store.export_lines()) == lines
 
 
+@pytest.mark.slow
 def test_a_backup_is_whole_while_others_write(database: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     stop = threading.Event()
@@ -234,6 +236,7 @@ def refusal(store: GoalStore, lines: Iterable[str]) -> NotAnExportError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_an_export_that_was_cut_off_anywhere_is_refused() -> None:
     with GoalStore.open(":memory:") as source:
         fill(source)
@@ -365,6 +368,7 @@ def exported(database: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stdin", "fifo", "process"])
 def test_a_pipe_is_imported(way: str, exported: Path, database: Path, tmp_path: Path) -> None:
     target = tmp_path / "imported.db"
@@ -387,6 +391,7 @@ def test_a_pipe_is_imported(way: str, exported: Path, database: Path, tmp_path: 
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "tampered", "bytes", "endless"])
 def test_an_import_that_fails_leaves_no_file(damage: str, exported: Path, tmp_path: Path) -> None:
     text = exported.read_bytes()
@@ -407,6 +412,7 @@ def test_an_import_that_fails_leaves_no_file(damage: str, exported: Path, tmp_pa
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_import_that_is_terminated_leaves_no_database(exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     folder.mkdir()
@@ -431,6 +437,7 @@ def test_an_import_that_is_terminated_leaves_no_database(exported: Path, tmp_pat
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_database_that_was_there_stays_as_it_was(exported: Path, tmp_path: Path) -> None:
     target = tmp_path / "there.db"
     with GoalStore.open(target) as store:
@@ -448,12 +455,13 @@ def test_a_database_that_was_there_stays_as_it_was(exported: Path, tmp_path: Pat
         assert store.count() == 0
 
 
+@pytest.mark.slow
 def test_an_import_beside_the_log_of_a_database_that_is_gone_is_refused(
     exported: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "gone.db-wal").write_bytes(b"a log")
     error = run_import(exported, tmp_path / "gone.db")
     assert error is not None
-    assert "the log of a database that is not there" in error
+    assert "the log of a database that is missing" in error
     assert not (tmp_path / "gone.db").exists()
     assert (tmp_path / "gone.db-wal").read_bytes() == b"a log"

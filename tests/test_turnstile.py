@@ -302,6 +302,7 @@ def halted(path: Path, how: str, where: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in its turn", "at the head of the queue"])
 def test_beside_a_stopped_process_others_write_and_wait_once(
     path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -312,7 +313,7 @@ def test_beside_a_stopped_process_others_write_and_wait_once(
             clock.now = turnstile.time.monotonic_ns()
             monkeypatch.setattr(turnstile, "time", clock)
             one.write()
-            assert sum(clock.slept) < turnstile._HEAD_ASLEEP_NS + 2 * SLICE
+            assert sum(clock.slept) < turnstile._HEAD_TIMEOUT_NS + 2 * SLICE
             clock.slept.clear()
             clock.now += 2 * IDLE
             for _ in range(50):
@@ -325,6 +326,7 @@ def test_beside_a_stopped_process_others_write_and_wait_once(
         assert finish(process) == "written\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in its turn", "at the head of the queue"])
 def test_a_killed_process_leaves_nothing_behind_that_others_wait_for(
     path: Path, queue: Path, where: str
@@ -383,6 +385,7 @@ def write_struck(writer: Writer, instructions: set[int]) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again_after", [None, 1, 2, 5])
 def test_an_exception_anywhere_in_enter_leaves_no_lock_and_one_descriptor(
     path: Path, queue: Path, again_after: int | None
@@ -394,7 +397,7 @@ def test_an_exception_anywhere_in_enter_leaves_no_lock_and_one_descriptor(
             one.gate.let_go()
             other.gate.let_go()
             struck_at = {place} if again_after is None else {place, place + again_after}
-            one.gate._met_at = turnstile.time.monotonic_ns()
+            one.gate._contended_at = turnstile.time.monotonic_ns()
             ran = write_struck(one, struck_at)
             assert is_free(queue), place
             assert descriptors(queue) <= 1, place
@@ -406,6 +409,7 @@ def test_an_exception_anywhere_in_enter_leaves_no_lock_and_one_descriptor(
         assert descriptors(queue) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["leave", "let_go", "close"])
 def test_an_exception_anywhere_in_leaving_is_put_right_by_the_next_call(
     path: Path, queue: Path, method: str
@@ -432,7 +436,7 @@ def test_an_exception_while_one_waits_leaves_no_lock(path: Path, queue: Path) ->
     with two_that_met(path) as (one, other):
         other.connection.execute("BEGIN IMMEDIATE")
         for place in range(1, 600, 7):
-            one.gate._met_at = turnstile.time.monotonic_ns()
+            one.gate._contended_at = turnstile.time.monotonic_ns()
             write_struck(one, {place})
             assert is_free(queue), place
         other.connection.execute("ROLLBACK")
@@ -442,6 +446,7 @@ def test_an_exception_while_one_waits_leaves_no_lock(path: Path, queue: Path) ->
 # -- forks -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_after_letting_go_parent_and_child_queue_up_apart(path: Path) -> None:
     printed = python(
         """
@@ -521,6 +526,7 @@ with GoalStore.open(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_connection_of_the_hosts_own_gets_in_beside_four_processes(
     database: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def one_line(differences: list[Difference]) -> list[tuple[str, str, object, obje
     return [(one.thread_id, one.column, one.stored, one.recomputed) for one in differences]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["file", "memory"])
 def test_what_is_sound_has_no_differences(database: Path, target: str) -> None:
     with GoalStore.open(database if target == "file" else ":memory:") as store:

@@ -1,4 +1,4 @@
-"""From the log to a sink: a durable consumer that enriches what it reads."""
+"""From the log to a sink: a durable consumer that hands over what is to be sent."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from goal_state.analytics.context import AnalyticsContext
-from goal_state.analytics.payload import AnalyticsEvent
+from goal_state.analytics.payload import AnalyticsEvent, PayloadForm, goal_event
 from goal_state.delivery.consumers import Consumer
 from goal_state.domain.events import GoalEvent
 from goal_state.errors import InvalidValueError
 from goal_state.store import GoalStore
 
-__all__ = ["AnalyticsSink", "ContextSource", "send_events"]
+__all__ = ["AnalyticsSink", "send_events"]
 
 AnalyticsSink: TypeAlias = Callable[[Sequence[AnalyticsEvent]], object]
 """Takes a batch, in order. It returns when the events are safe, or raises to get them again; with a
 `DeliveryError` it can say from when on."""
 
-ContextSource: TypeAlias = AnalyticsContext | Callable[[str], AnalyticsContext]
-"""One context for all, or a function that tells a thread's from its `thread_id`."""
-
 _BATCH_EVENTS: Final = 100
 
 
 def send_events(
-    store: GoalStore, sink: AnalyticsSink, *, context: ContextSource, name: str = "analytics"
+    store: GoalStore,
+    sink: AnalyticsSink,
+    *,
+    payload: PayloadForm = goal_event,
+    name: str = "analytics",
 ) -> Consumer:
-    """Hands every event of the log to a sink, enriched, from a background thread.
+    """Hands every event of the log to a sink, from a background thread.
 
     No goal operation ever waits for the sink. Events come in order, up to 100 per call and at least once:
     what a sink did not take is handed over again after a growing pause, and after the next start if the
@@ -38,8 +38,9 @@ def send_events(
     Args:
         store: whose log is read.
         sink: takes a batch of events. Two sinks need two names.
-        context: who sends. As a function it is called once per thread and batch, and must know every
-            thread that is in the log: if it raises, the batch waits until it does not.
+        payload: what is sent of an event, as a function of it: `goal_event`, or the form that a receiver
+            asks for, such as `goal_state.codex.CodexPayload`. If it raises, the batch waits until
+            it does not.
         name: under which the position is kept; one worker at a time holds it, in whatever process.
 
     Returns:
@@ -54,20 +55,10 @@ def send_events(
         raise InvalidValueError("sink", f"must be callable, not {type(sink).__name__}")
     if inspect.iscoroutinefunction(sink):
         raise InvalidValueError("sink", "must be a plain function: nothing here awaits it")
-    if not (isinstance(context, AnalyticsContext) or callable(context)):
-        raise InvalidValueError(
-            "context", f"must be an AnalyticsContext or a function, not {type(context).__name__}"
-        )
+    if not callable(payload) or inspect.iscoroutinefunction(payload):
+        raise InvalidValueError("payload", "must be a plain function of an event")
 
     def deliver(events: Sequence[GoalEvent]) -> None:
-        contexts: dict[str, AnalyticsContext] = {}
-        batch: list[AnalyticsEvent] = []
-        for event in events:
-            if event.thread_id not in contexts:
-                contexts[event.thread_id] = (
-                    context if isinstance(context, AnalyticsContext) else context(event.thread_id)
-                )
-            batch.append(AnalyticsEvent(event, contexts[event.thread_id]))
-        sink(batch)
+        sink([AnalyticsEvent(event, payload) for event in events])
 
     return store.consume(name, deliver, batch_size=_BATCH_EVENTS)

@@ -40,10 +40,9 @@ _RETRYABLE_BELOW_500: Final = frozenset({408, 425, 429})
 class HttpSink:
     """Posts each batch as `{"events": [payload, …]}` and goes on when it was answered with 2xx.
 
-    The body is what the recorded program posts, and has no place for an `event_id`. The ids are in the
-    header `Goal-Event-Ids`, one per event and in their order, percent-encoded: when an acknowledgement was
-    lost, the same event comes again (perhaps in another batch) under the same id, and a receiver can drop
-    it.
+    Not every form of payload has a place for an `event_id`, so the ids are in the header `Goal-Event-Ids`
+    too, one per event and in their order, percent-encoded: when an acknowledgement was lost, the same event
+    comes again (perhaps in another batch) under the same id, and a receiver can drop it.
 
     What can pass is tried again by the consumer, with a growing and jittered pause and not before the
     `Retry-After` of the answer (an hour at the most): no connection, a time-out, 408, 425, 429 and every

@@ -19,8 +19,8 @@ class JsonLinesSink:
     renamed to its name and the next number: `goal-events.jsonl.1`, then `.2` …; those are whole, and yours
     to ship and delete. Any number of processes may write to one path.
 
-    After a crash, the batch that was being written may be in the file twice. A line has no `event_id`,
-    as the recorded ones have none.
+    After a crash, the batch that was being written may be in the file twice; the `event_id` of a `goal_event`
+    tells a repeat.
 
     Args:
         path: the file; made if it does not exist. Its folder must.

@@ -13,9 +13,9 @@ except ImportError as _error:
         "OpenTelemetrySink needs opentelemetry: pip install 'goal-state[otel]'"
     ) from _error
 
-from goal_state.analytics.payload import AnalyticsEvent
-from goal_state.analytics.runtime import library_version
-from goal_state.domain.events import EventKind
+from goal_state.analytics.payload import AnalyticsEvent, goal_event
+from goal_state.analytics.version import library_version
+from goal_state.domain.events import EventKind, GoalEvent
 
 __all__ = ["OpenTelemetrySink"]
 
@@ -29,12 +29,13 @@ class OpenTelemetrySink:
     |---|---|---|
     | log record | event name `goal_state.goal.created`, `….usage_accounted` … | one per event, at its time |
     | counter | `goal_state.token.usage`, `{token}` | tokens charged, by the goal's status after the charge |
-    | counter | `goal_state.domain.goals`, `{goal}` | goals that took on a status, by status |
+    | counter | `goal_state.goals`, `{goal}` | goals that took on a status, by status |
 
     Both counters have the attribute `goal_state.goal.status`. A log record has it too, with the conventions'
-    `gen_ai.conversation.id` (the thread) and `session.id`, and what else the payload says under
-    `goal_state.*`; what is null is left out. What the process runs on is the resource's to say.
-    `goal_state.event.id` tells a repeat.
+    `gen_ai.conversation.id` (the thread), and the event's other figures and ids under `goal_state.*`, as
+    `goal_event` has them; what is null is left out. That form is OpenTelemetry's, whatever `payload` was
+    asked for; who sends, and what the process runs on, is the resource's to say. `goal_state.event.id`
+    tells a repeat.
 
     Events count as delivered once the SDK has them; what it holds back for its next export is its own to
     flush. An event that comes again after a crash is counted again.
@@ -57,31 +58,29 @@ class OpenTelemetrySink:
             "goal_state.token.usage", unit="{token}", description="Tokens charged to goals."
         )
         self._goals = meter.create_counter(
-            "goal_state.domain.goals", unit="{goal}", description="Goals that took on a status."
+            "goal_state.goals", unit="{goal}", description="Goals that took on a status."
         )
 
     def __call__(self, events: Sequence[AnalyticsEvent]) -> None:
         """Hands a batch to the SDK."""
         # The records first: an exporter that raises gets the batch again, and only records can be told apart.
-        for event in events:
-            self._emit(event)
-        for event in events:
-            self._count(event)
+        for sent in events:
+            self._emit(sent.event)
+        for sent in events:
+            self._count(sent.event)
 
-    def _emit(self, sent: AnalyticsEvent) -> None:
-        event = sent.event
+    def _emit(self, event: GoalEvent) -> None:
         self._logger.emit(
             LogRecord(
                 timestamp=event.occurred_at_ms * 1_000_000,
                 severity_number=SeverityNumber.INFO,
                 severity_text="INFO",
                 event_name=f"goal_state.goal.{event.kind.value}",
-                attributes=_attributes(sent),
+                attributes=_attributes(event),
             )
         )
 
-    def _count(self, sent: AnalyticsEvent) -> None:
-        event = sent.event
+    def _count(self, event: GoalEvent) -> None:
         status = {"goal_state.goal.status": event.goal_status.value}
         if event.kind is EventKind.USAGE_ACCOUNTED:
             self._tokens.add(event.tokens_delta, status)
@@ -89,26 +88,22 @@ class OpenTelemetrySink:
             self._goals.add(1, status)
 
 
-def _attributes(sent: AnalyticsEvent) -> Mapping[str, str | int | bool]:
-    said = sent.payload["event_params"]
-    client = said["app_server_client"]
-    attributes: dict[str, str | int | bool | None] = {
+def _attributes(event: GoalEvent) -> Mapping[str, str | int | float]:
+    said = goal_event(event)
+    attributes: dict[str, str | int | float | None] = {
         "gen_ai.conversation.id": said["thread_id"],
-        "session.id": said["session_id"],
-        "goal_state.event.id": sent.event_id,
+        "goal_state.event.id": said["event_id"],
+        "goal_state.event.position": said["position"],
+        "goal_state.turn.id": said["turn_id"],
         "goal_state.goal.id": said["goal_id"],
         "goal_state.goal.status": said["goal_status"],
-        "goal_state.goal.has_token_budget": said["has_token_budget"],
-        "goal_state.goal.cumulative_tokens": said["cumulative_tokens_accounted"],
-        "goal_state.goal.cumulative_seconds": said["cumulative_time_accounted_seconds"],
-        "goal_state.turn.id": said["turn_id"],
-        "goal_state.thread.source": said["thread_source"],
-        "goal_state.thread.subagent_source": said["subagent_source"],
-        "goal_state.thread.parent_id": said["parent_thread_id"],
-        "goal_state.client.product_id": client["product_client_id"],
-        "goal_state.client.name": client["client_name"],
-        "goal_state.client.version": client["client_version"],
-        "goal_state.client.rpc_transport": client["rpc_transport"],
-        "goal_state.client.experimental_api_enabled": client["experimental_api_enabled"],
+        "goal_state.goal.previous_status": said["previous_status"],
+        "goal_state.goal.replaced_id": said["replaced_goal_id"],
+        "goal_state.goal.token_budget": said["token_budget"],
+        "goal_state.goal.cumulative_tokens": said["cumulative_tokens"],
+        "goal_state.goal.cumulative_time_seconds": said["cumulative_time_seconds"],
     }
+    if event.kind is EventKind.USAGE_ACCOUNTED:
+        attributes["goal_state.goal.tokens_delta"] = said["tokens_delta"]
+        attributes["goal_state.goal.time_delta_seconds"] = said["time_delta_seconds"]
     return {name: value for name, value in attributes.items() if value is not None}

@@ -1,14 +1,30 @@
-"""The `codex_goal_event`: one goal event as it is sent, field for field as it was recorded."""
+"""What is sent of an event: the library's own `goal_event`, or a form of the host's choice."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from goal_state.analytics.context import AnalyticsContext
 from goal_state.domain.events import GoalEvent
 
-__all__ = ["AnalyticsEvent"]
+__all__ = ["AnalyticsEvent", "PayloadForm", "goal_event"]
+
+PayloadForm: TypeAlias = Callable[[GoalEvent], dict[str, Any]]
+"""Makes of an event what is sent of it, ready for JSON."""
+
+
+def goal_event(event: GoalEvent) -> dict[str, Any]:
+    """Every figure, id and time of an event, ready for JSON.
+
+    Token counts are integers, times are seconds exact to the millisecond, `occurred_at` is ISO 8601 in UTC;
+    what an event does not have is null. `event_id` is the same on every delivery, so that a receiver can
+    drop a repeat. The idempotency key is left out: it is the host's own text, which may hold what a
+    receiver must not see. The objective is in no event.
+    """
+    payload = event.to_dict()
+    del payload["idempotency_key"]
+    return payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,50 +33,18 @@ class AnalyticsEvent:
 
     Attributes:
         event: what happened.
-        context: who sends it.
+        form: makes the payload of it.
     """
 
     event: GoalEvent
-    context: AnalyticsContext
+    form: PayloadForm = goal_event
 
     @property
     def event_id(self) -> str:
-        """The same on every delivery, so that a receiver can drop a repeat. The payload does not hold it."""
+        """The same on every delivery, so that a receiver can drop a repeat, whatever the payload holds."""
         return self.event.event_id
 
     @property
     def payload(self) -> dict[str, Any]:
-        """What is sent, ready for JSON: the recorded events' fields, in their order, with their nulls."""
-        event, context = self.event, self.context
-        return {
-            "event_type": "codex_goal_event",
-            "event_params": {
-                "thread_id": event.thread_id,
-                "session_id": event.thread_id if context.session_id is None else context.session_id,
-                "turn_id": event.turn_id,
-                "app_server_client": {
-                    "product_client_id": context.client_name
-                    if context.product_client_id is None
-                    else context.product_client_id,
-                    "client_name": context.client_name,
-                    "client_version": context.client_version,
-                    "rpc_transport": context.rpc_transport,
-                    "experimental_api_enabled": context.experimental_api_enabled,
-                },
-                "runtime": {
-                    "codex_rs_version": context.runtime_version,
-                    "runtime_os": context.runtime_os,
-                    "runtime_os_version": context.runtime_os_version,
-                    "runtime_arch": context.runtime_arch,
-                },
-                "thread_source": context.thread_source,
-                "subagent_source": context.subagent_source,
-                "parent_thread_id": context.parent_thread_id,
-                "goal_id": event.goal_id,
-                "event_kind": event.kind.value,
-                "goal_status": event.goal_status.value,
-                "has_token_budget": event.has_token_budget,
-                "cumulative_tokens_accounted": event.cumulative_tokens,
-                "cumulative_time_accounted_seconds": event.cumulative_seconds,
-            },
-        }
+        """What is sent, ready for JSON."""
+        return self.form(self.event)

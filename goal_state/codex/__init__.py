@@ -1,6 +1,9 @@
-"""Restored usage: what a thread has used is there the moment a client resumes, rejoins or forks it."""
+"""Everything that speaks Codex: rollouts, clients that resume, rejoin or fork a thread, and analytics.
 
-from goal_state.codex.hub import ThreadHub, ThreadNotFoundError
+What a thread has used is there the moment a client attaches to it (`ThreadHub`).
+"""
+
+from goal_state.codex.hub import ThreadHub
 from goal_state.codex.messages import (
     Message,
     RestoredUsage,
@@ -9,13 +12,14 @@ from goal_state.codex.messages import (
     token_usage_updated,
 )
 from goal_state.codex.outbox import Connection
+from goal_state.codex.payload import CodexPayload
 
 __all__ = [
+    "CodexPayload",
     "Connection",
     "Message",
     "RestoredUsage",
     "ThreadHub",
-    "ThreadNotFoundError",
     "goal_updated",
     "restored_turn_id",
     "token_usage_updated",

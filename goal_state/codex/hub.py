@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from goal_state.codex.messages import (
@@ -17,21 +17,17 @@ from goal_state.codex.messages import (
     token_usage_updated,
 )
 from goal_state.codex.outbox import Connection, Outbox
-from goal_state.codex.rollout import RolloutReader, Turn, TurnStatus, find_rollout
+from goal_state.codex.rollout import RolloutReader, RolloutTail, Turn, TurnStatus, find_rollout
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from goal_state.domain.values import check_name
-from goal_state.errors import GoalExistsError, InvalidValueError, RequestError
+from goal_state.errors import GoalExistsError, InvalidValueError, ThreadNotFoundError
 from goal_state.store import GoalStore
 
-__all__ = ["ThreadHub", "ThreadNotFoundError"]
+__all__ = ["ThreadHub"]
 
 _logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-class ThreadNotFoundError(RequestError):
-    """No such thread is live, and there is neither a rollout nor a record of it."""
 
 
 @dataclass(slots=True)
@@ -42,6 +38,8 @@ class _Thread:
     info: TokenUsageInfo | None = None
     turns: dict[str, TurnStatus] = field(default_factory=dict[str, TurnStatus])
     usage_turn_id: str = ""
+    unlisted_turn_id: str = ""
+    """A turn before all of `turns` that is over. How it ended is not known, so it is not listed."""
     outboxes: dict[int, Outbox] = field(default_factory=dict[int, Outbox])
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -50,7 +48,10 @@ class _Thread:
         if self.info is None:
             return None
         turns = [Turn(turn_id, status) for turn_id, status in self.turns.items()]
-        return RestoredUsage(self.thread_id, restored_turn_id(turns), self.info)
+        turn_id = restored_turn_id(turns)
+        if self.unlisted_turn_id and self.turns.get(turn_id) in (None, TurnStatus.IN_PROGRESS):
+            turn_id = self.unlisted_turn_id
+        return RestoredUsage(self.thread_id, turn_id, self.info)
 
     @property
     def is_running(self) -> bool:
@@ -122,16 +123,24 @@ class ThreadHub:
         *,
         request_id: int | str,
         rollout: str | os.PathLike[str] | None = None,
+        turns: Iterable[Turn] | None = None,
         result: Mapping[str, Any] | None = None,
     ) -> RestoredUsage | None:
         """A client attaches to a thread: to a live one as it is, else to what its rollout or the store
         tells of it.
+
+        A thread that is not live is read from its rollout's end: its usage, and every turn that the 16 MiB
+        before the usage name, with its status (see `RolloutReader.restored`); what lies further back is not
+        read, however long the rollout is. A turn that neither completed nor failed there was interrupted. The
+        store knows no turn's status: without a rollout no turn is listed.
 
         Args:
             thread_id: the thread.
             connection: the client that asked. Attached already, it is told once more.
             request_id: the id of its request.
             rollout: the thread's rollout, where it does not lie in the data directory.
+            turns: the thread's turns in their order, where the host knows them better than the rollout; one
+                in progress runs on until `turn_finished`. Of a live thread the hub's own are told.
             result: the result of the response; by default the thread and its turns as they are known.
 
         Returns:
@@ -149,6 +158,7 @@ class ThreadHub:
             thread_id,
             lambda thread: self._attach(thread, connection, request_id, result),
             rollout,
+            _checked_turns(turns),
         )
 
     def fork(
@@ -159,6 +169,7 @@ class ThreadHub:
         *,
         request_id: int | str,
         rollout: str | os.PathLike[str] | None = None,
+        turns: Iterable[Turn] | None = None,
         result: Mapping[str, Any] | None = None,
     ) -> RestoredUsage | None:
         """A client makes a new thread that goes on from where another one is, and is attached to it.
@@ -166,20 +177,20 @@ class ThreadHub:
         What the fork inherited is its baseline: it pays for nothing of its parent's. It has no goal. A
         turn that runs in the parent is interrupted in the fork.
 
-        Args, Returns, Raises: as for `resume`; `GoalExistsError` if a thread of the new id is live.
+        Args, Returns, Raises: as for `resume`, of the thread that it is made from; `GoalExistsError` if a
+            thread of the new id is live.
         """
         thread_id = check_name("thread_id", thread_id)
         new_thread_id = check_name("new_thread_id", new_thread_id)
         _check_result(result)
 
         def inherit(parent: _Thread) -> _Thread:
-            turns = {
-                turn_id: TurnStatus.INTERRUPTED if status is TurnStatus.IN_PROGRESS else status
-                for turn_id, status in parent.turns.items()
-            }
-            return _Thread(new_thread_id, parent.info, turns, parent.usage_turn_id)
+            listed = {turn_id: _when_over(status) for turn_id, status in parent.turns.items()}
+            return _Thread(
+                new_thread_id, parent.info, listed, parent.usage_turn_id, parent.unlisted_turn_id
+            )
 
-        fork = self._within(thread_id, inherit, rollout)
+        fork = self._within(thread_id, inherit, rollout, _checked_turns(turns))
         with fork.lock:
             try:
                 self._add(fork)
@@ -193,7 +204,7 @@ class ThreadHub:
                 raise
 
     def detach(self, connection: Connection, thread_id: str | None = None) -> None:
-        """A client leaves a thread, or (None) all of them: it is told nothing more of it."""
+        """A client leaves a thread, or all of them (None), and is told nothing more of it."""
         with self._lock:
             threads = list(self._threads.values())
         for thread in threads:
@@ -314,10 +325,11 @@ class ThreadHub:
         thread_id: str,
         work: Callable[[_Thread], Result],
         rollout: str | os.PathLike[str] | None = None,
+        turns: dict[str, TurnStatus] | None = None,
         *,
         must_exist: bool = True,
     ) -> Result:
-        """Works on a thread with its lock held, made live first if need be; one that nobody needs
+        """Works on a thread with its lock held, made live first if it is not; one that nobody needs
         afterwards is forgotten.
         """
         while True:
@@ -328,7 +340,7 @@ class ThreadHub:
                     with self._lock:
                         thread = self._threads.setdefault(thread_id, new)
                     if thread is new:
-                        self._restore(new, rollout, must_exist)
+                        self._restore(new, rollout, turns, must_exist)
                         is_restored = True
                         return work(new)
                 finally:
@@ -346,39 +358,50 @@ class ThreadHub:
                         self._forget_if_idle(thread)
 
     def _restore(
-        self, thread: _Thread, rollout: str | os.PathLike[str] | None, must_exist: bool
+        self,
+        thread: _Thread,
+        rollout: str | os.PathLike[str] | None,
+        turns: dict[str, TurnStatus] | None,
+        must_exist: bool,
     ) -> None:
         """What is known of a thread that is not live: its rollout's tail, and the store's baseline."""
         thread_id, home = thread.thread_id, self._home
         path = rollout
         if path is None and home is not None:
             path = find_rollout(home, thread_id)
-        restored, last_turn_id = None, ""
+        tail = RolloutTail()
         if path is not None:
             tail = RolloutReader(path).restored(
-                None if home is None else lambda parent_id: find_rollout(home, parent_id)
+                None if home is None else lambda parent_id: find_rollout(home, parent_id),
+                list_turns=turns is None,
             )
-            restored = RestoredUsage.from_tail(thread_id, tail)
-            last_turn_id = tail.last_turn_id or ""
-            if restored is not None:
-                self._store.reconcile(thread_id, restored.info, turn_id=tail.usage_turn_id)
+        recorded = RestoredUsage.from_tail(thread_id, tail)
+        if recorded is not None:
+            self._store.reconcile(thread_id, recorded.info, turn_id=tail.usage_turn_id)
         usage = self._store.usage(thread_id)
         if must_exist and path is None and usage is None and self._store.get(thread_id) is None:
             raise ThreadNotFoundError(
                 f"thread {thread_id!r} is not live, and there is no rollout and no record of it"
             )
+        if turns is None:
+            turns = {turn.turn_id: _when_over(turn.status) for turn in tail.turns}
         stored = RestoredUsage.from_stored(thread_id, usage)
-        if restored is None or (
-            stored is not None and restored.info.total.is_below(stored.info.total)
+        restored = recorded
+        if recorded is None or (
+            stored is not None and recorded.info.total.is_below(stored.info.total)
         ):
             restored = stored
-        if restored is not None:
-            if not restored.turn_id:
-                restored = replace(restored, turn_id=last_turn_id)
-            thread.info = restored.info
-            thread.usage_turn_id = restored.turn_id
-            if restored.turn_id:
-                thread.turns[restored.turn_id] = TurnStatus.COMPLETED
+        thread.turns = turns
+        if restored is None:
+            return
+        thread.info = restored.info
+        thread.usage_turn_id = turn_id = restored.turn_id or tail.last_turn_id or ""
+        if turn_id and turn_id not in turns:
+            if recorded is not None and restored is stored:
+                # The rollout breaks off before this turn: nobody has seen it end.
+                turns[turn_id] = TurnStatus.INTERRUPTED
+            else:
+                thread.unlisted_turn_id = turn_id
 
     def _within_live(self, thread_id: str, work: Callable[[_Thread], Result]) -> Result:
         """Works on a thread that is live, with its lock held."""
@@ -424,6 +447,17 @@ class ThreadHub:
 def _check_result(value: object) -> None:
     if not (value is None or isinstance(value, Mapping)):
         raise InvalidValueError("result", f"must be a mapping, not {type(value).__name__}")
+
+
+def _when_over(status: TurnStatus) -> TurnStatus:
+    """The status of a turn that can no longer be in progress."""
+    return TurnStatus.INTERRUPTED if status is TurnStatus.IN_PROGRESS else status
+
+
+def _checked_turns(turns: Iterable[Turn] | None) -> dict[str, TurnStatus] | None:
+    if turns is None:
+        return None
+    return {check_name("turn_id", turn.turn_id): _check_turn_status(turn.status) for turn in turns}
 
 
 def _check_turn_status(value: object) -> TurnStatus:

@@ -1,26 +1,22 @@
-"""Taking over what a Codex data directory holds: its goals, and what its threads have used.
+"""Imports what a Codex data directory holds: its goals, and what its threads have used.
 
 Nothing in the directory is changed, not even by SQLite: the goals are read from a copy.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sqlite3
-import stat
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from goal_state.codex.database_copy import copy_database
 from goal_state.codex.rollout import (
-    MissingZstandardError,
-    NotARolloutError,
     RolloutPath,
     RolloutReader,
     find_rollouts,
@@ -29,19 +25,18 @@ from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_status, 
 from goal_state.domain.usage import ThreadUsage
 from goal_state.domain.values import check_amount, check_milliseconds, check_token_budget
 from goal_state.errors import (
-    DatabaseBusyError,
+    CodexSchemaError,
     DatabaseError,
     DatabaseLocationError,
     GoalExistsError,
     InvalidValueError,
-    NotADatabaseError,
-    RequestError,
+    RolloutError,
 )
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.sqlite.executor import translated, translating
 from goal_state.store import GoalStore
 
-__all__ = ["CodexHome", "CodexSchemaError", "ImportReport", "Skipped", "import_codex"]
+__all__ = ["CodexHome", "ImportReport", "Skipped", "import_codex"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,37 +54,26 @@ _COLUMNS: Final = (
     "updated_at_ms",
 )
 
-_MAX_FILE_BYTES: Final = 256 * 2**20
-"""A database larger than this, its logs included, is not copied: a goal takes a kilobyte, and a person has no
-quarter of a million."""
-
 _MAX_GOALS: Final = 100_000
 _MAX_BYTES: Final = 64 * 2**20
-"""All goals are in memory at once, each some hundred bytes beside its texts."""
+"""All goals are in memory at once; each takes some hundred bytes beside its texts."""
 
 _MAX_VALUE_BYTES: Final = 2**20
-"""A row may be as long: an objective has a sixtieth of that at most."""
+"""The longest value or row that is read: an objective has a sixtieth of that at most."""
 
 _MAX_SQL_BYTES: Final = 16 * 2**10
-"""So may each statement of its schema, which SQLite parses into a multiple of that."""
+"""The longest statement of the schema that is read: SQLite parses it into a multiple of that."""
 
 _MAX_SCHEMA_STEPS: Final = 20_000
 """SQLite takes some eight steps for each table and index of a schema, which is kept in memory as a whole."""
 
 _MAX_STEPS: Final = 20_000_000
-"""Some twenty are taken for each goal, a second for all."""
+"""How many steps SQLite may take: some twenty for each goal, a second for all."""
 
 _STEPS_BETWEEN_LOOKS: Final = 1000
 
-_COPY_ATTEMPTS: Final = 20
-_COPY_PAUSE_SECONDS: Final = 0.05
-
 Progress = Callable[[int, int], object]
 """Told after each goal and each rollout how many are done, and of how many."""
-
-
-class CodexSchemaError(RequestError):
-    """The goals are kept in a way that is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +252,13 @@ class _Import:
             self._skipped.append(Skipped("rollout", str(rollout.path), reason))
 
     def _take_baseline(self, rollout: RolloutPath) -> str | None:
-        """Takes over what a thread has used; or says why not."""
+        """Imports what a thread has used. Returns why not where it does not, else None."""
         thread_id = rollout.thread_id
         if rollout.path != self._newest[thread_id]:
             return "the thread has a newer rollout"
         try:
             tail = RolloutReader(rollout.path).restored(self._newest.get)
-        except (NotARolloutError, MissingZstandardError, OSError) as error:
+        except (RolloutError, OSError) as error:
             return f"cannot be read: {error}"
         if tail.info is None:
             return "states no usage"
@@ -292,7 +276,7 @@ class _Import:
 
 
 def _state(repository: GoalRepository, thread_id: str, usage: ThreadUsage) -> ThreadUsage | None:
-    """States what a thread has used; where somebody was quicker, what that one said."""
+    """States what a thread has used; returns what another process has stated meanwhile, if one has."""
     known = repository.usage(thread_id)
     if known is None:
         repository.set_baseline(thread_id, usage.info, turn_id=usage.turn_id)
@@ -327,7 +311,7 @@ def _goal(row: tuple[Any, ...]) -> Goal:
 
 def _rows(database: Path) -> list[tuple[Any, ...]]:
     with tempfile.TemporaryDirectory(prefix="goal-state-") as folder, translating():
-        copied = _copy(database.resolve(), Path(folder))
+        copied = copy_database(database.resolve(), Path(folder))
         with closing(sqlite3.connect(copied)) as connection:
             reading = _BoundedReading(connection)
             try:
@@ -337,7 +321,7 @@ def _rows(database: Path) -> list[tuple[Any, ...]]:
             except sqlite3.DatabaseError as error:
                 if isinstance(translated(error), DatabaseError):
                     raise
-                # Whatever SQLite did not like about it: it is the file that is to blame.
+                # Whatever SQLite refused about the file, the caller did nothing wrong but name it.
                 why = reading.exceeded or f"cannot be read: {error}"
                 raise CodexSchemaError(f"{str(database)!r}: {why}") from error
 
@@ -350,7 +334,7 @@ class _BoundedReading:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.exceeded: str | None = None
-        """Which bound ended the reading."""
+        """Which bound ended the reading; None where none did."""
         self._steps_left = _MAX_SCHEMA_STEPS
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
         connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL_BYTES)
@@ -420,93 +404,3 @@ def _by_kind(value: object) -> tuple[int, Any]:
 def _text(value: bytes) -> str:
     """Text that is not UTF-8 becomes what the checks refuse, instead of the end of the whole import."""
     return value.decode(errors="surrogateescape")
-
-
-def _copy(database: Path, folder: Path) -> Path:
-    """A copy of a database and its logs as they were at one moment, also while others write to it.
-
-    Even a connection that only reads leaves files beside a database with a write-ahead log; and where the
-    folder cannot be written to, it cannot read.
-
-    Raises:
-        DatabaseBusyError: no moment was found at which nobody wrote.
-        NotADatabaseError: it is no SQLite database.
-        CodexSchemaError: it is too large, or its journal belongs to several databases.
-    """
-    names = [f"{database.name}{suffix}" for suffix in ("", "-wal", "-journal")]
-    with _opened(database) as file:
-        head = file.read(len(_HEADER))
-    if head != _HEADER:
-        raise NotADatabaseError(f"{str(database)!r} is not a SQLite database")
-    for _ in range(_COPY_ATTEMPTS):
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        try:
-            present = [name for name in names if (database.parent / name).exists()]
-            room = _MAX_FILE_BYTES
-            for name in present:
-                room -= _copy_file(database.parent / name, folder / name, room)
-            # What is the same after the last of them was copied was so at that moment.
-            if present == [name for name in names if (database.parent / name).exists()] and all(
-                _is_same(database.parent / name, folder / name) for name in present
-            ):
-                _check_journal(database, folder)
-                return folder / database.name
-        except FileNotFoundError:  # a log that was done with meanwhile
-            pass
-        time.sleep(_COPY_PAUSE_SECONDS)
-    raise DatabaseBusyError(f"{str(database)!r} is being written to all the time; try again")
-
-
-def _opened(path: Path) -> io.FileIO:
-    """A regular file, open for reading; opening anything else might wait for ever, or do something."""
-    is_regular = stat.S_ISREG(path.stat().st_mode)
-    if is_regular:
-        file = io.FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY), "rb")
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return file
-        file.close()
-    raise NotADatabaseError(f"{str(path)!r} is no regular file")
-
-
-def _copy_file(source: Path, target: Path, room: int) -> int:
-    """Copies a file; returns how many bytes it has. One that grows meanwhile is not run after."""
-    copied = 0
-    with _opened(source) as file, target.open("xb") as copy:
-        while block := file.read(_BLOCK_BYTES):
-            copied += len(block)
-            if copied > room or os.fstat(file.fileno()).st_size > room:
-                raise CodexSchemaError(
-                    f"{str(source)!r}: with its logs the database has more than {_MAX_FILE_BYTES} bytes;"
-                    f" copy its table {_TABLE!r} into a new one and import that"
-                )
-            copy.write(block)
-    return copied
-
-
-def _is_same(source: Path, copy: Path) -> bool:
-    with _opened(source) as file, copy.open("rb") as other:
-        while block := other.read(_BLOCK_BYTES):
-            if file.read(len(block)) != block:
-                return False
-        return not file.read(1)
-
-
-def _check_journal(database: Path, folder: Path) -> None:
-    """Makes sure that a journal names no other file: SQLite would delete that once it has rolled back."""
-    journal = folder / f"{database.name}-journal"
-    if not journal.exists():
-        return
-    with journal.open("rb") as file:
-        file.seek(max(0, journal.stat().st_size - len(_SUPER_JOURNAL_END)))
-        if file.read() == _SUPER_JOURNAL_END:
-            raise CodexSchemaError(
-                f"{str(database)!r}: its journal is of a change to several databases; open it once with"
-                " the program that it is of"
-            )
-
-
-_HEADER: Final = b"SQLite format 3\0"
-_SUPER_JOURNAL_END: Final = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
-_BLOCK_BYTES: Final = 2**20
-_BINARY: Final[int] = getattr(os, "O_BINARY", 0)

@@ -1,4 +1,4 @@
-"""One client's messages on their way: in order, and never in the way of anybody else's."""
+"""The queue of messages for one client: sent in order, on a thread of its own, so that nobody waits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections import deque
 from typing import Final, Protocol
 
 from goal_state.codex.messages import Message
-from goal_state.delivery.bells import Bell
+from goal_state.delivery.wake_up import WakeUp
 
 __all__ = ["Connection", "Outbox"]
 
 _logger = logging.getLogger(__name__)
 
 _MAX_WAITING: Final = 1000
-"""Messages that may wait for a client. One that is further behind is slow beyond hope and is dropped."""
+"""Messages that may wait for a client. A client that is further behind is dropped."""
 _LOOK_SECONDS: Final = 0.1
-"""How often those who wait for an outbox look whether its thread still lives."""
+"""How often `flush` checks whether the sending thread is still alive."""
 
 
 class Connection(Protocol):
@@ -41,7 +41,7 @@ class Outbox:
         self._messages: deque[Message] = deque()
         # Plain locks: a Condition's would stay held by a caller that is interrupted inside it.
         self._lock = threading.Lock()
-        self._waiting: set[Bell] = set()
+        self._waiting: set[WakeUp] = set()
         self._sender: threading.Thread | None = None
         self._dropped = False
 
@@ -59,24 +59,24 @@ class Outbox:
             if self._dropped:
                 return False
             self._messages.extend(messages)
-        self._see_to_a_sender()
+        self._ensure_sender()
         return True
 
     def flush(self, timeout_seconds: float) -> bool:
         """Waits until all is sent (or the connection was dropped); False if time ran out."""
         ends = time.monotonic() + timeout_seconds
-        bell = Bell()
-        self._waiting.add(bell)
+        wake_up = WakeUp()
+        self._waiting.add(wake_up)
         try:
             while not self._dropped and (self._messages or self._is_sending()):
                 left = ends - time.monotonic()
                 if left <= 0:
                     return False
-                self._see_to_a_sender()
-                bell.wait(min(left, _LOOK_SECONDS))
+                self._ensure_sender()
+                wake_up.wait(min(left, _LOOK_SECONDS))
             return True
         finally:
-            self._waiting.discard(bell)
+            self._waiting.discard(wake_up)
 
     def drop(self) -> None:
         """Sends nothing more."""
@@ -86,18 +86,18 @@ class Outbox:
     def _drop(self) -> None:
         self._dropped = True
         self._messages.clear()
-        self._tell_those_who_wait()
+        self._wake_waiting()
 
-    def _tell_those_who_wait(self) -> None:
-        for bell in list(self._waiting):
-            bell.ring()
+    def _wake_waiting(self) -> None:
+        for wake_up in list(self._waiting):
+            wake_up.set()
 
     def _is_sending(self) -> bool:
         sender = self._sender
         return sender is not None and sender.is_alive()
 
-    def _see_to_a_sender(self) -> None:
-        # Which thread sends is settled on that thread: one that is too many finds so, and ends.
+    def _ensure_sender(self) -> None:
+        # Two callers may each start a thread: the second one finds the first sending, and ends.
         if self._messages and not self._is_sending():
             threading.Thread(target=self._send_all, name="goal-state outbox", daemon=True).start()
 
@@ -110,7 +110,7 @@ class Outbox:
             with self._lock:
                 if not self._messages:
                     self._sender = None
-                    self._tell_those_who_wait()
+                    self._wake_waiting()
                     return
                 message = self._messages.popleft()
             try:

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from goal_state import DeliveryError, GoalStore, InvalidValueError
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, JsonLinesSink, send_events
+from goal_state import DeliveryError, GoalEvent, GoalStore, InvalidValueError
+from goal_state.analytics import AnalyticsEvent, JsonLinesSink, goal_event, send_events
 from tests.processes import PATIENCE_SECONDS, python
-
-CONTEXT = AnalyticsContext(client_name="agent", client_version="1")
 
 
 class Collector:
@@ -57,11 +55,12 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goal_state.delivery.consumers._LONGEST_RETRY_SECONDS", 0.01)
 
 
+@pytest.mark.slow
 def test_every_event_comes_once_in_order_and_at_most_a_hundred_at_a_time(store: GoalStore) -> None:
     store.create("thread-1", "Ship it")
     charges(store, 249)
     sink = Collector()
-    with send_events(store, sink, context=CONTEXT) as consumer:
+    with send_events(store, sink) as consumer:
         assert consumer.drain(PATIENCE_SECONDS)
         assert sink.event_ids == logged(store)
         store.clear("thread-1")
@@ -75,18 +74,19 @@ def test_what_a_sink_did_not_take_comes_again(store: GoalStore) -> None:
     store.create("thread-1", "Ship it")
     charges(store, 149)
     sink = Collector(OSError("full"), DeliveryError("busy"), ValueError("odd"))
-    with send_events(store, sink, context=CONTEXT) as consumer:
+    with send_events(store, sink) as consumer:
         assert consumer.drain(PATIENCE_SECONDS)
     assert sink.event_ids == logged(store)
     assert sink.calls == 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_a_sink_may_fail_for_days(store: GoalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.0)
     store.create("thread-1", "Ship it")
     sink = Collector(*[OSError("down")] * 1_100)
-    with send_events(store, sink, context=CONTEXT) as consumer:
+    with send_events(store, sink) as consumer:
         assert consumer.drain(PATIENCE_SECONDS)
     assert sink.event_ids == logged(store)
 
@@ -101,7 +101,7 @@ def test_no_goal_operation_waits_for_a_sink(store: GoalStore) -> None:
         took.extend(event.event_id for event in events)
 
     store.create("thread-1", "Ship it")
-    with send_events(store, sink, context=CONTEXT) as consumer:
+    with send_events(store, sink) as consumer:
         assert entered.wait(PATIENCE_SECONDS)
         # The sink is in the middle of its first batch, and stays there until all of this is done.
         store.charge("thread-1", tokens=5)
@@ -117,18 +117,19 @@ def test_no_goal_operation_waits_for_a_sink(store: GoalStore) -> None:
 def test_closing_the_store_delivers_what_is_left(path: Path) -> None:
     sink = Collector()
     with GoalStore.open(path, durability="normal") as store:
-        send_events(store, sink, context=CONTEXT)
+        send_events(store, sink)
         store.create("thread-1", "Ship it")
         charges(store, 300)
     with GoalStore.open(path) as store:
         assert sink.event_ids == logged(store)
 
 
+@pytest.mark.slow
 def test_closing_wakes_a_sink_that_waits_to_try_again(path: Path) -> None:
     refusing = Collector(DeliveryError("busy", retry_after_seconds=3600))
     taking = Collector()
     with GoalStore.open(path) as store:
-        consumer = send_events(store, refusing, context=CONTEXT)
+        consumer = send_events(store, refusing)
         store.create("thread-1", "Ship it")
         assert consumer.close(timeout_seconds=0.5) is False
         # Without the wish to be left alone it would have been called again after a tenth of a second.
@@ -136,11 +137,12 @@ def test_closing_wakes_a_sink_that_waits_to_try_again(path: Path) -> None:
         store.clear("thread-1")
     with GoalStore.open(path) as store:
         # Held by nobody: the one that was closed has given the name back.
-        with send_events(store, taking, context=CONTEXT) as consumer:
+        with send_events(store, taking) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert taking.event_ids == logged(store)
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_sink_that_hangs(path: Path) -> None:
     entered, leave, left = threading.Event(), threading.Event(), threading.Event()
 
@@ -150,7 +152,7 @@ def test_closing_does_not_wait_for_a_sink_that_hangs(path: Path) -> None:
         left.set()
 
     with GoalStore.open(path) as store:
-        consumer = send_events(store, hanging, context=CONTEXT)
+        consumer = send_events(store, hanging)
         store.create("thread-1", "Ship it")
         assert entered.wait(PATIENCE_SECONDS)
         assert consumer.close(timeout_seconds=0.1) is False
@@ -162,8 +164,8 @@ def test_closing_does_not_wait_for_a_sink_that_hangs(path: Path) -> None:
 def test_sinks_with_names_of_their_own_each_get_everything(store: GoalStore) -> None:
     one, other = Collector(OSError("once")), Collector()
     with (
-        send_events(store, one, context=CONTEXT, name="one") as first,
-        send_events(store, other, context=CONTEXT, name="other") as second,
+        send_events(store, one, name="one") as first,
+        send_events(store, other, name="other") as second,
     ):
         store.create("thread-1", "Ship it")
         assert first.drain(PATIENCE_SECONDS)
@@ -171,45 +173,39 @@ def test_sinks_with_names_of_their_own_each_get_everything(store: GoalStore) -> 
     assert one.event_ids == other.event_ids == logged(store)
 
 
-def test_a_function_gives_each_thread_its_context_once_per_batch(store: GoalStore) -> None:
-    asked: list[str] = []
-
-    def context(thread_id: str) -> AnalyticsContext:
-        asked.append(thread_id)
-        return AnalyticsContext(
-            client_name="agent", client_version="1", session_id=f"session of {thread_id}"
-        )
-
-    for thread in ("thread-1", "thread-2", "thread-1"):
-        store.replace(thread, "Ship it")
-    sink = Collector()
-    with send_events(store, sink, context=context) as consumer:
-        assert consumer.drain(PATIENCE_SECONDS)
-    assert asked == ["thread-1", "thread-2"]
-    assert [event.payload["event_params"]["session_id"] for event in sink.batches[0]] == [
-        "session of thread-1",
-        "session of thread-2",
-        "session of thread-1",
-    ]
+def test_a_payload_is_of_the_form_that_was_asked_for(store: GoalStore) -> None:
+    store.create("thread-1", "Ship it")
+    own, short = Collector(), Collector()
+    with (
+        send_events(store, own, name="own") as one,
+        send_events(
+            store, short, payload=lambda event: {"id": event.event_id}, name="short"
+        ) as other,
+    ):
+        assert one.drain(PATIENCE_SECONDS)
+        assert other.drain(PATIENCE_SECONDS)
+    [created] = store.events()
+    assert [sent.payload for sent in own.batches[0]] == [goal_event(created)]
+    assert [sent.payload for sent in short.batches[0]] == [{"id": created.event_id}]
 
 
 @pytest.mark.usefixtures("eager")
-def test_nothing_is_lost_while_a_thread_has_no_context(store: GoalStore) -> None:
-    known: dict[str, AnalyticsContext] = {}
+def test_nothing_is_lost_while_a_payload_cannot_be_made(store: GoalStore, tmp_path: Path) -> None:
+    known: dict[str, str] = {}
     failed = threading.Event()
 
-    def context(thread_id: str) -> AnalyticsContext:
-        if thread_id not in known:
+    def payload(event: GoalEvent) -> dict[str, Any]:
+        if event.thread_id not in known:
             failed.set()
-        return known[thread_id]
+        return {"session_id": known[event.thread_id]}
 
     store.create("thread-1", "Ship it")
-    sink = Collector()
-    with send_events(store, sink, context=context) as consumer:
+    target = tmp_path / "events.jsonl"
+    with send_events(store, JsonLinesSink(target), payload=payload) as consumer:
         assert failed.wait(PATIENCE_SECONDS)
-        known["thread-1"] = CONTEXT
+        known["thread-1"] = "session-1"
         assert consumer.drain(PATIENCE_SECONDS)
-    assert sink.event_ids == logged(store)
+    assert target.read_text() == '{"session_id": "session-1"}\n'
 
 
 @pytest.mark.usefixtures("eager")
@@ -218,7 +214,7 @@ def test_an_operator_reads_of_a_failing_sink(
 ) -> None:
     store.create("thread-1", "Ship it")
     sink = Collector(DeliveryError("the receiver answered 503", retry_after_seconds=0.25))
-    with send_events(store, sink, context=CONTEXT, name="billing") as consumer:
+    with send_events(store, sink, name="billing") as consumer:
         assert consumer.drain(PATIENCE_SECONDS)
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.name.startswith("goal_state.")
@@ -235,20 +231,22 @@ async def asynchronous(_: Sequence[AnalyticsEvent]) -> None: ...
     [
         ("sink", {"sink": None}),
         ("sink", {"sink": asynchronous}),
-        ("context", {"context": None}),
-        ("context", {"context": {"client_name": "agent"}}),
+        ("payload", {"payload": None}),
+        ("payload", {"payload": {"event_type": "mine"}}),
+        ("payload", {"payload": asynchronous}),
         ("name", {"name": ""}),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_at_once(
     store: GoalStore, field: str, arguments: dict[str, Any]
 ) -> None:
-    given: dict[str, Any] = {"sink": print, "context": CONTEXT} | arguments
+    given: dict[str, Any] = {"sink": print} | arguments
     with pytest.raises(InvalidValueError) as refusal:
         send_events(store, **given)
     assert refusal.value.field == field
 
 
+@pytest.mark.slow
 def test_the_extras_are_imported_only_by_the_sinks_that_need_them() -> None:
     loaded = python(
         "import sys, goal_state.analytics\n"
@@ -257,6 +255,7 @@ def test_the_extras_are_imported_only_by_the_sinks_that_need_them() -> None:
     assert loaded == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [("http", "httpx", "goal-state[http]"), ("otel", "opentelemetry", "goal-state[otel]")],
@@ -278,5 +277,5 @@ def test_a_missing_extra_is_named(module: str, missing: str, extra: str) -> None
 def test_a_sink_can_be_called_by_hand(store: GoalStore, tmp_path: Path) -> None:
     store.create("thread-1", "Ship it")
     sink = JsonLinesSink(tmp_path / "events.jsonl")
-    sink([AnalyticsEvent(event, CONTEXT) for event in store.events()])
+    sink([AnalyticsEvent(event) for event in store.events()])
     assert (tmp_path / "events.jsonl").read_text().count("\n") == 1

@@ -20,13 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goal_state import DeliveryError, GoalStore, InvalidValueError
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, send_events
+from goal_state.analytics import AnalyticsEvent, send_events
 from goal_state.analytics.http import HttpSink
 from tests.analytics.receiver import Receiver, Request, check_delivery, receiving
 from tests.databases import execute
 from tests.processes import PATIENCE_SECONDS, running
-
-CONTEXT = AnalyticsContext(client_name="agent", client_version="1")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +52,7 @@ def logged(store: GoalStore) -> list[str]:
 
 def one_event(store: GoalStore) -> list[AnalyticsEvent]:
     store.replace("thread-1", "Ship it")
-    return [AnalyticsEvent([*store.events()][-1], CONTEXT)]
+    return [AnalyticsEvent([*store.events()][-1])]
 
 
 @pytest.fixture
@@ -72,17 +70,18 @@ def answering(status: int, headers: dict[str, str] | None = None) -> httpx.Clien
 def test_batches_of_a_hundred_over_one_connection(store: GoalStore, letters: Path) -> None:
     fill(store, 250)
     with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert [len(request.body["events"]) for request in receiver.requests] == [100, 100, 50]
         assert receiver.connections == 1
         check_delivery(receiver, logged(store))
     sent = [payload for request in receiver.requests for payload in request.body["events"]]
-    assert sent == [AnalyticsEvent(event, CONTEXT).payload for event in store.events()]
+    assert sent == [AnalyticsEvent(event).payload for event in store.events()]
     assert {tuple(request.body) for request in receiver.requests} == {("events",)}
     assert receiver.requests[0].headers["Content-Type"] == "application/json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
@@ -107,7 +106,7 @@ def test_nothing_is_lost_and_order_is_kept(
         httpx.Client(timeout=1.0 if stalls else PATIENCE_SECONDS) as client,
     ):
         sink = HttpSink(receiver.url, dead_letter_path=letters, client=client)
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert receiver.script == []
         if stalls:
@@ -119,6 +118,7 @@ def test_nothing_is_lost_and_order_is_kept(
     assert letters.read_text() == ""
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     script=st.lists(
@@ -146,7 +146,7 @@ def test_whatever_the_server_does_in_whatever_order(
         GoalStore.open(folder / "goals.db", durability="normal") as store,
         receiving(*script) as receiver,
         HttpSink(receiver.url, dead_letter_path=folder / "refused.jsonl") as sink,
-        send_events(store, sink, context=CONTEXT) as consumer,
+        send_events(store, sink) as consumer,
     ):
         for size in sizes:
             fill(store, size)
@@ -170,7 +170,7 @@ def test_a_server_that_dies_and_comes_back(store: GoalStore, letters: Path) -> N
                 raise
 
         fill(store, 250)
-        with send_events(store, watched, context=CONTEXT) as consumer:
+        with send_events(store, watched) as consumer:
             assert refused.wait(PATIENCE_SECONDS)
             store.clear("thread-1")
             receiver.start()
@@ -178,6 +178,7 @@ def test_a_server_that_dies_and_comes_back(store: GoalStore, letters: Path) -> N
         check_delivery(receiver, logged(store))
 
 
+@pytest.mark.slow
 def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
     path: Path, letters: Path
 ) -> None:
@@ -187,7 +188,7 @@ def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
     ):
         with GoalStore.open(path) as store:
             fill(store, 150)
-            consumer = send_events(store, sink, context=CONTEXT)
+            consumer = send_events(store, sink)
             assert consumer.close(timeout_seconds=0.5) is False
             # Unasked, it would have come again within milliseconds.
             assert [request.answer for request in receiver.requests[1:]] == [
@@ -195,7 +196,7 @@ def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
             ]
         with GoalStore.open(path) as store:
             fill(store, 10)
-            with send_events(store, sink, context=CONTEXT) as consumer:
+            with send_events(store, sink) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
             check_delivery(receiver, logged(store))
 
@@ -203,16 +204,17 @@ def test_retry_after_outlives_close_and_the_rest_comes_after_the_next_start(
 SENDER = """
 import sys, time
 from goal_state import GoalStore
-from goal_state.analytics import AnalyticsContext, send_events
+from goal_state.analytics import send_events
 from goal_state.analytics.http import HttpSink
 path, url, letters = sys.argv[1:]
 with GoalStore.open(path) as store:
     sink = HttpSink(url, dead_letter_path=letters)
-    send_events(store, sink, context=AnalyticsContext(client_name="agent", client_version="1"))
+    send_events(store, sink)
     time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_sender_that_is_killed_goes_on_after_the_next_start(path: Path, letters: Path) -> None:
     with GoalStore.open(path) as store, receiving("200", "taken, stall") as receiver:
         fill(store, 300)
@@ -224,7 +226,7 @@ def test_a_sender_that_is_killed_goes_on_after_the_next_start(path: Path, letter
         execute(path, "UPDATE goal_state_cursors SET lease_expires_at_ms = 0")
         with (
             HttpSink(receiver.url, dead_letter_path=letters) as sink,
-            send_events(store, sink, context=CONTEXT) as consumer,
+            send_events(store, sink) as consumer,
         ):
             assert consumer.drain(PATIENCE_SECONDS)
         check_delivery(receiver, logged(store))
@@ -260,6 +262,7 @@ def test_what_can_pass_is_tried_again(store: GoalStore, letters: Path, status: i
     assert letters.read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 413, 422, 431])
 def test_what_is_refused_for_good_is_put_aside_and_blocks_nothing(
     store: GoalStore, letters: Path, status: int, caplog: pytest.LogCaptureFixture
@@ -269,7 +272,7 @@ def test_what_is_refused_for_good_is_put_aside_and_blocks_nothing(
         receiving("200", str(status)) as receiver,
         HttpSink(receiver.url, dead_letter_path=letters) as sink,
     ):
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         events = [*store.events()]
         assert [request.event_ids for request in receiver.requests] == [
@@ -313,7 +316,7 @@ def test_nothing_is_lost_while_a_refused_batch_cannot_be_put_aside(
 
         folder.rename(elsewhere)
         store.create("thread-1", "Ship it")
-        with send_events(store, watched, context=CONTEXT) as consumer:
+        with send_events(store, watched) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
     assert failed.is_set()
     [line] = (folder / "refused.jsonl").read_text().splitlines()
@@ -401,6 +404,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client | None]:
             yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", ["drips a status", "drips headers", "endless headers", "endless informational"]
 )
@@ -413,7 +417,7 @@ def test_a_status_that_never_comes_ends_the_exchange_and_the_batch_comes_again(
         HttpSink(
             receiver.url, dead_letter_path=letters, client=client, timeout_seconds=1.0
         ) as sink,
-        send_events(store, sink, context=CONTEXT) as consumer,
+        send_events(store, sink) as consumer,
     ):
         assert receiver.left.wait(PATIENCE_SECONDS), "the connection is shut down"
         assert consumer.drain(PATIENCE_SECONDS)
@@ -422,6 +426,7 @@ def test_a_status_that_never_comes_ends_the_exchange_and_the_batch_comes_again(
     assert client is None or not client.is_closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["drips a body", "endless body", "endless gzip"])
 def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
     store: GoalStore, letters: Path, client: httpx.Client | None, answer: str
@@ -430,7 +435,7 @@ def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
     with (
         receiving(answer) as receiver,
         HttpSink(receiver.url, dead_letter_path=letters, client=client) as sink,
-        send_events(store, sink, context=CONTEXT) as consumer,
+        send_events(store, sink) as consumer,
     ):
         assert consumer.drain(PATIENCE_SECONDS)
         assert receiver.left.wait(PATIENCE_SECONDS)
@@ -438,6 +443,7 @@ def test_an_answer_whose_body_never_ends_is_an_acknowledgement_and_is_cut(
         check_delivery(receiver, logged(store))
 
 
+@pytest.mark.slow
 def test_a_drip_on_a_connection_that_was_the_hosts_before_holds_up_no_batch(
     store: GoalStore, letters: Path
 ) -> None:
@@ -448,7 +454,7 @@ def test_a_drip_on_a_connection_that_was_the_hosts_before_holds_up_no_batch(
         httpx.Client(timeout=PATIENCE_SECONDS) as client,
     ):
         sink = HttpSink(receiver.url, dead_letter_path=letters, client=client, timeout_seconds=1.0)
-        with send_events(store, sink, context=CONTEXT) as consumer:
+        with send_events(store, sink) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
         assert receiver.connections == 2
         check_delivery(receiver, logged(store))
@@ -481,6 +487,7 @@ def test_exchanges_that_cannot_be_ended_do_not_pile_up(store: GoalStore, letters
         assert len(calls) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("to", ["another host", "no URL"])
 def test_no_redirection_is_followed_whatever_the_client_does(
@@ -504,6 +511,7 @@ def test_no_redirection_is_followed_whatever_the_client_does(
     assert "a redirection, and none is followed" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "event_id", ["ünïcode", "a,b", "line\r\nX-Evil: 1", " spaced ", "%41", "𝒢"]
 )
@@ -511,7 +519,7 @@ def test_an_event_id_of_any_text_can_be_sent_and_read(
     store: GoalStore, letters: Path, event_id: str
 ) -> None:
     [sent] = one_event(store)
-    odd = AnalyticsEvent(replace(sent.event, event_id=event_id), CONTEXT)
+    odd = AnalyticsEvent(replace(sent.event, event_id=event_id))
     with receiving() as receiver, HttpSink(receiver.url, dead_letter_path=letters) as sink:
         sink([odd, sent])
     [request] = receiver.requests
@@ -559,15 +567,16 @@ def test_a_client_of_the_hosts_carries_its_headers_and_stays_open(
         assert not client.is_closed
 
 
+@pytest.mark.slow
 def test_what_comes_after_closing_the_sink_is_kept(path: Path, letters: Path) -> None:
     with receiving() as receiver, ExitStack() as stack:
         sink = HttpSink(receiver.url, dead_letter_path=letters)
         sink.close()
         with GoalStore.open(path) as store:
             store.create("thread-1", "Ship it")
-            assert send_events(store, sink, context=CONTEXT).close(timeout_seconds=0.2) is False
+            assert send_events(store, sink).close(timeout_seconds=0.2) is False
             again = stack.enter_context(HttpSink(receiver.url, dead_letter_path=letters))
-            with send_events(store, again, context=CONTEXT) as consumer:
+            with send_events(store, again) as consumer:
                 assert consumer.drain(PATIENCE_SECONDS)
             check_delivery(receiver, logged(store))
 

@@ -52,6 +52,7 @@ file.append(_BATCH)
 """
 
 
+@pytest.mark.slow
 def test_interrupted_appends_leave_whole_batches(tmp_path: Path) -> None:
     batch = _BATCH
     python(_INTERRUPTED, tmp_path / "events.jsonl")
@@ -83,6 +84,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"

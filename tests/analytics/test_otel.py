@@ -12,13 +12,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from goal_state import GoalStore
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, send_events
+from goal_state.analytics import AnalyticsEvent, send_events
 from goal_state.analytics.otel import OpenTelemetrySink
 from tests.processes import PATIENCE_SECONDS
-
-CONTEXT = AnalyticsContext(
-    client_name="agent", client_version="1.4", session_id="session-1", thread_source="user"
-)
 
 
 class Telemetry:
@@ -84,17 +80,17 @@ def live(store: GoalStore) -> None:
 
 def test_tokens_and_goals_are_counted_by_status(store: GoalStore, telemetry: Telemetry) -> None:
     live(store)
-    with send_events(store, telemetry.sink, context=CONTEXT) as consumer:
+    with send_events(store, telemetry.sink) as consumer:
         assert consumer.drain(PATIENCE_SECONDS)
     assert telemetry.counters == {
         "goal_state.token.usage": ("{token}", {"active": 45, "budget_limited": 70}),
-        "goal_state.domain.goals": ("{goal}", {"active": 3, "budget_limited": 1, "complete": 1}),
+        "goal_state.goals": ("{goal}", {"active": 3, "budget_limited": 1, "complete": 1}),
     }
 
 
 def test_every_event_is_a_log_record(store: GoalStore, telemetry: Telemetry) -> None:
     live(store)
-    with send_events(store, telemetry.sink, context=CONTEXT) as consumer:
+    with send_events(store, telemetry.sink) as consumer:
         assert consumer.drain(PATIENCE_SECONDS)
     events = [*store.events()]
     records = telemetry.records
@@ -110,50 +106,54 @@ def test_every_event_is_a_log_record(store: GoalStore, telemetry: Telemetry) -> 
     assert {record.body for record in records} == {None}
 
 
-def test_a_record_says_what_the_payload_says(store: GoalStore, telemetry: Telemetry) -> None:
+def test_a_record_says_what_a_goal_event_says(store: GoalStore, telemetry: Telemetry) -> None:
     live(store)
     events = [*store.events()]
-    telemetry.sink([AnalyticsEvent(events[1], CONTEXT)])
+    telemetry.sink([AnalyticsEvent(events[1])])
     [charge] = telemetry.records
     assert dict(charge.attributes) == {
         "gen_ai.conversation.id": "thread-1",
-        "session.id": "session-1",
         "goal_state.event.id": events[1].event_id,
+        "goal_state.event.position": 2,
+        "goal_state.turn.id": "turn-1",
         "goal_state.goal.id": events[1].goal_id,
         "goal_state.goal.status": "active",
-        "goal_state.goal.has_token_budget": True,
+        "goal_state.goal.previous_status": "active",
+        "goal_state.goal.token_budget": 100,
         "goal_state.goal.cumulative_tokens": 40,
-        "goal_state.goal.cumulative_seconds": 2,
-        "goal_state.turn.id": "turn-1",
-        "goal_state.thread.source": "user",
-        "goal_state.client.product_id": "agent",
-        "goal_state.client.name": "agent",
-        "goal_state.client.version": "1.4",
-        "goal_state.client.rpc_transport": "in_process",
+        "goal_state.goal.cumulative_time_seconds": 2.5,
+        "goal_state.goal.tokens_delta": 40,
+        "goal_state.goal.time_delta_seconds": 2.5,
     }
 
 
-def test_what_the_context_leaves_open_is_left_out_and_the_rest_is_not(
+def test_what_an_event_does_not_have_is_left_out(store: GoalStore, telemetry: Telemetry) -> None:
+    store.create("thread-1", "Ship it")
+    first = store.get("thread-1")
+    assert first is not None
+    store.replace("thread-1", "Ship another")
+    telemetry.sink([AnalyticsEvent([*store.events()][-1])])
+    [record] = telemetry.records
+    assert set(record.attributes) == {
+        "gen_ai.conversation.id",
+        "goal_state.event.id",
+        "goal_state.event.position",
+        "goal_state.goal.id",
+        "goal_state.goal.status",
+        "goal_state.goal.replaced_id",
+    }
+    assert record.attributes["goal_state.goal.replaced_id"] == first.goal_id
+
+
+def test_a_records_form_is_its_own_whatever_payload_was_asked_for(
     store: GoalStore, telemetry: Telemetry
 ) -> None:
     store.create("thread-1", "Ship it")
     [created] = store.events()
-    context = AnalyticsContext(
-        client_name="agent",
-        client_version="1",
-        experimental_api_enabled=False,
-        subagent_source="review",
-        parent_thread_id="thread-0",
-    )
-    telemetry.sink([AnalyticsEvent(created, context)])
+    telemetry.sink([AnalyticsEvent(created, lambda event: {"mine": 1})])
     [record] = telemetry.records
-    assert record.attributes["session.id"] == "thread-1"
-    assert record.attributes["goal_state.goal.has_token_budget"] is False
-    assert record.attributes["goal_state.client.experimental_api_enabled"] is False
-    assert record.attributes["goal_state.thread.subagent_source"] == "review"
-    assert record.attributes["goal_state.thread.parent_id"] == "thread-0"
-    assert "goal_state.turn.id" not in record.attributes
-    assert "goal_state.goal.cumulative_tokens" not in record.attributes
+    assert record.attributes["goal_state.event.id"] == created.event_id
+    assert "mine" not in str(record.attributes)
 
 
 def test_without_providers_the_global_ones_are_used(
@@ -166,6 +166,6 @@ def test_without_providers_the_global_ones_are_used(
         "goal_state.analytics.otel.get_logger_provider", lambda: telemetry.logger_provider
     )
     store.create("thread-1", "Ship it")
-    OpenTelemetrySink()([AnalyticsEvent(event, CONTEXT) for event in store.events()])
+    OpenTelemetrySink()([AnalyticsEvent(event) for event in store.events()])
     assert len(telemetry.records) == 1
-    assert telemetry.counters["goal_state.domain.goals"] == ("{goal}", {"active": 1})
+    assert telemetry.counters["goal_state.goals"] == ("{goal}", {"active": 1})

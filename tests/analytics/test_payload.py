@@ -1,185 +1,81 @@
-"""What is sent: the recorded events, and what each is enriched with."""
+"""The library's own `goal_event`: every figure, id and time of an event."""
 
 from __future__ import annotations
 
 import json
-import platform
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
+from datetime import UTC, datetime
 
-import pytest
+from goal_state import GoalEvent, GoalStore
+from goal_state.analytics import AnalyticsEvent, goal_event
+from goal_state.domain.events import EventKind
+from goal_state.domain.goals import GoalStatus
 
-from goal_state import GoalEvent, GoalStore, InvalidValueError
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, JsonLinesSink, send_events
-from goal_state.analytics.runtime import library_version, machine_arch, os_name, os_version
-
-RECORDED = Path(__file__).parents[1] / "data" / "analytics-events.jsonl"
-
-
-def sent(store: GoalStore, context: AnalyticsContext) -> list[dict[str, Any]]:
-    return [AnalyticsEvent(event, context).payload for event in store.events()]
-
-
-def test_the_recorded_events_are_rebuilt_byte_for_byte(store: GoalStore, tmp_path: Path) -> None:
-    recorded = RECORDED.read_bytes()
-    first = json.loads(recorded.splitlines()[0])["event_params"]
-    thread = first["thread_id"]
-    turns = [json.loads(line)["event_params"]["turn_id"] for line in recorded.splitlines()]
-    context = AnalyticsContext(
-        client_name="probe",
-        client_version="0.1",
-        rpc_transport="stdio",
-        experimental_api_enabled=True,
-        runtime_version="0.169.0",
-        runtime_os="linux",
-        runtime_os_version="12.0.0",
-        runtime_arch="x86_64",
-    )
-    goal = store.create(thread, "Ship the parser", token_budget=500, turn_id=turns[0])
-    store.charge(thread, tokens=140, seconds=0.2, turn_id=turns[1])
-    store.charge(thread, tokens=190, seconds=0.3, turn_id=turns[2])
-    store.charge(thread, tokens=210, seconds=0.4, turn_id=turns[3])
-    store.clear(thread)
-
-    target = tmp_path / "events.jsonl"
-    with send_events(store, JsonLinesSink(target), context=context) as consumer:
-        assert consumer.drain(60)
-
-    rebuilt = target.read_bytes().replace(goal.goal_id.encode(), first["goal_id"].encode())
-    assert rebuilt == recorded
+CHARGE = GoalEvent(
+    position=7,
+    event_id="event-7",
+    kind=EventKind.USAGE_ACCOUNTED,
+    thread_id="thread-1",
+    goal_id="goal-1",
+    turn_id="turn-1",
+    goal_status=GoalStatus.BUDGET_LIMITED,
+    previous_status=GoalStatus.ACTIVE,
+    token_budget=1000,
+    tokens_delta=40,
+    time_delta_ms=1250,
+    cumulative_tokens=1040,
+    cumulative_time_ms=3001,
+    idempotency_key="the host's own",
+    replaced_goal_id=None,
+    occurred_at_ms=int(datetime(2026, 1, 31, 12, 30, tzinfo=UTC).timestamp() * 1000) + 5,
+)
 
 
-def test_seconds_are_whole_and_cumulative(store: GoalStore) -> None:
-    store.create("thread-1", "Ship it")
-    store.charge("thread-1", seconds=1.9)
-    store.charge("thread-1", seconds=1.9)
-    seconds = [
-        payload["event_params"]["cumulative_time_accounted_seconds"]
-        for payload in sent(store, AnalyticsContext(client_name="agent", client_version="1"))
+def test_a_goal_event_has_every_figure_id_and_time() -> None:
+    assert goal_event(CHARGE) == {
+        "event_type": "goal_event",
+        "event_id": "event-7",
+        "position": 7,
+        "occurred_at": "2026-01-31T12:30:00.005Z",
+        "kind": "usage_accounted",
+        "thread_id": "thread-1",
+        "goal_id": "goal-1",
+        "turn_id": "turn-1",
+        "goal_status": "budget_limited",
+        "previous_status": "active",
+        "token_budget": 1000,
+        "tokens_delta": 40,
+        "time_delta_seconds": 1.25,
+        "cumulative_tokens": 1040,
+        "cumulative_time_seconds": 3.001,
+        "replaced_goal_id": None,
+    }
+
+
+def test_a_goal_event_leaves_out_no_field_but_the_callers_key() -> None:
+    """A field that is new must be sent, or be left out for a reason."""
+    named = {field.name.replace("_ms", "_seconds") for field in fields(GoalEvent)}
+    sent = set(goal_event(CHARGE)) - {"event_type"}
+    assert named - {"occurred_at_seconds", "idempotency_key"} | {"occurred_at"} == sent
+
+
+def test_a_goal_event_of_each_kind_is_ready_for_json(store: GoalStore) -> None:
+    first = store.create("thread-1", "Ship it", token_budget=10)
+    store.charge("thread-1", tokens=10, seconds=0.5)
+    store.replace("thread-1", "Ship another")
+    store.clear("thread-1")
+    sent = [json.loads(json.dumps(goal_event(event))) for event in store.events()]
+    assert [one["kind"] for one in sent] == [
+        "created",
+        "usage_accounted",
+        "status_changed",
+        "created",
+        "cleared",
     ]
-    assert seconds == [None, 1, 3]
+    assert [one["replaced_goal_id"] for one in sent] == [None, None, None, first.goal_id, None]
+    assert [one["cumulative_tokens"] for one in sent] == [None, 10, None, None, None]
 
 
-def test_a_context_says_everything_or_leaves_it_to_the_defaults(store: GoalStore) -> None:
-    store.create("thread-1", "Ship it")
-    [bare] = sent(store, AnalyticsContext(client_name="agent", client_version="1.4"))
-    params = bare["event_params"]
-    assert params["session_id"] == "thread-1"
-    assert params["app_server_client"] == {
-        "product_client_id": "agent",
-        "client_name": "agent",
-        "client_version": "1.4",
-        "rpc_transport": "in_process",
-        "experimental_api_enabled": None,
-    }
-    assert params["runtime"] == {
-        "codex_rs_version": library_version(),
-        "runtime_os": os_name(),
-        "runtime_os_version": os_version(),
-        "runtime_arch": machine_arch(),
-    }
-    assert (
-        params["thread_source"] is params["subagent_source"] is params["parent_thread_id"] is None
-    )
-
-    [full] = sent(
-        store,
-        AnalyticsContext(
-            client_name="agent",
-            client_version="1.4",
-            product_client_id="suite",
-            rpc_transport="websocket",
-            experimental_api_enabled=False,
-            session_id="session-1",
-            thread_source="subagent",
-            subagent_source="review",
-            parent_thread_id="thread-0",
-            runtime_version="2.0",
-        ),
-    )
-    params = full["event_params"]
-    assert params["session_id"] == "session-1"
-    assert params["app_server_client"]["product_client_id"] == "suite"
-    assert params["app_server_client"]["rpc_transport"] == "websocket"
-    assert params["app_server_client"]["experimental_api_enabled"] is False
-    assert params["runtime"]["codex_rs_version"] == "2.0"
-    assert params["thread_source"] == "subagent"
-    assert params["subagent_source"] == "review"
-    assert params["parent_thread_id"] == "thread-0"
-
-
-def test_every_delivery_has_the_id_of_its_event(store: GoalStore) -> None:
-    store.create("thread-1", "Ship it")
-    [event] = store.events()
-    assert isinstance(event, GoalEvent)
-    context = AnalyticsContext(client_name="agent", client_version="1")
-    assert AnalyticsEvent(event, context).event_id == event.event_id
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("client_name", ""),
-        ("client_version", None),
-        ("rpc_transport", "x" * 257),
-        ("session_id", ""),
-        ("parent_thread_id", "\ud800"),
-        ("runtime_os", 12),
-        ("experimental_api_enabled", 1),
-    ],
-)
-def test_a_context_out_of_its_bounds_is_refused(field: str, value: object) -> None:
-    given: dict[str, Any] = {"client_name": "agent", "client_version": "1", field: value}
-    with pytest.raises(InvalidValueError) as refusal:
-        AnalyticsContext(**given)
-    assert refusal.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("system", "release", "expected"),
-    [
-        ("Linux", {"VERSION_ID": "12"}, ("linux", "12.0.0")),
-        ("Linux", {"VERSION_ID": "22.04"}, ("linux", "22.4.0")),
-        ("Linux", {"VERSION_ID": "3.19.1"}, ("linux", "3.19.1")),
-        ("Linux", {"VERSION_ID": "39-beta"}, ("linux", "39-beta")),
-        ("Linux", {}, ("linux", "6.1.0-kernel")),
-        ("Linux", None, ("linux", "6.1.0-kernel")),
-        ("Darwin", None, ("macos", "14.4.0")),
-        ("Windows", None, ("windows", "10.0.22631")),
-        ("", None, ("unknown", "10.0.22631")),
-    ],
-)
-def test_the_operating_system_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-    system: str,
-    release: dict[str, str] | None,
-    expected: tuple[str, str],
-) -> None:
-    def os_release() -> dict[str, str]:
-        if release is None:
-            raise OSError("no such file")
-        return release
-
-    monkeypatch.setattr(platform, "system", lambda: system)
-    monkeypatch.setattr(platform, "release", lambda: "6.1.0-kernel")
-    monkeypatch.setattr(platform, "version", lambda: "10.0.22631")
-    monkeypatch.setattr(platform, "mac_ver", lambda: ("14.4", ("", "", ""), "arm64"))
-    monkeypatch.setattr(platform, "freedesktop_os_release", os_release)
-    assert (os_name.__wrapped__(), os_version.__wrapped__()) == expected
-
-
-@pytest.mark.parametrize(
-    ("machine", "arch"),
-    [
-        ("x86_64", "x86_64"),
-        ("AMD64", "x86_64"),
-        ("arm64", "aarch64"),
-        ("i686", "x86"),
-        ("", "unknown"),
-    ],
-)
-def test_the_architecture_is_found(
-    monkeypatch: pytest.MonkeyPatch, machine: str, arch: str
-) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert machine_arch.__wrapped__() == arch
+def test_an_event_on_its_way_has_the_id_of_its_event_whatever_its_form() -> None:
+    sent = AnalyticsEvent(CHARGE, lambda event: {"kind": event.kind.value})
+    assert (sent.event_id, sent.payload) == ("event-7", {"kind": "usage_accounted"})

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from goal_state import GoalStore
-from goal_state.analytics import AnalyticsContext, AnalyticsEvent, JsonLinesSink, send_events
+from goal_state.analytics import AnalyticsEvent, JsonLinesSink, PayloadForm, goal_event, send_events
 from goal_state.analytics.http import HttpSink
+from goal_state.codex import CodexPayload
 from tests.analytics.receiver import receiving
 from tests.analytics.test_otel import Telemetry
 from tests.processes import PATIENCE_SECONDS
@@ -33,7 +34,12 @@ def live(store: GoalStore) -> None:
     store.set("thread-marker", objective=second)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "form", [goal_event, CodexPayload(client_name="client-marker", client_version="1")]
+)
 def test_no_objective_leaves_by_any_sink_or_log(
+    form: PayloadForm,
     store: GoalStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -42,7 +48,6 @@ def test_no_objective_leaves_by_any_sink_or_log(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("goal_state.delivery.consumers._FIRST_RETRY_SECONDS", 0.001)
     caplog.set_level(logging.DEBUG)
-    context = AnalyticsContext(client_name="client-marker", client_version="1")
     seen: list[str] = []
 
     def own(events: Sequence[AnalyticsEvent]) -> None:
@@ -65,7 +70,7 @@ def test_no_objective_leaves_by_any_sink_or_log(
         }
         live(store)
         consumers = [
-            send_events(store, sink, context=context, name=name) for name, sink in sinks.items()
+            send_events(store, sink, payload=form, name=name) for name, sink in sinks.items()
         ]
         for consumer in consumers:
             assert consumer.drain(PATIENCE_SECONDS)

@@ -93,6 +93,7 @@ def test_an_empty_file_is_left_empty(tmp_path: Path, command: list[str]) -> None
     assert [(file.name, file.stat().st_size) for file in tmp_path.iterdir()] == [("goals.db", 0)]
 
 
+@pytest.mark.slow
 @every([*READING, ["clear", "t"], *MAKING, ["db", "check"], ["db", "downgrade", "base", "--yes"]])
 def test_a_database_of_a_newer_version(tmp_path: Path, command: list[str]) -> None:
     path = tmp_path / "goals.db"
@@ -137,6 +138,7 @@ def test_no_name_at_all() -> None:
     assert refused("list", "--db", "").endswith("must name a file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -196,6 +198,7 @@ def run_without_privileges(*words: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
 def test_a_read_only_file(read_only: Path, command: list[str]) -> None:
     read_only.chmod(0o777)
@@ -205,6 +208,7 @@ def test_a_read_only_file(read_only: Path, command: list[str]) -> None:
     assert fingerprints(read_only) == before
 
 
+@pytest.mark.slow
 @every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
 def test_a_read_only_folder(read_only: Path, command: list[str]) -> None:
     read_only.chmod(0o555)

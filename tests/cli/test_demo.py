@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cli.program import CHECKOUT, ENVIRONMENT, PATIENCE_SECONDS
 
 
+@pytest.mark.slow
 def test_the_demo_meters_under_and_over_budget_and_clears_a_goal(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", CHECKOUT / "examples/demo.py"],

@@ -105,6 +105,7 @@ def test_names_are_shown_without_their_control_characters(tmp_path: Path, path: 
     assert stdout.startswith("goal \\x1b[2J: skipped: objective: ")
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(home: Path, path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "import-codex", str(home), "--db", str(path)],
@@ -119,6 +120,7 @@ def test_a_terminal_sees_a_progress_bar(home: Path, path: Path) -> None:
     assert "13/13" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_pipe_sees_no_progress_bar(home: Path, path: Path) -> None:
     stdout, stderr = finish(start("import-codex", home, "--db", path))
     assert stdout == "Imported 6 goals and the usage of 7 threads; skipped 0.\n"

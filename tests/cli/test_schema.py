@@ -73,6 +73,7 @@ def test_history_needs_no_database(path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_check(path: Path) -> None:
     run("db", "upgrade", "--db", path)
     before = fingerprints(path.parent)

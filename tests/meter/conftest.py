@@ -8,7 +8,7 @@ import pytest
 
 from goal_state import GoalStore
 from goal_state.meter import GoalMeter
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 

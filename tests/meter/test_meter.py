@@ -27,7 +27,7 @@ from goal_state import (
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 
@@ -269,6 +269,7 @@ def test_an_edit_keeps_the_goal_paying(store: GoalStore, meter: GoalMeter) -> No
     assert meter.goal == store.get(THREAD)
 
 
+@pytest.mark.slow
 def test_a_planning_turn_pays_nothing(store: GoalStore, meter: GoalMeter, clock: Clock) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1", charge_tokens=False)

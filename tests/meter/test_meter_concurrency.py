@@ -54,6 +54,7 @@ def started(store: GoalStore, count: int) -> list[GoalMeter]:
     return meters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_threads_that_report_the_same_totals_in_lockstep(store: GoalStore, seed: int) -> None:
     store.create(THREAD, "work")
@@ -70,6 +71,7 @@ def test_threads_that_report_the_same_totals_in_lockstep(store: GoalStore, seed:
     assert_paid(store, totals[-1].goal_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count_id", [None, "run"])
 @pytest.mark.parametrize("seed", range(3))
 def test_threads_that_report_the_same_totals_each_at_its_own_pace(
@@ -223,6 +225,7 @@ def _line(total: TokenUsage, count_id: str = "run") -> str:
     return f'["{count_id}", {total.input_tokens}, {total.cached_input_tokens}, 0, {total.output_tokens}]\n'
 
 
+@pytest.mark.slow
 def test_processes_that_report_the_same_totals_in_lockstep(database: Path) -> None:
     """Half-way another count begins."""
     totals = [("run", total) for total in growing(20, 8)] + [("next", t) for t in growing(20, 9)]
@@ -248,6 +251,7 @@ def test_processes_that_report_the_same_totals_in_lockstep(database: Path) -> No
         assert_paid(store, totals[19][1].goal_tokens + totals[-1][1].goal_tokens)
 
 
+@pytest.mark.slow
 def test_processes_that_report_the_same_totals_each_at_its_own_pace(database: Path) -> None:
     totals = growing(200, 11)
     with GoalStore.open(database, durability="normal") as store, ExitStack() as stack:

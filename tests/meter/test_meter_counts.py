@@ -349,6 +349,7 @@ def test_only_a_fall_is_a_new_count(store: GoalStore) -> None:
 COUNTS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @given(counts=COUNTS, data=st.data(), named=st.booleans())
 def test_whoever_hears_first_or_late_no_token_is_paid_twice(
     counts: list[list[int]], data: st.DataObject, named: bool

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from goal_state import GoalStore
 from tests.processes import finish, running
 
@@ -55,6 +57,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_charges_each_token_once(
     database: Path, tmp_path: Path
 ) -> None:

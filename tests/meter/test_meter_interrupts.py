@@ -12,7 +12,7 @@ import pytest
 from goal_state import EventKind, GoalStore, TokenUsage
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter, Reading
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 
@@ -112,6 +112,7 @@ def test_struck_after_its_commit_a_call_is_repeated_and_charges_once(
     assert played(store, Strikes(store, monkeypatch), call, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_struck_anywhere_a_call_is_repeated_and_charges_once(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch, call: str

@@ -39,7 +39,7 @@ from goal_state import (
     TokenUsage,
 )
 from goal_state.meter import GoalMeter, Reading
-from tests.meter.clock import NS_PER_MS, NS_PER_S, Clock
+from goal_state.testing.clock import NS_PER_MS, NS_PER_S, Clock
 
 THREAD = "thread-1"
 

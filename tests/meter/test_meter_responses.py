@@ -17,7 +17,7 @@ from goal_state import (
     TurnError,
     UsageOverflowError,
 )
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 

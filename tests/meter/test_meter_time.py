@@ -10,7 +10,7 @@ import pytest
 
 from goal_state import EventKind, GoalStatus, GoalStore, TokenUsage
 from goal_state.meter import GoalMeter
-from tests.meter.clock import NS_PER_MS, NS_PER_S, Clock
+from goal_state.testing.clock import NS_PER_MS, NS_PER_S, Clock
 
 THREAD = "thread-1"
 
@@ -80,6 +80,7 @@ def test_no_event_is_of_less_than_a_second_alone_on_a_real_clock(store: GoalStor
     assert time_used_ms(store) > 48 * 2 - 30
 
 
+@pytest.mark.slow
 def test_ticks_below_a_millisecond_add_up_within_a_turn(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_total_that_brings_nothing_new_still_brings_its_time(
     assert [e.time_delta_ms for e in store.events() if e.time_delta_ms] == [1_200, 1_200]
 
 
+@pytest.mark.slow
 def test_what_is_less_than_a_second_is_carried_across_turns(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:
@@ -124,6 +126,7 @@ def test_what_is_less_than_a_second_is_carried_across_turns(
     assert 0 <= 7_400 - sum(charges) < 1_000
 
 
+@pytest.mark.slow
 def test_ticks_below_a_millisecond_add_up_around_everything_that_pays_nothing(
     store: GoalStore, meter: GoalMeter, clock: Clock
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goal_state import GoalMeter, GoalStore, TokenUsage, TurnError
-from tests.meter.clock import Clock
+from goal_state.testing.clock import Clock
 
 THREAD = "thread-1"
 

@@ -183,12 +183,14 @@ def template(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_stores_in_one_process(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:
     effort.run(lambda: OneProcessMachine(tmp_path, template), record_property, percent=20)
 
 
+@pytest.mark.slow
 def test_two_stores_in_two_processes(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:

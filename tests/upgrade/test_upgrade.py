@@ -356,6 +356,7 @@ _THE_REST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("revision", "target", "is_ahead"),
     _BRIEFLY + (_THE_REST if AT_LENGTH else []),

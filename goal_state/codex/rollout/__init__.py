@@ -14,8 +14,6 @@ from goal_state.codex.rollout.lines import (
     MAX_PARSED_BYTES,
     MAX_READ_BYTES,
     MAX_SEARCHED_BYTES,
-    MissingZstandardError,
-    NotARolloutError,
     SkippedLine,
     SkippedLines,
 )
@@ -26,9 +24,12 @@ from goal_state.codex.rollout.paths import (
     find_rollouts,
     rollout_path,
 )
-from goal_state.codex.rollout.reader import RolloutReader, RolloutTail, RolloutUsage, Turn
-from goal_state.codex.rollout.sayings import HistoryBase, SessionMeta, TurnStatus
-from goal_state.codex.rollout.writer import RolloutClosedError, RolloutWriter
+from goal_state.codex.rollout.reader import RolloutReader
+from goal_state.codex.rollout.records import HistoryBase, SessionMeta, TurnStatus
+from goal_state.codex.rollout.tail import RolloutTail
+from goal_state.codex.rollout.turns import Turn
+from goal_state.codex.rollout.usages import RolloutUsage
+from goal_state.codex.rollout.writer import RolloutWriter
 
 __all__ = [
     "MAX_COMPRESSED_BYTES",
@@ -39,9 +40,6 @@ __all__ = [
     "MAX_READ_BYTES",
     "MAX_SEARCHED_BYTES",
     "HistoryBase",
-    "MissingZstandardError",
-    "NotARolloutError",
-    "RolloutClosedError",
     "RolloutPath",
     "RolloutReader",
     "RolloutTail",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from goal_state.domain.values import check_path
-from goal_state.errors import InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, MissingZstandardError, NotARolloutError
 
 __all__ = [
     "BYTE_ORDER_MARK",
@@ -28,8 +28,6 @@ __all__ = [
     "MAX_PARSED_BYTES",
     "MAX_READ_BYTES",
     "MAX_SEARCHED_BYTES",
-    "MissingZstandardError",
-    "NotARolloutError",
     "OpenRollout",
     "RawLine",
     "SkipLedger",
@@ -57,7 +55,7 @@ MAX_SEARCHED_BYTES: Final = 512 * 2**20
 """Nothing further before the end is read backwards: what follows the newest usage belongs to one turn."""
 
 MAX_LINES: Final = 1_000_000
-"""No more lines are read in one go, in either direction: lines of nothing take time as well."""
+"""No more lines are read in one go, in either direction: empty lines take time as well."""
 
 MAX_COMPRESSED_BYTES: Final = 256 * 2**20
 """No more of a compressed file is read: compressed data may well stand for no text at all."""
@@ -65,7 +63,7 @@ MAX_COMPRESSED_BYTES: Final = 256 * 2**20
 _BLOCK_BYTES: Final = 64 * 2**10
 _MAX_HEAD_LINES: Final = 32
 _MAX_HEAD_BYTES: Final = 64 * 2**20
-"""A head line may be as long as what is held, and the first is: it has a program's instructions in it."""
+"""A head line may be as long as what is held: the first one has a program's instructions in it."""
 
 _MAX_SOURCE_READS: Final = 200_000
 """The gzip module reads names and padding byte by byte; all else comes in blocks of kilobytes."""
@@ -80,14 +78,6 @@ _MAGIC: Final[dict[bytes, _Compression]] = {
 }
 
 PathLike: TypeAlias = str | os.PathLike[str]
-
-
-class NotARolloutError(RequestError):
-    """The path leads to something else than a rollout: other contents, a directory, a symlink loop."""
-
-
-class MissingZstandardError(RequestError):
-    """The rollout is compressed with Zstandard, and the package `zstandard` is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +172,19 @@ class OpenRollout:
         with _reading(self._file, self._compression, self.path) as read:
             yield from _forwards(read, self.path, ledger, max_bytes)
 
-    def backwards(self, ledger: SkipLedger, end: int | None = None) -> Iterator[RawLine]:
+    def backwards(
+        self,
+        ledger: SkipLedger,
+        end: int | None = None,
+        may_read: Callable[[int], bool] = lambda _: True,
+    ) -> Iterator[RawLine]:
         """Every line from `end` (the end of the file) to the beginning, within `MAX_SEARCHED_BYTES` and
         `MAX_LINES`; where these end it early, that is noted. Not for compressed files.
+
+        Before each block `may_read` is told where in the file it ends; where it says no, that was all.
         """
-        return _backwards(self._file, self.path, ledger, self.size if end is None else end)
+        end = self.size if end is None else end
+        return _backwards(self._file, self.path, ledger, end, may_read)
 
 
 def rollout_place(path: object) -> Path:
@@ -406,13 +404,17 @@ def _forwards(
     yield from _line(begin, held, held_bytes, ended=False)
 
 
-def _backwards(file: io.FileIO, path: Path, ledger: SkipLedger, end: int) -> Iterator[RawLine]:
+def _backwards(
+    file: io.FileIO, path: Path, ledger: SkipLedger, end: int, may_read: Callable[[int], bool]
+) -> Iterator[RawLine]:
     held: list[bytes] = []  # the parts of one line, its end first
     held_bytes = count = 0
     ended = False
     position = end
     floor = max(0, end - MAX_SEARCHED_BYTES)
     while position > floor:
+        if not may_read(position):
+            return
         begin = max(floor, position - _BLOCK_BYTES)
         file.seek(begin)
         block = file.read(position - begin)

@@ -18,29 +18,24 @@ from goal_state.codex.rollout.lines import (
     BYTE_ORDER_MARK,
     MAX_HELD_BYTES,
     MAX_PARSED_BYTES,
-    NotARolloutError,
     open_rollout,
     parse_object,
     rollout_place,
 )
 from goal_state.codex.rollout.paths import rollout_path
 from goal_state.domain.values import check_name
-from goal_state.errors import InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, NotARolloutError, RolloutClosedError
 
 try:
     import fcntl
 except ImportError:  # Windows: only one writer per file there
     fcntl = None
 
-__all__ = ["RolloutClosedError", "RolloutWriter"]
+__all__ = ["RolloutWriter"]
 
 _BLOCK_BYTES: Final = 64 * 2**10
 _OWNER_ONLY: Final = 0o600
 _OWNER_ONLY_DIRECTORY: Final = 0o700
-
-
-class RolloutClosedError(RequestError):
-    """The writer has been closed."""
 
 
 class RolloutWriter:
@@ -51,7 +46,7 @@ class RolloutWriter:
     was appended survives a power cut.
 
     A tail without a newline is what a crash left in the middle of a line. Before anything is appended it
-    is mended: a tail that is whole (only its newline is missing) gets it, a torn one is cut off. A tail
+    is repaired: a tail that is whole (only its newline is missing) gets it, a torn one is cut off. A tail
     too long to tell gets the newline, and readers skip it. Nothing whole is ever lost.
 
     Raises:
@@ -67,7 +62,7 @@ class RolloutWriter:
         try:
             _check_appendable(self.path)
             with self._alone() as descriptor:
-                _mend(descriptor)
+                _repair_tail(descriptor)
         except BaseException:
             self.close()
             raise
@@ -128,7 +123,7 @@ class RolloutWriter:
         """
         line = _encoded(line_object)
         with self._alone() as descriptor:
-            _mend(descriptor)
+            _repair_tail(descriptor)
             _write_whole(descriptor, line)
             if self._fsync:
                 os.fsync(descriptor)
@@ -194,8 +189,8 @@ def _check_appendable(path: Path) -> None:
             raise NotARolloutError(f"{path}: compressed; lines cannot be appended to it")
 
 
-def _mend(descriptor: int) -> None:
-    """See to it that the file ends with a whole line (or is empty)."""
+def _repair_tail(descriptor: int) -> None:
+    """Make the file end with a whole line: give the last line its newline, or cut it off if it is torn."""
     size = os.lseek(descriptor, 0, os.SEEK_END)
     if size == 0 or _read_at(descriptor, size - 1, 1) == b"\n":
         return
@@ -248,7 +243,7 @@ def _write_whole(descriptor: int, line: bytes) -> None:
 
 
 def _make_directories(directory: Path) -> None:
-    """With all that is missing above it. `os.makedirs` would leave those to the umask."""
+    """Make a directory and those missing above it, whose modes `os.makedirs` would leave to the umask."""
     if not directory.is_dir():
         _make_directories(directory.parent)
         with suppress(FileExistsError):  # made by another process meanwhile
