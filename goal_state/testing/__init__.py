@@ -1,6 +1,6 @@
 """For the tests of those who use this library (extra `testing`), and of those who write a backend for it.
 
-    pytest_plugins = ["goal_state.testing"]  # in the topmost conftest.py: the fixtures goal_store, goal_clock …
+    pytest_plugins = ["goal_state.testing"]  # in conftest.py: fixtures goal_store, goal_clock …
 
     def test_my_agent_stops_at_its_budget(goal_store):
         begin_goal(goal_store, "thread-1", token_budget=1_000, tokens_used=990)
