@@ -34,6 +34,7 @@ __all__ = [
     "NestedCallError",
     "NotADatabaseError",
     "NotARolloutError",
+    "NotAnExportError",
     "RequestError",
     "RolloutClosedError",
     "RolloutError",
@@ -44,6 +45,7 @@ __all__ = [
     "SettingsConflictError",
     "StaleGoalError",
     "StoreClosedError",
+    "StoreNotEmptyError",
     "ThreadNotFoundError",
     "TransactionError",
     "TurnError",
@@ -93,6 +95,18 @@ class UsageOverflowError(InvalidValueError):
     """A charge would carry a counter past 2^63-1, the largest integer that the database holds."""
 
 
+class NotAnExportError(InvalidValueError):
+    """What was to be imported is not what an export wrote: it was cut off, damaged or changed.
+
+    Attributes:
+        line: the number of the line at which that shows, from 1.
+    """
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}", problem)
+        self.line = line
+
+
 class GoalExistsError(RequestError):
     """The thread already has a goal that is not complete."""
 
@@ -121,6 +135,10 @@ class NestedCallError(RequestError):
 
 class StoreClosedError(RequestError):
     """The store has been closed."""
+
+
+class StoreNotEmptyError(RequestError):
+    """The store to import into holds something already."""
 
 
 class ForkedStoreError(RequestError):

@@ -1,7 +1,6 @@
-"""Making and upgrading the schema with alembic, from code.
+"""Creates and upgrades the schema with alembic, from code.
 
-Alembic is imported only when there is something to migrate: opening a database that is current costs
-one query.
+Alembic is imported only for a migration: opening a current database costs one query.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _PACKAGE: Final = Path(__file__).parent
 
 
 class Revision(NamedTuple):
-    """One step of the schema's history."""
+    """One migration of the schema."""
 
     revision: str
     follows: str | None
@@ -67,7 +66,7 @@ def current(engine: Engine) -> str | None:
     """The revision of the database's schema; None where there is no schema of ours.
 
     Raises:
-        SchemaIncompleteError: some tables of ours are there and others are not.
+        SchemaIncompleteError: some of our tables exist and others do not.
     """
     with detached_connection(engine) as connection, translating():
         tables, revision = read_schema(driver_connection(connection))
@@ -79,30 +78,30 @@ def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | 
     """For the `env.py` of a host whose database holds our tables too: `context.configure(…,
     include_name=include_name)` keeps `alembic revision --autogenerate` from dropping them.
 
-    A host that has a hook of that name calls this one in it, and leaves out what it leaves out.
+    A host that has such a hook already calls this one from it, and excludes whatever this one excludes.
 
     Args:
-        name: the name of what alembic found in the database.
-        type_: what it is: `"schema"`, `"table"`, `"column"`, `"index"`, …
-        parent_names: the names of what it belongs to, by `"table_name"` and so on.
+        name: the name of an object that alembic found in the database.
+        type_: its kind: `"schema"`, `"table"`, `"column"`, `"index"`, …
+        parent_names: the names of the objects that it belongs to, by `"table_name"` and so on.
 
     Returns:
-        False for our tables, the one with the schema's revision among them, and what belongs to them.
+        False for our tables, including the one with the schema's revision, and for objects of theirs.
     """
     table = name if type_ == "table" else parent_names.get("table_name")
     return table != VERSION_TABLE and table not in metadata.tables
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Brings the schema up to a revision, creating it where there is none; all of it or nothing.
+    """Upgrades the schema to a revision, creating it where there is none; in one transaction.
 
-    Several processes may do this at once: one does the work, the others find it done.
+    Several processes may call this at once: one of them migrates, the others find it done.
 
     Raises:
         SchemaTooNewError: the database was made by a newer version of the library.
-        SchemaIncompleteError: some tables of ours are there and others are not.
+        SchemaIncompleteError: some of our tables exist and others do not.
         InvalidValueError: there is no such revision.
-        DatabaseError: the database could not do it; nothing was changed.
+        DatabaseError: the database failed; nothing was changed.
     """
     started = time.monotonic()
     before = current(engine)
@@ -117,7 +116,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Takes the schema back to an older revision (`base`: none at all), dropping what that cannot hold.
+    """Downgrades the schema to an older revision (`base`: no schema), dropping data that it cannot hold.
 
     Raises:
         SchemaTooNewError, SchemaIncompleteError, InvalidValueError, DatabaseError: as for `upgrade`.
@@ -125,15 +124,15 @@ def downgrade(engine: Engine, revision: str) -> None:
     before = current(engine)
     refuse_newer(before)
     _run(engine, "downgrade", revision)
-    _logger.info("took the schema back from %s to %s", before, current(engine))
+    _logger.info("downgraded the schema from %s to %s", before, current(engine))
 
 
 def stamp(engine: Engine, revision: str) -> None:
-    """Notes a revision as the schema's without changing anything else.
+    """Records a revision as the schema's without changing anything else.
 
     Raises:
         InvalidValueError: there is no such revision.
-        DatabaseError: the database could not do it; nothing was changed.
+        DatabaseError: the database failed; nothing was changed.
     """
     _run(engine, "stamp", revision)
 
@@ -152,8 +151,8 @@ def check(engine: Engine) -> None:
     Raises:
         SchemaOutOfDateError: the schema is older than the library.
         SchemaTooNewError: it is newer.
-        SchemaIncompleteError: some tables of ours are there and others are not.
-        SchemaError: it is current by its number, but its tables differ.
+        SchemaIncompleteError: some of our tables exist and others do not.
+        SchemaError: its revision is current, but its tables differ.
     """
     from alembic.util.exc import AutogenerateDiffsDetected
 
@@ -167,15 +166,15 @@ def check(engine: Engine) -> None:
 
 
 def ensure_current(engine: Callable[[], Engine], revision: str | None, *, migrate: bool) -> None:
-    """Brings a database of that revision up to date, or only checks it where `migrate` is False.
+    """Upgrades a database whose schema is at `revision`, or only checks it where `migrate` is False.
 
     Args:
         engine: makes an engine on the database; called only if it is not current.
-        revision: what its schema is at.
-        migrate: whether to bring it up to date.
+        revision: the revision of its schema.
+        migrate: whether to upgrade it.
 
     Raises:
-        SchemaOutOfDateError: it is older (or empty) and migrating was not asked for.
+        SchemaOutOfDateError: it is older (or empty) and `migrate` is False.
         SchemaTooNewError: it was made by a newer version of the library.
     """
     if revision == HEAD_REVISION:
@@ -188,28 +187,28 @@ def ensure_current(engine: Callable[[], Engine], revision: str | None, *, migrat
 
 @contextmanager
 def transaction(engine: Engine) -> Generator[Connection]:
-    """A connection in a transaction made for changing the schema: the write lock is in hand, and no row
-    of a host's table goes with a table of ours that is rebuilt.
+    """A connection in a transaction that may change the schema: it has the write lock, and rebuilding a table
+    of ours deletes no row of a host's table.
     """
     connection = detached_connection(engine)
     driver = driver_connection(connection)
     foreign_keys = driver.execute("PRAGMA foreign_keys").fetchone()[0]
     try:
         with translating():
-            # Rebuilding a parent table with foreign keys on would delete its children. Inside of a
-            # transaction this pragma does nothing.
+            # Rebuilding a parent table with foreign keys on would delete the child rows. Inside a transaction
+            # this pragma has no effect.
             driver.execute("PRAGMA foreign_keys = OFF")
             connection.begin()
-            if not driver.in_transaction:  # a host's engine, which has no listener of ours
+            if not driver.in_transaction:  # a host's engine, which lacks our "begin" listener
                 driver.execute("BEGIN IMMEDIATE")
             broken_before = driver.execute("PRAGMA foreign_key_check").fetchall()
             yield connection
             if len(driver.execute("PRAGMA foreign_key_check").fetchall()) > len(broken_before):
                 raise SchemaError(
-                    "the migration would leave rows that point nowhere; it was undone"
+                    "the migration would leave foreign keys without a parent row; it was rolled back"
                 )
             connection.commit()
-            if driver.in_transaction:  # a host's engine, whose driver commits nothing by itself
+            if driver.in_transaction:  # a host's engine, whose driver does not commit by itself
                 driver.execute("COMMIT")
     finally:
         if driver.in_transaction:
@@ -250,7 +249,7 @@ def _scripts(config: Config) -> ScriptDirectory:
 
 
 def _script_location() -> Path:
-    """`migrations/`: inside of the package where it is installed, beside it in a checkout."""
+    """`migrations/`: inside the package where that is installed, beside it in a checkout."""
     installed = _PACKAGE / "migrations"
     if (installed / "env.py").is_file():
         return installed
@@ -261,7 +260,7 @@ def _script_location() -> Path:
 
 
 def _require_known(scripts: ScriptDirectory, revision: object) -> None:
-    # Alembic would take the beginning of one for it, and steps such as `+1`.
+    # Alembic itself would accept abbreviations, and steps such as `+1`.
     known = [script.revision for script in scripts.walk_revisions()]
     if revision not in ("head", "base", *known):
         raise InvalidValueError(

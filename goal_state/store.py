@@ -29,8 +29,8 @@ from goal_state.errors import (
     InvalidValueError,
 )
 from goal_state.storage.backend import Backend
+from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.forks import FileIdentity, register
-from goal_state.storage.ledger import ConsumerCursor, ConsumerCursors
 from goal_state.storage.opening import open_backend
 from goal_state.storage.options import Durability
 from goal_state.storage.repository import GoalRepository

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from goal_state.delivery.bells import Bell
+from goal_state.delivery.wake_up import WakeUp
 from tests.processes import PATIENCE_SECONDS
 
 __all__ = ["Interrupted", "interrupts"]
@@ -24,11 +24,11 @@ def interrupts(work: Callable[[], object], *, times: int) -> None:
     assert main is not None
     is_armed = False
     left = times
-    handled = Bell()
+    handled = WakeUp()
 
     def handle(_: int, __: FrameType | None) -> None:
         nonlocal is_armed, left
-        handled.ring()
+        handled.set()
         if is_armed:  # in the work, and not struck already
             is_armed = False
             left -= 1

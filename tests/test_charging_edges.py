@@ -293,9 +293,7 @@ def test_what_nobody_pays_is_told_to_the_log(
     store.charge("t", tokens=5, turn_id="turn-1")
     goal = store.create("t", "Ship", status=PAUSED)
     store.charge("t", tokens=5)
-    told = [
-        one.getMessage() for one in caplog.records if one.name == "goal_state.storage.repository"
-    ]
+    told = [one.getMessage() for one in caplog.records if one.name == "goal_state.storage.charges"]
     assert told == [
         "a charge of turn 'turn-1' found no goal to pay it",
         f"goal {goal.goal_id} is paused and takes no charge",

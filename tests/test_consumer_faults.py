@@ -175,14 +175,14 @@ def test_an_exception_that_is_sent_to_its_thread_does_not_end_a_consumer(
     with store.consume("audit", lambda events: taken.extend(e.position for e in events)) as one:
         for number in range(5):
             assert one.drain(PATIENCE_SECONDS)
-            # It is idle, or about to be: it is struck where it waits for news.
-            for thread in (one._thread, one._heart):
+            # It is idle, or about to be: it is interrupted where it waits for events.
+            for thread in (one._thread, one._lease_thread):
                 assert thread.ident is not None
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
                 )
             one.nudge()
-            wait_until(lambda n=number: caplog.text.count("was struck (SystemExit") == n + 1)
+            wait_until(lambda n=number: caplog.text.count("was interrupted (SystemExit") == n + 1)
             write(store, 1)
         assert one.drain(PATIENCE_SECONDS)
     assert sorted(set(taken)) == [1, 2, 3, 4, 5, 6]
@@ -320,7 +320,7 @@ def test_a_name_that_is_given_back_wakes_who_waits_for_it(
     assert first.drain(PATIENCE_SECONDS)
     wait_until(lambda: first.position is not None)
     second = store.consume("audit", print)
-    wait_until(lambda: second._waits_its_turn)
+    wait_until(lambda: second._is_standby)
     assert first.close()
     wait_until(lambda: second.position is not None)
 
@@ -419,7 +419,7 @@ def test_a_lost_name_is_noticed_while_the_sink_is_at_work(
     assert consumer.position == 0
     take_over(database)
     wait_until(lambda: consumer.position is None)
-    assert "lost its name" in caplog.text
+    assert "lost its lease" in caplog.text
     let_go.set()
 
 

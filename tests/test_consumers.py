@@ -20,7 +20,7 @@ from goal_state import (
     InvalidValueError,
     StoreClosedError,
 )
-from goal_state.storage.ledger import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
+from goal_state.storage.cursors import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
 from tests.processes import PATIENCE_SECONDS, finish, python, running
 
 

@@ -13,8 +13,7 @@ from sqlalchemy import Engine, create_engine
 from goal_state import GoalRepository, GoalStore, InvalidValueError, TokenUsage, migrate
 from goal_state.cli.main import program
 from goal_state.domain.counting import CountedTokens
-from goal_state.errors import SettingsConflictError
-from goal_state.storage.transfer import NotAnExportError
+from goal_state.errors import NotAnExportError, SettingsConflictError
 
 USAGE = TokenUsage(1000, 900, 0, 50)
 

@@ -187,7 +187,7 @@ def test_a_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
 
 def test_something_that_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", DatabaseLocationError, "is no regular file")
+    refused(tmp_path / "pipe", DatabaseLocationError, "is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_something_that_is_no_regular_file(tmp_path: Path) -> None:
         ("sqlite+pysqlite:///goals.db?timeout=3", DatabaseLocationError, "pass an Engine"),
         ("postgresql://user:secret@host/goals", UnsupportedDatabaseError, "'postgresql' is not"),
         ("mysql+pymysql://host/goals", UnsupportedDatabaseError, "'mysql' is not"),
-        ("://goals.db", DatabaseLocationError, "is no database URL"),
+        ("://goals.db", DatabaseLocationError, "is not a database URL"),
         ("sqlite:///a\0b", DatabaseLocationError, "has a NUL character"),
         ("sqlite:///\ud800", DatabaseLocationError, "has a lone surrogate"),
         ("sqlite://goals.db", DatabaseLocationError, "names no host"),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import bindparam, delete
+from sqlalchemy import delete
 
 from goal_state import EventKind, GoalStore, InvalidValueError, migrate
 from goal_state.storage.schema import HEAD_REVISION, goals
@@ -134,7 +134,7 @@ def test_a_row_that_vanished_is_a_difference(store: GoalStore) -> None:
     store.replace("u", "work")
     store.replace("u", "more work")
     assert store.verify() == []
-    vanish = Statement(lambda: delete(goals).where(goals.c.thread_id == bindparam("t")), "t")
+    vanish = Statement(lambda thread_id: delete(goals).where(goals.c.thread_id == thread_id))
     store.transact(lambda repository: repository.executor.run(vanish, ("t",)))
     assert [(d.goal_id, d.column, d.stored) for d in store.verify()] == [
         (goal.goal_id, "goal_id", None)

@@ -1,101 +1,128 @@
-"""The SQL: every statement compiles, and finds its rows through an index."""
+"""The SQL: every statement compiles for each database, and finds its rows through an index."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import gc
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Dialect, bindparam, select
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.dialects.sqlite import pysqlite
 
-import goal_state
+from goal_state.storage.schema import goals
 from goal_state.storage.statements import Statement
+from tests.statements import find_statements
+
+DIALECTS: dict[str, Dialect] = {
+    "sqlite": pysqlite.dialect(),
+    "postgresql": psycopg.dialect(paramstyle="format"),
+}
+PLACEHOLDERS = {"sqlite": "?", "postgresql": "%s"}
 
 # These read, or count, a whole table: that is what they are for.
 WHOLE_TABLE = {
-    "goal_state.storage.ledger._CURSORS",
-    "goal_state.storage.repository._COUNT",
-    "goal_state.storage.repository._COUNT_OF_STATUS",
+    "cursors._ALL",
+    "goals._COUNT",
+    "goals._COUNT_OF_STATUS",
     # Once at the end of an import, over all that it brought.
-    "goal_state.storage.transfer._BALANCE_OF_NO_GOAL",
-    "goal_state.storage.transfer._IN_BALANCE_ALREADY",
-    "goal_state.storage.transfer._REPLACED_AND_THERE",
-    "goal_state.storage.transfer._SAME_EVENT_ID",
-    "goal_state.storage.verification._LEDGERS",
+    "transfer._BALANCE_OF_NO_GOAL",
+    "transfer._IN_BALANCE_ALREADY",
+    "transfer._REPLACED_AND_THERE",
+    "transfer._SAME_EVENT_ID",
+    "verification._LEDGERS",
 }
+# In the order of the primary key, which STRICT tables keep apart from their rows.
+EXPORT = "transfer._ALL_ROWS"
+# Only where an import is refused, to say at which line.
+COUNT = "transfer._HOW_MANY["
 # Pruning works its way through the log from its beginning, and sorts what it has in hand.
-PRUNING = "goal_state.storage.retention."
+PRUNING = "retention."
+
+STATEMENTS = find_statements()
 
 
-def _statements() -> dict[str, Statement]:
-    found: dict[str, Statement] = {}
-    for module in pkgutil.walk_packages(goal_state.__path__, "goal_state."):
-        if module.name.startswith(
-            ("goal_state.cli", "goal_state.migrations")
-        ) or module.name.endswith("__main__"):
-            continue
-        for name, value in vars(importlib.import_module(module.name)).items():
-            if isinstance(value, Statement):
-                found[f"{module.name}.{name}"] = value
-    return found
-
-
-STATEMENTS = _statements()
-
-
-def test_the_statements_were_found() -> None:
-    assert len(STATEMENTS) > 30
+def test_every_statement_there_is_is_found() -> None:
+    assert len(STATEMENTS) > 40
     assert set(STATEMENTS) > WHOLE_TABLE
+    known = {id(statement) for statement in STATEMENTS.values()}
+    others = [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, Statement)
+        and each._build.__module__.startswith("goal_state.")
+        and id(each) not in known
+    ]
+    assert not others
 
 
+@pytest.mark.parametrize("database", DIALECTS)
 @pytest.mark.parametrize("name", STATEMENTS)
-def test_a_statement_compiles_and_is_kept(name: str) -> None:
-    statement, dialect = STATEMENTS[name], pysqlite.dialect()
-    text = statement.compile(dialect)
+def test_a_statement_compiles_with_its_parameters_in_their_order(name: str, database: str) -> None:
+    statement, dialect = STATEMENTS[name], DIALECTS[database]
+    text = statement.compile(dialect)  # refuses any other order
     assert statement.texts[dialect.name] == text
-    assert text.count("?") == len(statement._parameters)
+    assert text.count(PLACEHOLDERS[database]) == len(statement.parameters)
+
+
+def test_a_goal_is_locked_where_the_database_locks_rows() -> None:
+    lock, read = STATEMENTS["goals._LOCK_BY_THREAD"], STATEMENTS["goals._BY_THREAD"]
+    assert lock.compile(DIALECTS["postgresql"]).endswith("FOR UPDATE")
+    assert lock.compile(DIALECTS["sqlite"]) == read.compile(DIALECTS["sqlite"])
+
+
+def _plan(database: Path, name: str) -> list[str]:
+    text = STATEMENTS[name].compile(DIALECTS["sqlite"])
+    with closing(sqlite3.connect(database)) as connection:
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN {text}", [1] * len(STATEMENTS[name].parameters)
+        ).fetchall()
+    return [step for *_, step in plan]
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in STATEMENTS if n not in WHOLE_TABLE and not n.startswith(PRUNING)]
+    "name",
+    [n for n in STATEMENTS if n not in WHOLE_TABLE and not n.startswith((EXPORT, COUNT, PRUNING))],
 )
 def test_a_statement_goes_through_an_index(database: Path, name: str) -> None:
-    text = STATEMENTS[name].compile(pysqlite.dialect())
-    with closing(sqlite3.connect(database)) as connection:
-        plan = connection.execute(
-            f"EXPLAIN QUERY PLAN {text}", [1] * len(STATEMENTS[name]._parameters)
-        ).fetchall()
-    # SQLite's own list of the tables that count their rows has one row.
-    steps = [step for *_, step in plan if step != "SCAN sqlite_sequence"]
+    steps = _plan(database, name)
     assert not [step for step in steps if step.startswith(("SCAN", "USE TEMP"))], steps
-    assert plan or text.startswith("INSERT")
+    assert steps or STATEMENTS[name].texts["sqlite"].startswith("INSERT")
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE_TABLE))
 def test_a_statement_that_reads_a_whole_table_is_named_here_for_a_reason(
     database: Path, name: str
 ) -> None:
-    text = STATEMENTS[name].compile(pysqlite.dialect())
-    with closing(sqlite3.connect(database)) as connection:
-        plan = connection.execute(
-            f"EXPLAIN QUERY PLAN {text}", [1] * len(STATEMENTS[name]._parameters)
-        ).fetchall()
-    assert any(step.startswith("SCAN") for *_, step in plan)
+    assert any(step.startswith("SCAN") for step in _plan(database, name))
 
 
-def test_parameters_in_another_order_than_declared_are_an_error() -> None:
-    from sqlalchemy import bindparam, select
+@pytest.mark.parametrize("name", [n for n in STATEMENTS if n.startswith(EXPORT)])
+def test_an_export_reads_its_rows_in_their_order_without_sorting_them(
+    database: Path, name: str
+) -> None:
+    assert not [step for step in _plan(database, name) if step.startswith("USE TEMP")]
 
-    from goal_state.storage.schema import goals
 
+def test_parameters_in_another_order_than_the_texts_are_refused() -> None:
     statement = Statement(
-        lambda: select(goals).where(
-            goals.c.goal_id == bindparam("goal_id"), goals.c.status == bindparam("status")
-        ),
-        "status goal_id",
+        lambda status, goal_id: select(goals).where(
+            goals.c.goal_id == goal_id, goals.c.status == status
+        )
     )
-    with pytest.raises(AssertionError, match="bound parameters are"):
-        statement.compile(pysqlite.dialect())
+    with pytest.raises(AssertionError, match="in the order"):
+        statement.compile(DIALECTS["sqlite"])
+
+
+def test_a_parameter_that_the_text_does_not_name_is_refused() -> None:
+    statement = Statement(lambda goal_id, _status: select(goals).where(goals.c.goal_id == goal_id))
+    with pytest.raises(AssertionError, match="in the order"):
+        statement.compile(DIALECTS["sqlite"])
+
+
+def test_a_parameter_that_is_not_declared_is_refused() -> None:
+    statement = Statement(lambda: select(goals).where(goals.c.goal_id == bindparam("goal_id")))
+    with pytest.raises(AssertionError, match="in the order"):
+        statement.compile(DIALECTS["sqlite"])

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from goal_state import GoalStatus, GoalStore, TokenUsage, TokenUsageInfo
+from goal_state.errors import NotAnExportError
 from goal_state.storage.exported_rows import CHECKED_COLUMNS
 from goal_state.storage.schema import metadata
-from goal_state.storage.transfer import NotAnExportError
 from tests.proof.effort import IS_LONG
 
 Record = dict[str, Any]

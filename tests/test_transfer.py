@@ -28,9 +28,10 @@ from goal_state import (
     migrate,
 )
 from goal_state.cli.main import program
+from goal_state.errors import NotAnExportError, StoreNotEmptyError
 from goal_state.storage.schema import HEAD_REVISION, metadata
 from goal_state.storage.sqlite.connections import create_engine
-from goal_state.storage.transfer import MAX_LINE_CHARACTERS, NotAnExportError, StoreNotEmptyError
+from goal_state.storage.transfer import MAX_LINE_CHARACTERS
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
 from tests.upgrade.make_fixtures import fixture
 
@@ -461,6 +462,6 @@ def test_an_import_beside_the_log_of_a_database_that_is_gone_is_refused(
     (tmp_path / "gone.db-wal").write_bytes(b"a log")
     error = run_import(exported, tmp_path / "gone.db")
     assert error is not None
-    assert "the log of a database that is not there" in error
+    assert "the log of a database that is missing" in error
     assert not (tmp_path / "gone.db").exists()
     assert (tmp_path / "gone.db-wal").read_bytes() == b"a log"

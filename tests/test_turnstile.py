@@ -313,7 +313,7 @@ def test_beside_a_stopped_process_others_write_and_wait_once(
             clock.now = turnstile.time.monotonic_ns()
             monkeypatch.setattr(turnstile, "time", clock)
             one.write()
-            assert sum(clock.slept) < turnstile._HEAD_ASLEEP_NS + 2 * SLICE
+            assert sum(clock.slept) < turnstile._HEAD_TIMEOUT_NS + 2 * SLICE
             clock.slept.clear()
             clock.now += 2 * IDLE
             for _ in range(50):
@@ -397,7 +397,7 @@ def test_an_exception_anywhere_in_enter_leaves_no_lock_and_one_descriptor(
             one.gate.let_go()
             other.gate.let_go()
             struck_at = {place} if again_after is None else {place, place + again_after}
-            one.gate._met_at = turnstile.time.monotonic_ns()
+            one.gate._contended_at = turnstile.time.monotonic_ns()
             ran = write_struck(one, struck_at)
             assert is_free(queue), place
             assert descriptors(queue) <= 1, place
@@ -436,7 +436,7 @@ def test_an_exception_while_one_waits_leaves_no_lock(path: Path, queue: Path) ->
     with two_that_met(path) as (one, other):
         other.connection.execute("BEGIN IMMEDIATE")
         for place in range(1, 600, 7):
-            one.gate._met_at = turnstile.time.monotonic_ns()
+            one.gate._contended_at = turnstile.time.monotonic_ns()
             write_struck(one, {place})
             assert is_free(queue), place
         other.connection.execute("ROLLBACK")

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from goal_state.delivery.bells import Bell
+from goal_state.delivery.wake_up import WakeUp
 from goal_state.errors import DeliveryError
 
 __all__ = ["Answer", "Exchanges"]
@@ -178,7 +178,7 @@ class _Exchange:
         self._is_given_up = False
         self._shares_connections = False
         self._status_code: int | None = None
-        self.answered, self.finished = Bell(), Bell()
+        self.answered, self.finished = WakeUp(), WakeUp()
         self._has_run = False
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,
@@ -217,7 +217,7 @@ class _Exchange:
                 extensions={"trace": self._trace},
             ) as response:
                 self.answer = Answer(response.status_code, response.headers.get("Retry-After"))
-                self.answered.ring()
+                self.answered.set()
                 self._read_out(response)
         except BaseException as error:  # the caller's to raise
             self.error = error
@@ -228,8 +228,8 @@ class _Exchange:
             self._has_run = True
             if self._is_given_up:
                 self._close_own()
-            self.answered.ring()
-            self.finished.ring()
+            self.answered.set()
+            self.finished.set()
 
     def _read_out(self, response: httpx.Response) -> None:
         """Reads the answer to its end, so that the connection can be used again; but not at any price, and

@@ -1,6 +1,6 @@
-"""The program `goal-state`, which is drawn with the packages of the extra `cli`.
+"""The program `goal-state`, which needs the packages of the extra `cli`.
 
-Where they are missing there is no program: importing it says how to install them and exits with 2.
+Without them, importing this package prints how to install them and exits with 2.
 """
 
 import sys

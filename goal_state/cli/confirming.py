@@ -1,4 +1,4 @@
-"""Asking before something is lost."""
+"""Asks for confirmation before data is deleted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["confirm"]
 
 
 def confirm(question: str) -> None:
-    """Goes on if the answer is yes.
+    """Returns if the answer is yes.
 
     Raises:
-        UsageError: it is not, or nobody is there to give one.
+        UsageError: it is not, or there is no terminal to ask on.
     """
     try:
         confirmed = click.confirm(question, err=True)

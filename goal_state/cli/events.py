@@ -17,8 +17,8 @@ _POLL_SECONDS: Final = 0.2
 
 
 @click.command()
-@click.option("--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
-@click.option("--after", type=int, default=0, metavar="N", help="Begin behind position N.")
+@click.option("--follow", is_flag=True, help="Then print new events as they happen, until Ctrl-C.")
+@click.option("--after", type=int, default=0, metavar="N", help="Begin after position N.")
 @click.option("--thread", metavar="ID", help="Only events of this thread.")
 @click.option("--goal", metavar="ID", help="Only events of this goal.")
 @click.option("--limit", type=int, metavar="N", help="No more than N events.")
@@ -35,7 +35,7 @@ def events(
 ) -> None:
     """Print the log of events.
 
-    They come in the order in which they happened; with --json, one to a line.
+    They are printed in the order in which they happened; with --json, one per line.
     """
     console = out()
     left = limit

@@ -1,4 +1,4 @@
-"""`goal-state list|show|set|clear|verify`: goals one by one, and all of them."""
+"""`goal-state list|show|set|clear|verify`: reads and changes goals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _STATUS: Final = click.Choice([status.value for status in GoalStatus])
 def list_goals(status: str | None, database: str, as_json: bool) -> None:
     """List the goals.
 
-    They come in the order in which they were made; with --json, one to a line.
+    They are printed in the order in which they were made; with --json, one per line.
     """
     with open_existing(database) as store:
         goals = store.goals(status)
@@ -97,9 +97,7 @@ def show(thread: str, database: str, as_json: bool) -> None:
 
 @click.command("set")
 @click.argument("thread")
-@click.option(
-    "--objective", metavar="TEXT", help="What is to be reached; makes a goal if there is none."
-)
+@click.option("--objective", metavar="TEXT", help="The objective; makes a goal if there is none.")
 @click.option("--status", type=_STATUS, help="The status asked for.")
 @click.option("--budget", type=int, metavar="N", help="How many tokens it may use, from 1.")
 @click.option("--no-budget", is_flag=True, help="It may use any number of tokens.")
@@ -124,7 +122,7 @@ def set_goal(
 ) -> None:
     """Change a goal, or make one.
 
-    The goal of THREAD is changed in place, keeping its usage; what is not named stays. Where
+    The goal of THREAD is changed in place and keeps its usage; what is not named stays as it is. If
     there is no goal, --objective makes one (and the database, if there is none).
     """
     if budget is not None and no_budget:
@@ -136,7 +134,7 @@ def set_goal(
             "name what to set: --objective, --status, --budget, --no-budget or --resume"
         )
     token_budget = None if no_budget else KEEP if budget is None else budget
-    # Made before the database, so that a value out of its bounds does not leave a new file behind.
+    # Made before the database, so that a value out of bounds leaves no new file behind.
     request = (
         ResumeGoal(
             thread_id=thread,
@@ -173,7 +171,7 @@ def clear(
 ) -> None:
     """Remove a goal and print the deleted row.
 
-    Where THREAD has none, or another than expected, this is said (with --json: null) and no error.
+    If THREAD has no goal, or not the expected one, this is printed (with --json: null) and is no error.
     """
     with open_store(locate_existing(database).path) as store:
         goal = store.clear(thread, expected_goal_id=expected_goal_id, turn_id=turn)
@@ -194,8 +192,8 @@ def clear(
 def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool) -> None:
     """Recompute the goals from the log.
 
-    Each goal (or that of THREAD alone) must be what its events add up to. Each difference is printed;
-    if there is one, the exit code is 1.
+    Each goal (or that of THREAD alone) must equal the sum of its events. Each difference is printed; if there
+    is one, the exit code is 1.
     """
     with (
         open_existing(database) as store,
@@ -230,7 +228,7 @@ def _show(goal: Goal, *, as_json: bool) -> None:
 
 
 def _last_events(store: GoalStore, goal: Goal) -> list[GoalEvent]:
-    """The goal's last few events, looked for in ever larger parts of the log's end."""
+    """The goal's last few events, searched for in ever larger parts of the end of the log."""
     end, look_back = store.last_position(), _FIRST_LOOK_BACK
     while True:
         after = max(end - look_back, 0)

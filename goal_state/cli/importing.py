@@ -19,17 +19,17 @@ __all__ = ["import_command"]
 
 @click.command("import-codex")
 @click.argument("home", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be imported, and write nothing.")
 @database_option
 @json_option
 def import_command(home: Path, dry_run: bool, database: str, as_json: bool) -> None:
-    """Take over the goals and the usage of a Codex data directory.
+    """Import the goals and the usage of a Codex data directory.
 
     HOME holds goals_1.sqlite, sessions/ or both; nothing in it is changed. Goals keep their ids, usage
-    and times. What the database has already stays as it is. What was left out is listed.
+    and times. Goals and usage that the database has already are kept. What was skipped is listed.
     """
     console = out(err=True)
-    # Read before the store is opened, so that a directory that is none leaves no new database behind.
+    # Read before the store is opened, so that a wrong directory leaves no new database behind.
     source = CodexHome.read(home)
     with (
         _store(database, dry_run=dry_run) as store,
@@ -57,7 +57,7 @@ def import_command(home: Path, dry_run: bool, database: str, as_json: bool) -> N
 
 
 def _store(database: str, *, dry_run: bool) -> GoalStore:
-    """The store to import into. Where it would have to be made, a dry run makes one in memory."""
+    """The store to import into; for a dry run without a database, one in memory."""
     if not dry_run:
         return open_store(database)
     location = locate(database)

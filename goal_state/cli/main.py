@@ -1,6 +1,6 @@
-"""The program as a whole: its commands, and what becomes of their errors.
+"""The program: its commands, and its exit codes.
 
-Exit codes: 0 done, 2 what the caller did wrong, 1 what the database or the operating system did (and a
+Exit codes: 0 success, 2 an error of the caller, 1 an error of the database or the operating system (or a
 difference that `verify` found).
 """
 
@@ -27,7 +27,7 @@ __all__ = ["main", "program"]
 
 
 class Refusal(click.ClickException):
-    """What the caller did wrong, as a sentence."""
+    """An error of the caller."""
 
     exit_code = 2
 
@@ -39,7 +39,7 @@ class Program(click.Group):
         """Runs the command that was named."""
         try:
             result = super().invoke(ctx)
-            # Here and not when the interpreter exits, where nobody could catch what it raises.
+            # Here and not when the interpreter exits, where its error could not be caught.
             sys.stdout.flush()
         except BrokenPipeError:
             _discard_output()
@@ -57,10 +57,10 @@ class Program(click.Group):
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 def program() -> None:
-    """Goals of AI agents: their token budgets, what they have used, and what happened to them.
+    """Goals of AI agents: their token budgets, their usage and their events.
 
     The database is ./goals.db; --db FILE or the environment variable GOAL_STATE_DB names another one.
-    With --json, a command writes what a program can read.
+    With --json, a command writes JSON for programs.
     """
 
 
@@ -76,13 +76,13 @@ def main() -> None:
     """Runs the program on the arguments of this process, and exits."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows its number.
+            # A terminal that cannot show a character shows its escape sequence.
             stream.reconfigure(errors="backslashreplace")
     program(prog_name="goal-state")
 
 
 def _discard_output() -> None:
-    """Whoever read our output has gone; what is still buffered must not raise once more at exit."""
+    """The reader of our output is gone; the rest of the buffer must not raise again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

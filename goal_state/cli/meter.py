@@ -1,4 +1,4 @@
-"""`goal-state meter`: what a recorded thread costs a goal."""
+"""`goal-state meter`: charges a goal with the usage of a recorded thread."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from goal_state.store import GoalStore
 __all__ = ["meter"]
 
 _SHOWN_AT_EACH_END: Final = 10
-"""Of the events of a long rollout people see so many of the first and so many of the last."""
+"""How many of the first and of the last events are printed for a long rollout."""
 
 
 @click.command()
@@ -47,14 +47,14 @@ _SHOWN_AT_EACH_END: Final = 10
     "--db",
     "database",
     metavar="FILE",
-    help="Keep goal and events in this database. Without it they are gone at the end.",
+    help="Keep the goal and its events in this database. Without it nothing is kept.",
 )
 @click.option(
     "--events",
     "events_file",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     metavar="FILE",
-    help="Write the events to this file, one JSON document to a line.",
+    help="Write the events to this file, one JSON document per line.",
 )
 @json_option
 def meter(
@@ -62,8 +62,8 @@ def meter(
 ) -> None:
     """Charge a goal for a recorded thread.
 
-    A goal is made for the thread of ROLLOUT and charged with what that thread used, one token count
-    after the other. The thread's baseline is zero, so that the goal pays for all of it; a fork's is what
+    A goal is made for the thread of ROLLOUT and charged with each token count of that thread, in order. The
+    thread's baseline is zero, so that the goal pays for all of its usage; a fork's baseline is the usage that
     it inherited, which its parent paid for.
     """
     check_token_budget(budget)
@@ -84,7 +84,7 @@ def meter(
                     turn_id=usage.turn_id,
                     expected_goal_id=goal.goal_id,
                 ).applied
-            # It can be gone: others may work on the same database.
+            # Another process may have cleared it.
             goal = store.get(goal.thread_id) or goal
             usage = store.usage(goal.thread_id)
             events = list(store.events(goal_id=goal.goal_id))
@@ -120,7 +120,7 @@ def meter(
     if skipped.count:
         first = skipped.noted[0]
         click.echo(
-            f"{_number(skipped.count, 'line')} of the rollout could not be used and were passed over,"
+            f"{_number(skipped.count, 'line')} of the rollout could not be used and were skipped,"
             f" the first at byte {first.offset:,}: {first.reason}."
         )
     if database_file is None:
@@ -131,11 +131,11 @@ def meter(
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """What a first reading of a rollout finds.
+    """What the first pass over a rollout finds.
 
     Attributes:
         thread_id: the thread.
-        token_counts: how many it has.
+        token_counts: how many token counts it has.
         baseline: what the thread had used before the first line.
     """
 
@@ -169,7 +169,7 @@ def _progress(*, as_json: bool) -> Progress:
 
 
 def _survey(reader: RolloutReader, progress: Progress) -> _Contents:
-    """Reads the whole rollout once before anything is made, so that a bar can say how far it is."""
+    """Reads the whole rollout once before anything is made, to give the progress bar its total."""
     meta = reader.meta
     if meta is None:
         raise NotARolloutError(f"{reader.path}: none of its first lines names a thread")

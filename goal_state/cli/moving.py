@@ -1,4 +1,4 @@
-"""`goal-state backup|restore|export|import`: everything that a database holds, elsewhere."""
+"""`goal-state backup|restore|export|import`: copies of a whole database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["backup", "export", "import_export", "restore"]
 @database_option
 @json_option
 def backup(target: Path, database: str, as_json: bool) -> None:
-    """Copy the database to FILE, a new one, while others go on writing."""
+    """Copy the database to a new FILE, while others go on writing."""
     with open_existing(database) as store, _copying(quiet=as_json) as progress:
         store.backup(target, progress=progress)
     size = target.stat().st_size
@@ -46,9 +46,9 @@ def backup(target: Path, database: str, as_json: bool) -> None:
 @database_option
 @json_option
 def restore(source: Path, yes: bool, database: str, as_json: bool) -> None:
-    """Go back to the backup FILE, also while others have the database open.
+    """Restore the backup FILE, even while others have the database open.
 
-    Everything becomes as it was when the backup was made. Never move or copy a backup over a database.
+    The database becomes what it was when the backup was made. Never move or copy a backup over a database.
     """
     migrate.refuse_newer(restoring.check_backup(source))  # before a new database is made for it
     location = locate(database)
@@ -69,7 +69,7 @@ def restore(source: Path, yes: bool, database: str, as_json: bool) -> None:
 
 @contextmanager
 def _copying(*, quiet: bool) -> Generator[Callable[[int, int], None]]:
-    """A bar for the pages that are copied, where somebody looks at a terminal."""
+    """A progress bar of the copied pages, on a terminal."""
     console = out(err=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -101,7 +101,7 @@ def export(database: str) -> None:
 @database_option
 @json_option
 def import_export(source: Path, database: str, as_json: bool) -> None:
-    """Put what `export` wrote to FILE (- for stdin) into a database that is new, or empty."""
+    """Import FILE (- for stdin), written by `export`, into a new or empty database."""
     location = locate(database)
     with _opened(source) as file:
         lines = _lines(file)
@@ -120,7 +120,7 @@ def import_export(source: Path, database: str, as_json: bool) -> None:
 
 
 def _opened(source: Path) -> TextIO:
-    # What is no UTF-8 comes as what the checks refuse, with the number of its line.
+    # Bytes that are not UTF-8 become surrogates, which the checks refuse with the number of the line.
     stdin = 0
     if str(source) == "-":
         return open(stdin, encoding="utf-8", errors="surrogateescape", closefd=False)
@@ -128,14 +128,14 @@ def _opened(source: Path) -> TextIO:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """The lines of a file, none read further than it takes to see that it is too long."""
+    """The lines of a file; of a line that is too long, only enough to see that it is."""
     while line := file.readline(transfer.MAX_LINE_CHARACTERS + 2):
         yield line
 
 
 def _import_into_new(path: Path, lines: Iterator[str], counted_tokens: str) -> int:
-    """Makes the database in a folder of its own beside its place: nobody meets half of it, and what is left
-    of an import that failed, its log included, goes with the folder.
+    """Makes the database in a temporary folder beside its path: no process sees a half-imported one, and a
+    failed import, its log included, is deleted with the folder.
     """
     _check_nothing_left(path)
     with tempfile.TemporaryDirectory(prefix=".goal-state-import-", dir=path.parent) as folder:
@@ -153,11 +153,11 @@ def _import_into_new(path: Path, lines: Iterator[str], counted_tokens: str) -> i
 
 
 def _check_nothing_left(path: Path) -> None:
-    """A log of a database that is gone would be taken for the log of the one that takes its place."""
+    """Refuses a path with a leftover log: SQLite would replay the log onto the new database."""
     for suffix in ("-wal", "-journal"):
         log = path.with_name(f"{path.name}{suffix}")
         if log.exists():
             raise DatabaseLocationError(
-                f"{str(log)!r} is the log of a database that is not there; put that back to its place,"
-                " or name a new file"
+                f"{str(log)!r} is the log of a database that is missing; put that database back, or"
+                " name a new file"
             )

@@ -1,4 +1,4 @@
-"""From what was said with `--db` to a database that is there, ours and current."""
+"""Opens the database that `--db` names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Location", "locate", "locate_existing", "open_existing", "open_store
 
 
 class Location(NamedTuple):
-    """A file that holds our schema, or could: `revision` is None where there is none yet."""
+    """A database file; `revision` is None where it has no schema yet."""
 
     engine: Engine
     path: Path
@@ -26,7 +26,7 @@ class Location(NamedTuple):
 
 
 def locate(database: str) -> Location:
-    """The file of a database, which may be missing; nothing is made or changed.
+    """Locates a database, which may be missing; nothing is made or changed.
 
     Raises:
         RequestError, DatabaseReadOnlyError: it cannot hold our database.
@@ -46,10 +46,10 @@ def locate(database: str) -> Location:
 
 
 def locate_existing(database: str) -> Location:
-    """The file of a database that is there.
+    """Locates an existing database.
 
     Raises:
-        DatabaseLocationError: it is not.
+        DatabaseLocationError: it does not exist.
         RequestError, DatabaseReadOnlyError: it cannot hold our database.
     """
     location = locate(database)
@@ -62,14 +62,14 @@ def locate_existing(database: str) -> Location:
 
 
 def open_existing(database: str) -> GoalStore:
-    """A store on a database that is there and current: reading makes nothing and migrates nothing."""
+    """A store on an existing, current database: a command that reads makes and migrates nothing."""
     return open_store(locate_existing(database).path, migrate=False)
 
 
 def open_store(
     database: str | Path, *, migrate: bool = True, counted_tokens: str = "uncached"
 ) -> GoalStore:
-    """A store that counts tokens as the database says, or, in a new one, as was named."""
+    """A store with the `counted_tokens` of the database, or, for a new one, with those named."""
     wanted = CountedTokens.as_stored(counted_tokens)
     try:
         return GoalStore.open(database, migrate=migrate, counted_tokens=wanted)

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def json_option(command: Decorated) -> Decorated:
 
 
 def expected_goal_option(command: Decorated) -> Decorated:
-    """`--expected-goal-id ID`: touch no other goal."""
+    """`--expected-goal-id ID`: change no other goal."""
     return click.option(
         "--expected-goal-id", metavar="ID", help="Do it only if this is the thread's goal."
     )(command)
 
 
 def turn_option(command: Decorated) -> Decorated:
-    """`--turn ID`: what caused the change."""
+    """`--turn ID`: the turn that caused the change."""
     return click.option("--turn", metavar="ID", help="The turn that causes it.")(command)

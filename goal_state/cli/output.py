@@ -1,7 +1,7 @@
-"""What the commands write: text for people, JSON for programs.
+"""The output of commands: text for people, JSON for programs.
 
-What users wrote (objectives, ids) is shown as it is: never as markup, and with its control characters
-spelled out, so that it cannot move a terminal's cursor.
+Text from users (objectives, ids) is never interpreted as markup, and its control characters are escaped, so
+that it cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 _BAR_CELLS: Final = 40
 _NAME_CELLS: Final = 11
 _PIPE_CELLS: Final = 200
-"""How wide a line may be where no terminal says so."""
+"""The width of a line where there is no terminal."""
 
 _COLOURS: Final = {
     GoalStatus.ACTIVE: "green",
@@ -54,7 +54,7 @@ _COLOURS: Final = {
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to the program, which knows what to do then."""
+        """Leaves the handling of a broken pipe to the program."""
         raise BrokenPipeError
 
 
@@ -67,7 +67,7 @@ def out(*, err: bool = False) -> Console:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text with every character that has no shape of its own as its escape sequence."""
+    """The text with every unprintable character as its escape sequence."""
     if text.isprintable():
         return text
     return "".join(
@@ -180,12 +180,12 @@ def print_goal(console: Console, goal: Goal, usage: ThreadUsage | None = None) -
 
 
 def _paragraph(text: str) -> str:
-    """A text of several lines, as it stands beside a name."""
+    """A text of several lines, indented beside a name."""
     return printable(text, keep="\n").replace("\n", "\n" + " " * _NAME_CELLS)
 
 
 def goal_table(console: Console, goals: Iterable[Goal]) -> Table:
-    """Goals, one in a row."""
+    """A table of goals, one per row."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("thread", overflow="fold")
     table.add_column("status", no_wrap=True)
@@ -206,7 +206,7 @@ def goal_table(console: Console, goals: Iterable[Goal]) -> Table:
 
 
 def print_event(console: Console, event: GoalEvent, *, of_many: bool) -> None:
-    """An event in one line; of many goals, each line says whose it is."""
+    """An event in one line, with its thread where the events are of many goals."""
     line = Text.assemble(
         (f"{event.position:>6}  {_moment(event.occurred_at)}  ", "dim"),
         f"{event.kind.value:<17}",

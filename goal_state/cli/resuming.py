@@ -1,4 +1,4 @@
-"""`goal-state resume`: what a client would be told that attaches to a thread."""
+"""`goal-state resume`: the messages that a client would get when it attaches to a thread."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class _Client:
 @database_option
 @json_option
 def resume(rollout_or_thread: str, home: Path | None, database: str, as_json: bool) -> None:
-    """Print what a client would be told.
+    """Print what a client would be sent.
 
-    The messages for a client that resumes a thread, in their order: the response, what the thread has
-    used, its goal. The thread is named by its id or by its rollout. Nothing is charged or written; with
-    --json, one message to a line.
+    The messages to a client that resumes a thread, in order: the response, the thread's usage, its goal. The
+    thread is named by its id or by its rollout. Nothing is charged or written; with --json, one message per
+    line.
     """
     rollout = Path(rollout_or_thread)
     if rollout.is_file():
@@ -84,7 +84,7 @@ def _home_of(rollout: Path) -> Path | None:
 
 
 def _copy_thread(database: str, copy: GoalStore, thread_id: str) -> None:
-    """What the database knows of a thread, in a store where resuming it harms nobody."""
+    """Copies the goal and usage of a thread into a store in memory, where resuming changes nothing."""
     if locate(database).revision is None:  # there is none yet
         return
     with open_existing(database) as store:
@@ -98,7 +98,7 @@ def _copy_thread(database: str, copy: GoalStore, thread_id: str) -> None:
     goal_id = None if baseline is None else baseline.goal_id
 
     def write(repository: GoalRepository) -> None:
-        # A baseline is in the time of the goal that is there when it is set.
+        # A baseline belongs to the goal that exists when it is set.
         if goal is not None and goal.goal_id == goal_id:
             repository.import_goal(goal)
         if usage is not None:

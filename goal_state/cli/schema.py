@@ -1,4 +1,4 @@
-"""`goal-state db …`: the schema of a database."""
+"""`goal-state db …`: works on the schema of a database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def _revision_argument(*names: str, default: str | None = None) -> Callable[[Decorated], Decorated]:
-    """REVISION: a revision by its number, or by one of the names that may stand for one here."""
+    """REVISION: a revision by its number, or by one of these names."""
 
     def check(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
         known = (*names, *(step.revision for step in migrate.history()))
@@ -44,7 +44,7 @@ def db() -> None:
 @database_option
 @json_option
 def upgrade(revision: str, database: str, as_json: bool) -> None:
-    """Bring the schema up to REVISION (head), making the database if there is none."""
+    """Upgrade the schema to REVISION (head), making the database if there is none."""
     location = locate(database)
     if location.revision is None:
         create_file(location.path)
@@ -58,7 +58,7 @@ def upgrade(revision: str, database: str, as_json: bool) -> None:
 @database_option
 @json_option
 def downgrade(revision: str, yes: bool, database: str, as_json: bool) -> None:
-    """Take the schema back to REVISION (base: none at all). What that cannot hold is lost."""
+    """Downgrade the schema to REVISION (base: no schema). Data that it cannot hold is lost."""
     location = locate_existing(database)
     if not yes:
         confirm(f"{_loss(location, revision)} Go on?")
@@ -118,7 +118,7 @@ def check(database: str, as_json: bool) -> None:
 @database_option
 @json_option
 def stamp(revision: str, database: str, as_json: bool) -> None:
-    """Note REVISION as the schema's without changing a table: for a schema mended by hand."""
+    """Record REVISION as the schema's without changing a table: for a schema repaired by hand."""
     location = locate_existing(database)
     migrate.stamp(location.engine, revision)
     _report_change(location, as_json)
@@ -128,7 +128,7 @@ def stamp(revision: str, database: str, as_json: bool) -> None:
 @database_option
 @json_option
 def vacuum_database(database: str, as_json: bool) -> None:
-    """Give the room of deleted rows back to the file system. Nobody can write meanwhile."""
+    """Return the space of deleted rows to the file system. Nobody can write meanwhile."""
     location = locate_existing(database)
     before = location.path.stat().st_size
     vacuum(location.engine)
@@ -150,8 +150,8 @@ def vacuum_database(database: str, as_json: bool) -> None:
 @database_option
 @json_option
 def prune(before: datetime, database: str, as_json: bool) -> None:
-    """Delete old events; every goal can be verified all the same. Needed events stay: those that a
-    consumer has not taken yet.
+    """Delete old events; every goal can still be verified. Events that a consumer has not taken yet are
+    kept.
     """
     with open_existing(database) as store:
         pruned = store.prune_events(before=before.replace(tzinfo=UTC))
@@ -183,7 +183,7 @@ def _report_change(location: Location, as_json: bool) -> None:
 
 
 def _loss(location: Location, revision: str) -> str:
-    """What a downgrade takes away, as a sentence."""
+    """What a downgrade deletes, as a sentence."""
     if revision != "base":
         return f"What revision {revision} cannot hold is lost from {_shown(location)}."
     if location.revision != HEAD_REVISION:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from goal_state.codex.messages import Message
-from goal_state.delivery.bells import Bell
+from goal_state.delivery.wake_up import WakeUp
 
 __all__ = ["Connection", "Outbox"]
 
@@ -41,7 +41,7 @@ class Outbox:
         self._messages: deque[Message] = deque()
         # Plain locks: a Condition's would stay held by a caller that is interrupted inside it.
         self._lock = threading.Lock()
-        self._waiting: set[Bell] = set()
+        self._waiting: set[WakeUp] = set()
         self._sender: threading.Thread | None = None
         self._dropped = False
 
@@ -65,18 +65,18 @@ class Outbox:
     def flush(self, timeout_seconds: float) -> bool:
         """Waits until all is sent (or the connection was dropped); False if time ran out."""
         ends = time.monotonic() + timeout_seconds
-        bell = Bell()
-        self._waiting.add(bell)
+        wake_up = WakeUp()
+        self._waiting.add(wake_up)
         try:
             while not self._dropped and (self._messages or self._is_sending()):
                 left = ends - time.monotonic()
                 if left <= 0:
                     return False
                 self._ensure_sender()
-                bell.wait(min(left, _LOOK_SECONDS))
+                wake_up.wait(min(left, _LOOK_SECONDS))
             return True
         finally:
-            self._waiting.discard(bell)
+            self._waiting.discard(wake_up)
 
     def drop(self) -> None:
         """Sends nothing more."""
@@ -89,8 +89,8 @@ class Outbox:
         self._wake_waiting()
 
     def _wake_waiting(self) -> None:
-        for bell in list(self._waiting):
-            bell.ring()
+        for wake_up in list(self._waiting):
+            wake_up.set()
 
     def _is_sending(self) -> bool:
         sender = self._sender

@@ -1,1 +1,1 @@
-"""Events to whoever listens: live, or by a cursor that lasts."""
+"""Delivery of events: live to listeners, or by durable cursors to consumers."""

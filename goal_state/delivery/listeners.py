@@ -1,4 +1,8 @@
-"""Live listeners: told of events after the commit that holds them, in the order of commits."""
+"""Live listeners: called with events after the commit that holds them, in the order of commits.
+
+"Interrupted" means that an exception was raised in a thread at an arbitrary instruction: by a signal handler
+or by `PyThreadState_SetAsyncExc`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Subscription:
-    """A listener's place in the queue; `close()` gives it up. Also a context manager."""
+    """A listener's registration; `close()` ends it. Also a context manager."""
 
     def __init__(
         self,
@@ -35,12 +39,12 @@ class Subscription:
         self._closed = False
 
     def close(self) -> None:
-        """No event reaches the listener from now on. Closing twice is fine."""
+        """Removes the listener: no further event reaches it. Closing twice is fine."""
         self.end()
         self._listeners.remove(self)
 
     def end(self) -> None:
-        """Lets no further event through."""
+        """Drops all further events."""
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -49,8 +53,8 @@ class Subscription:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def tell(self, event: GoalEvent) -> None:
-        """Hands over an event that the listener asked for; an error of the listener is logged."""
+    def deliver(self, event: GoalEvent) -> None:
+        """Calls the listener with an event, if it asked for such; an error of the listener is logged."""
         if self._closed:
             return
         if self._thread_id is not None and event.thread_id != self._thread_id:
@@ -60,23 +64,23 @@ class Subscription:
         try:
             self._listener(event)
         except Exception as error:
-            if self._struck_outside(error):
+            if self._interrupted_outside(error):
                 raise
             _logger.exception("a listener failed on event %d (%s)", event.position, event.kind)
 
-    def _struck_outside(self, error: Exception) -> bool:
-        """Whether an error is no listener's, but struck this thread just before or after it was called."""
+    def _interrupted_outside(self, error: Exception) -> bool:
+        """Whether an error is not the listener's, but interrupted this thread just before or after it ran."""
         traceback = error.__traceback__
         return (
             traceback is not None
-            and traceback.tb_next is None  # raised in `tell` itself
+            and traceback.tb_next is None  # raised in `deliver` itself
             and not isinstance(error, TypeError)  # the listener takes other arguments
             and not isinstance(self._listener, BuiltinFunctionType)  # has no frame of its own
         )
 
 
 class _Batch:
-    """The events of one transaction, and who listened when it was committed."""
+    """The events of one transaction, and the subscriptions there were at its commit."""
 
     __slots__ = ("commits", "events")
 
@@ -93,21 +97,22 @@ class _Batch:
 class Listeners:
     """Hands committed events to the listeners, one event at a time, in order.
 
-    Delivery happens on the threads of those who write. A thread that finds another one delivering leaves
-    its events to it, so that a listener which waits for a third thread cannot lock up the store.
+    The writing threads deliver. A thread that finds another one delivering leaves its events to that one, so
+    that a listener which waits for a third thread cannot deadlock the store.
 
-    An exception may strike a writer at any instruction. So the events of a transaction are in the queue
-    before its commit, which is what makes them facts; and who delivers is told from a lock that is held,
-    not from a flag.
+    A writer may be interrupted at any instruction. So a transaction's events are queued before its commit,
+    and the commit itself makes them deliverable; and a held lock, not a flag, shows that a thread delivers.
     """
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription, ...] = ()
         self._lock = threading.RLock()
-        self._deliverer = threading.Lock()  # held by whoever delivers; a new one each time
+        self._deliverer = (
+            threading.Lock()
+        )  # held by the delivering thread; a new one for each delivery
         self._written: list[GoalEvent] = []
         self._queue: deque[_Batch] = deque()
-        self._undecided: _Batch | None = None
+        self._uncommitted: _Batch | None = None
 
     def subscribe(
         self,
@@ -126,63 +131,63 @@ class Listeners:
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
-        """Takes a listener out."""
+        """Removes a listener."""
         with self._lock:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
 
     @property
     def present(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a listener."""
         return bool(self._subscriptions)
 
     def written(self, event: GoalEvent) -> None:
-        """Keeps an event whose transaction is still open."""
+        """Collects an event whose transaction is still open."""
         self._written.append(event)
 
     def begin(self) -> None:
-        """A transaction begins. What the one before it wrote and did not commit never happened."""
+        """A transaction begins: drops the events of the one before it if that was not committed."""
         self._written = []
-        self._undecided = None
+        self._uncommitted = None
 
     def end(self, commits: list[object]) -> None:
-        """The transaction is about to be committed; its events become facts once `commits` is not empty."""
+        """Queues the events of a transaction before its commit; they are due once `commits` is not empty."""
         if self._written and (subscriptions := self._subscriptions):
             batch = _Batch(commits, self._written, subscriptions)
-            self._undecided = batch
+            self._uncommitted = batch
             self._queue.append(batch)
 
     def deliver(self) -> None:
-        """Tells what is to be told, unless another thread (or an outer call) is doing so already."""
-        while self._first_decided() is not None:
+        """Delivers the committed events, unless another thread (or an outer call) is already delivering."""
+        while self._first_due() is not None:
             mine = threading.Lock()
             with mine:
                 with self._lock:
                     if self._deliverer.locked():
                         return
                     self._deliverer = mine
-                self._tell_all()
+                self._deliver_all()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: whoever listens does so in the parent."""
+        """In a forked child: ends all subscriptions, since the listeners stay with the parent."""
         for subscription in self._subscriptions:
             subscription.end()
         self._subscriptions = ()
         self._lock = threading.RLock()
         self._deliverer = threading.Lock()
 
-    def _first_decided(self) -> _Batch | None:
+    def _first_due(self) -> _Batch | None:
         """The oldest batch; None if there is none, or if its transaction may still be committed."""
         try:
             batch = self._queue[0]
         except IndexError:
             return None
-        return None if batch is self._undecided and not batch.commits else batch
+        return None if batch is self._uncommitted and not batch.commits else batch
 
-    def _tell_all(self) -> None:
-        while (batch := self._first_decided()) is not None:
+    def _deliver_all(self) -> None:
+        while (batch := self._first_due()) is not None:
             while batch.commits and batch.events:
                 event, subscription = batch.events[0]
-                subscription.tell(event)
-                # Last, so that a listener that was struck is told again rather than never.
+                subscription.deliver(event)
+                # Last, so that an interrupted listener gets the event again rather than never.
                 batch.events.popleft()
             self._queue.popleft()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from goal_state.domain.goals import Accounting, Goal, charged_status, make_goal
+from goal_state.domain.goals import Accounting, Goal, charged_status, goal_draft
 from goal_state.domain.requests import Charge, RecordTotal
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.errors import UsageOverflowError
@@ -41,18 +41,12 @@ def charge_goal(
         )
     if time_used > MAX_INTEGER:
         raise UsageOverflowError("seconds", "the goal's time would be 2^63 milliseconds or more")
-    is_same = status is goal.status
-    charged = make_goal(
-        goal.thread_id,
-        goal.goal_id,
-        goal.objective,
-        status,
-        goal.token_budget,
-        used,
-        time_used,
-        goal.created_at_ms,
-        max(now_ms, goal.updated_at_ms),
-        goal.resume_at_ms if is_same else None,
-        goal.blocked_reason if is_same else None,
-    )
-    return Accounting(charged, applied=True)
+    draft = goal_draft(goal)
+    draft.tokens_used = used
+    draft.time_used_ms = time_used
+    draft.updated_at_ms = max(now_ms, goal.updated_at_ms)
+    if status is not goal.status:
+        draft.status = status
+        draft.resume_at_ms = draft.blocked_reason = None
+    draft.__class__ = Goal
+    return Accounting(draft, applied=True)

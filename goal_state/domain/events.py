@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from goal_state.domain.goals import GoalStatus, utc_from_ms
+from goal_state.domain.records import blank
 from goal_state.errors import InvalidValueError
 
-__all__ = ["EventKind", "GoalEvent", "check_kind", "make_event"]
+__all__ = [
+    "FIGURES",
+    "EventKind",
+    "Figure",
+    "GoalEvent",
+    "check_kind",
+    "finished_event",
+    "new_event_draft",
+]
 
 
 class EventKind(StrEnum):
@@ -91,47 +100,32 @@ class GoalEvent:
         return utc_from_ms(self.occurred_at_ms)
 
 
-class _OpenEvent:
-    """An event whose fields are being filled in; the slots are the same, so that it can become one."""
-
-    __slots__ = GoalEvent.__slots__
+new_event_draft: Final = blank(GoalEvent)
+"""Makes a draft of an event, to be filled in; its position is known once it is stored."""
 
 
-def make_event(
-    position: int,
-    event_id: str,
-    kind: EventKind,
-    thread_id: str,
-    goal_id: str,
-    turn_id: str | None,
-    goal_status: GoalStatus,
-    previous_status: GoalStatus | None,
-    token_budget: int | None,
-    tokens_delta: int,
-    time_delta_ms: int,
-    cumulative_tokens: int | None,
-    cumulative_time_ms: int | None,
-    idempotency_key: str | None,
-    replaced_goal_id: str | None,
-    occurred_at_ms: int,
-) -> GoalEvent:
-    """As `GoalEvent(…)`, in a quarter of the time: a frozen class sets each field by way of its freeze."""
-    event: Any = _OpenEvent()
-    event.position = position
-    event.event_id = event_id
-    event.kind = kind
-    event.thread_id = thread_id
-    event.goal_id = goal_id
-    event.turn_id = turn_id
-    event.goal_status = goal_status
-    event.previous_status = previous_status
-    event.token_budget = token_budget
-    event.tokens_delta = tokens_delta
-    event.time_delta_ms = time_delta_ms
-    event.cumulative_tokens = cumulative_tokens
-    event.cumulative_time_ms = cumulative_time_ms
-    event.idempotency_key = idempotency_key
-    event.replaced_goal_id = replaced_goal_id
-    event.occurred_at_ms = occurred_at_ms
-    event.__class__ = GoalEvent
-    return event
+def finished_event(draft: Any, position: int) -> GoalEvent:
+    """The event that a draft has become, at its place in the log; the draft is that event from now on."""
+    draft.position = position
+    draft.__class__ = GoalEvent
+    return draft
+
+
+class Figure(NamedTuple):
+    """A kind of usage, by the names under which it is kept."""
+
+    used: str
+    """Of a goal."""
+    delta: str
+    """Of an event: what it added."""
+    cumulative: str
+    """Of an event: what it came to."""
+    balance: str
+    """Of a balance: what the events came to that were pruned."""
+
+
+FIGURES: Final = (
+    Figure("tokens_used", "tokens_delta", "cumulative_tokens", "tokens"),
+    Figure("time_used_ms", "time_delta_ms", "cumulative_time_ms", "time_ms"),
+)
+"""All that is charged: what a goal has used is the sum of its events' deltas."""

@@ -1,8 +1,8 @@
-"""A database as a store uses it.
+"""What a store needs of a database.
 
-What differs between databases is behind this and `Executor`, and nowhere else: how connections are made, how
-a transaction begins and takes its locks, how the position of a new event is learned, up to where the log is
-settled, how transactions of many callers share a commit, and what an error of the driver means.
+All that differs between databases is behind `Backend` and `Executor`, and nowhere else: how connections are
+made, how a transaction begins and takes its locks, how the position of a new event is learned, up to which
+position the log is settled, how callers share a commit, and what an error of the driver means.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class Migrations(Protocol):
-    """Who keeps the schema: `goal_state.migrate`, which is above this layer."""
+    """Maintains the schema. `goal_state.migrate` implements it, and is above this layer."""
 
     def current(self, engine: Engine) -> str | None:
         """The revision of the database's schema; None where there is no schema of ours."""
@@ -41,16 +41,16 @@ class Migrations(Protocol):
 
 
 class Backend(Protocol):
-    """The database under one store. Its calls raise the errors that the store's raise."""
+    """The database of one store. Its methods raise the errors of the store's methods."""
 
     @property
     def location(self) -> str:
-        """Where the database is, to be shown to people."""
+        """Where the database is, for people to read."""
         ...
 
     @property
     def is_mine(self) -> bool:
-        """Whether the calling thread is in the midst of a transaction of the store, or about to be."""
+        """Whether the calling thread is inside a transaction of the store, or is about to join one."""
         ...
 
     @property
@@ -59,35 +59,36 @@ class Backend(Protocol):
         ...
 
     def check_open(self) -> None:
-        """Refuses a call of a store that is closed, or its parent's.
+        """Refuses a call on a store that is closed or belongs to the parent process.
 
         Raises:
-            StoreClosedError, ForkedStoreError: it is.
+            StoreClosedError, ForkedStoreError: it is, or does.
         """
         ...
 
     def check(self) -> None:
-        """Refuses, too, a call that a transaction of its own thread would have to wait for.
+        """Like `check_open`, and refuses a call inside a transaction of its own thread, a deadlock otherwise.
 
         Raises:
-            StoreClosedError, ForkedStoreError: the store is closed, or its parent's.
-            NestedCallError: this thread is in the midst of a transaction of the store.
+            StoreClosedError, ForkedStoreError: the store is closed, or belongs to the parent process.
+            NestedCallError: this thread is inside a transaction of the store.
         """
         ...
 
     def read(self, work: Callable[[GoalRepository], Result]) -> Result:
-        """Runs work with a repository that is the caller's alone meanwhile, in no transaction."""
+        """Runs work with a repository that no other thread uses meanwhile, outside of any transaction."""
         ...
 
     def stream(
         self, work: Callable[[GoalRepository], Iterator[Result]]
     ) -> AbstractContextManager[Iterator[Result]]:
-        """What work yields, as long as the block lasts."""
+        """Yields an iterator over what work yields; valid inside the block."""
         ...
 
     def write(self, work: Callable[[GoalRepository], Result]) -> Result:
-        """Carries out work of the library's own, maybe together with that of other callers, on one of their
-        threads, and more than once if what it did before was undone; returns once it is durable.
+        """Carries out a request of the library's own and returns once it is durable. It may share a
+        transaction with other callers' requests, run on another caller's thread, and run again after a
+        rollback.
         """
         ...
 

@@ -5,98 +5,86 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from sqlalchemy import bindparam, exists, func, null, select, update
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.sql import Executable
+from sqlalchemy import exists, null, select, update
 
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.storage.executor import Executor
-from goal_state.storage.schema import baselines
-from goal_state.storage.statements import Statement
+from goal_state.storage.rows import arranged
+from goal_state.storage.schema import COUNTS, LAST_COUNTS, baselines
+from goal_state.storage.statements import Parameter, Statement, Upsert, limited
 
 __all__ = ["StoredBaseline", "UsageLog"]
 
+
 _U = baselines.c
-_COUNTS: Final = [c for c in baselines.columns if c.name.endswith("_tokens")]
-_TOTAL: Final = [c for c in _COUNTS if not c.name.startswith("last_")]
-_COLUMNS: Final = [c.name for c in baselines.columns if c.name != "warned_goal_id"]
+_KEY: Final = ["thread_id", "count_id"]
+_TOTAL: Final = [_U[name] for name in COUNTS]
+_LAST: Final = [_U[name] for name in LAST_COUNTS]
+_WIDTH: Final = len(COUNTS)
+_REPORTED: Final = [column.name for column in baselines.columns if column.name != "warned_goal_id"]
 _UNNAMED: Final = ""
 
 
-def _upsert() -> Executable:
-    statement = insert(baselines).values({name: bindparam(name, type_=None) for name in _COLUMNS})
-    changed = {name: statement.excluded[name] for name in _COLUMNS[2:]}
-    return statement.on_conflict_do_update(index_elements=["thread_id", "count_id"], set_=changed)
+def _upsert(*values: Parameter) -> Upsert:
+    return Upsert(
+        baselines,
+        dict(zip(_REPORTED, values, strict=True)),
+        _KEY,
+        lambda new: {name: new[name] for name in _REPORTED if name not in _KEY},
+    )
 
 
+_WRITE = Statement(_upsert, _REPORTED)
+_reported = arranged(_REPORTED, total=COUNTS, last=LAST_COUNTS)
 _OF_THREAD = Statement(
-    lambda: select(_U.updated_at_ms, _U.turn_id, *_COUNTS, _U.model_context_window).where(
-        _U.thread_id == bindparam("thread_id")
-    ),
-    "thread_id",
+    lambda thread_id: select(
+        *_TOTAL, *_LAST, _U.updated_at_ms, _U.turn_id, _U.model_context_window
+    ).where(_U.thread_id == thread_id)
 )
 _BASELINE = Statement(
-    lambda: select(
-        _U.turn_id,
-        *_TOTAL,
-        _U.model_context_window,
-        _U.goal_id,
-        _U.count_number,
-        _U.unpaid_turn_ids,
-    ).where(_U.thread_id == bindparam("thread_id"), _U.count_id == bindparam("count_id")),
-    "thread_id count_id",
+    lambda thread_id, count_id: select(
+        *_TOTAL, *(_U[name] for name in UsageBaseline._fields[1:]), _U.unpaid_turn_ids
+    ).where(_U.thread_id == thread_id, _U.count_id == count_id)
 )
-_COUNTS_OF_THREAD = Statement(
-    lambda: (
-        select(func.count()).select_from(baselines).where(_U.thread_id == bindparam("thread_id"))
-    ),
-    "thread_id",
+_ANY_OF_THREAD = Statement(
+    lambda thread_id, limit: limited(select(_U.count_id).where(_U.thread_id == thread_id), limit)
 )
 _SET_OWNERS = Statement(
-    lambda: (
+    lambda turn_id, now_ms, goal_id, unpaid_turn_ids, thread_id, count_id: (
         update(baselines)
-        .where(
-            _U.thread_id == bindparam("b_thread_id"),
-            _U.count_id == bindparam("b_count_id"),
-        )
+        .where(_U.thread_id == thread_id, _U.count_id == count_id)
         .values(
-            turn_id=bindparam("b_turn_id"),
-            goal_id=bindparam("b_goal_id"),
-            unpaid_turn_ids=bindparam("b_unpaid_turn_ids"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
+            turn_id=turn_id,
+            updated_at_ms=now_ms,
+            goal_id=goal_id,
+            unpaid_turn_ids=unpaid_turn_ids,
         )
-    ),
-    "b_turn_id b_updated_at_ms b_goal_id b_unpaid_turn_ids b_thread_id b_count_id",
+    )
 )
 _ANOTHER: Final = baselines.alias()
-# All counts of the thread are marked, and one mark is enough to know by: a count may begin later.
+# All counts of the thread are marked, and one mark is enough to know by: a count may begin later. What is
+# looked up names the thread by itself: were it asked for each row anew, it would see the mark just made.
 _WARN = Statement(
-    lambda: (
+    lambda goal_id, thread_id, same_thread_id, same_goal_id: (
         update(baselines)
         .where(
-            _U.thread_id == bindparam("b_thread_id"),
+            _U.thread_id == thread_id,
             ~exists().where(
-                _ANOTHER.c.thread_id == bindparam("b_same_thread_id"),
-                _ANOTHER.c.warned_goal_id == bindparam("b_goal_id"),
+                _ANOTHER.c.thread_id == same_thread_id,
+                _ANOTHER.c.warned_goal_id == same_goal_id,
             ),
         )
-        .values(warned_goal_id=bindparam("b_warned_goal_id"))
-    ),
-    "b_warned_goal_id b_thread_id b_same_thread_id b_goal_id",
+        .values(warned_goal_id=goal_id)
+    )
 )
 _FORGET_WARNING = Statement(
-    lambda: (
+    lambda thread_id, goal_id: (
         update(baselines)
-        .where(
-            _U.thread_id == bindparam("b_thread_id"),
-            _U.warned_goal_id == bindparam("b_goal_id"),
-        )
+        .where(_U.thread_id == thread_id, _U.warned_goal_id == goal_id)
         .values(warned_goal_id=null())
-    ),
-    "b_thread_id b_goal_id",
+    )
 )
-_WRITE = Statement(_upsert, " ".join(_COLUMNS))
 
 
 class StoredBaseline(NamedTuple):
@@ -120,12 +108,14 @@ class UsageLog:
         rows = self._executor.run(_OF_THREAD, (thread_id,)).fetchall()
         if not rows:
             return None
-        _, turn_id, *counts, window = max(rows, key=itemgetter(0))
+        latest = max(rows, key=itemgetter(2 * _WIDTH))
+        _, turn_id, window = latest[2 * _WIDTH :]
         sums = [
             min(sum(column), MAX_INTEGER)
-            for column in zip(*(row[2:8] for row in rows), strict=True)
+            for column in zip(*(row[:_WIDTH] for row in rows), strict=True)
         ]
-        total, last = TokenUsage.of_valid(*sums), TokenUsage.of_valid(*counts[6:])
+        total = TokenUsage.of_valid(*sums)
+        last = TokenUsage.of_valid(*latest[_WIDTH : 2 * _WIDTH])
         return ThreadUsage(TokenUsageInfo(total, last, window), turn_id)
 
     def baseline(self, thread_id: str, count_id: str | None) -> StoredBaseline | None:
@@ -133,12 +123,12 @@ class UsageLog:
         row = self._executor.run(_BASELINE, (thread_id, count_id or _UNNAMED)).fetchone()
         if row is None:
             return None
-        total = TokenUsage.of_valid(*row[1:7])
-        return StoredBaseline(UsageBaseline(total, row[7], row[0], row[8], row[9]), row[10])
+        total = TokenUsage.of_valid(*row[:_WIDTH])
+        return StoredBaseline(UsageBaseline(total, *row[_WIDTH:-1]), row[-1])
 
     def knows(self, thread_id: str) -> bool:
         """Whether any total of the thread was recorded."""
-        return self._executor.run(_COUNTS_OF_THREAD, (thread_id,)).fetchone()[0] > 0
+        return bool(self._executor.run(_ANY_OF_THREAD, (thread_id, 1)).fetchall())
 
     def write(
         self,
@@ -153,21 +143,19 @@ class UsageLog:
     ) -> None:
         """Takes a usage as the baseline of a count, in the time of a goal (or of none)."""
         info = usage.info
-        self._executor.run(
-            _WRITE,
-            (
-                thread_id,
-                count_id or _UNNAMED,
-                usage.turn_id,
-                *info.total.counts(),
-                *info.last.counts(),
-                info.model_context_window,
-                now_ms,
-                goal_id,
-                count_number,
-                unpaid_turn_ids,
-            ),
+        values = _reported(
+            thread_id=thread_id,
+            count_id=count_id or _UNNAMED,
+            turn_id=usage.turn_id,
+            total=info.total.counts(),
+            last=info.last.counts(),
+            model_context_window=info.model_context_window,
+            updated_at_ms=now_ms,
+            goal_id=goal_id,
+            count_number=count_number,
+            unpaid_turn_ids=unpaid_turn_ids,
         )
+        self._executor.run(_WRITE, values)
 
     def set_owners(
         self,

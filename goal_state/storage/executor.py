@@ -1,4 +1,4 @@
-"""One connection's transactions, as the statements of `storage` use them."""
+"""Runs the statements of `storage` in the transactions of one connection."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Executor", "Rows"]
 
 
 class Rows(Protocol):
-    """What a statement found, on the executor's one cursor: to be fetched before the next statement."""
+    """A statement's result, on the executor's one cursor: fetch it before the next statement."""
 
     @property
     def rowcount(self) -> int:
-        """How many rows were changed."""
+        """How many rows the statement changed."""
         ...
 
     def fetchone(self) -> Any:
@@ -31,21 +31,21 @@ class Rows(Protocol):
 class Executor(Protocol):
     """Runs statements in the transactions of one connection.
 
-    Every error of the driver comes out as the library's, chosen by its code (`DatabaseBusyError` …); one
-    that speaks of a fault in our own SQL comes out as it is.
+    Every error of the driver is raised as the library's, chosen by its code (`DatabaseBusyError` …); one that
+    shows a fault in our own SQL is raised as it is.
     """
 
     violation: type[Exception]
-    """What the driver raises where a row breaks a rule of the schema, as one that repeats a key does."""
+    """What the driver raises where a row violates a constraint, such as a unique key."""
 
     @property
     def origin(self) -> object:
-        """What this executor has in common with others that work on the same database."""
+        """An object that all executors on the same database have in common."""
         ...
 
     @property
     def in_transaction(self) -> bool:
-        """Whether the database is inside a transaction."""
+        """Whether a transaction is open."""
         ...
 
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> Rows:
@@ -57,17 +57,17 @@ class Executor(Protocol):
         ...
 
     def stream(self, statement: Statement, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """The rows of a long result, one by one, on a cursor of their own."""
+        """Yields the rows of a long result one by one, on a cursor of its own."""
         ...
 
     def insert(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> int:
-        """Inserts rows whose key the database counts up, and learns the last row's; the others' are the
-        numbers before it, since nobody else inserts meanwhile or the database counts them together.
+        """Inserts rows with an auto-incremented key and returns the last row's. The others have the numbers
+        before it: no other transaction inserts meanwhile, or the database numbers the rows together.
         """
         ...
 
     def join_transaction(self) -> None:
-        """Makes sure that a transaction is open that its owner will end, and that may write.
+        """Makes sure that a transaction is open that may write, and that its owner will end.
 
         Raises:
             TransactionError: there is none, and none can be begun.
@@ -76,25 +76,25 @@ class Executor(Protocol):
         ...
 
     def lock_absent_goal(self, thread_id: str) -> bool:
-        """Keeps others from making the goal of a thread that was found to have none, until this transaction
-        ends. True if somebody may have made it before that: the caller looks again.
+        """Locks the goal of a thread that was found to have none: no other transaction can create it until
+        this one ends. True if another may have created it before that; the caller then reads again.
         """
         ...
 
     def snapshot(self) -> AbstractContextManager[object]:
-        """Everything read inside sees the database as it was at the first read. Takes no write lock."""
+        """A snapshot: all reads inside see the database as of the first read. Takes no write lock."""
         ...
 
     def settled_through(self, last_position: int) -> int:
-        """Up to where the log is settled, given the last position that a page of it had: behind it, events
-        may still appear between those that are there already, since their transactions are open.
+        """The position up to which the log is settled, at most the given last position of a page. After it,
+        events may still appear between those already visible, from transactions that are still open.
         """
         ...
 
     def last_position_ever(self) -> int:
-        """The last position that the log gave out, also if that event is gone."""
+        """The last position that the log ever assigned, even if that event was deleted."""
         ...
 
     def set_last_position_ever(self, position: int) -> None:
-        """Makes the log of an empty database go on behind a position."""
+        """Makes the log of an empty database continue after a position."""
         ...

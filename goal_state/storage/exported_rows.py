@@ -1,4 +1,4 @@
-"""The rows of an export, each value through the domain's own checks. Pure: no I/O, no SQL.
+"""The rows of an export, each value through the domain's own checks.
 
 The schema's CHECKs come too late for what a stranger may have changed: they know neither texts that are
 no Unicode nor times that no calendar has, and what they raise speaks of no line.
@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Any, Final, TypeAlias, cast
 
-from goal_state.domain.events import EventKind
-from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_goal_id, check_status
+from sqlalchemy import Column, Text
+
+from goal_state.domain.events import FIGURES, EventKind, GoalEvent
+from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_goal_id
 from goal_state.domain.values import (
     check_amount,
     check_name,
-    check_optional_name,
     check_stored_time_ms,
     check_token_budget,
 )
 from goal_state.errors import InvalidValueError
+from goal_state.storage.rows import enums_of
+from goal_state.storage.schema import balances, baselines, cursors, events, goals
 
 __all__ = ["CHECKED_COLUMNS", "MAX_COUNTER", "check_row"]
 
@@ -52,18 +56,15 @@ def _position(field: str, value: object) -> int:
     return position
 
 
-def _kind(field: str, value: object) -> object:
-    if value not in _KINDS:
-        raise InvalidValueError(field, f"must be one of {', '.join(_KINDS)}")
-    return value
+def _member(enum: type[StrEnum], *others: str) -> _Check:
+    known = frozenset((*(member.value for member in enum), *others))
 
+    def check(field: str, value: object) -> object:
+        if value not in known:
+            raise InvalidValueError(field, f"must be one of {', '.join(sorted(known))}")
+        return value
 
-def _status(field: str, value: object) -> object:
-    return value if value in _STATUSES else check_status(value, field)
-
-
-def _last_status(field: str, value: object) -> object:
-    return value if value == EventKind.CLEARED else check_status(value, field)
+    return check
 
 
 def _count_id(field: str, value: object) -> object:
@@ -94,65 +95,46 @@ def _as_it_is(_field: str, value: object) -> object:
 
 
 _PLAIN: Final = frozenset((str, int, type(None)))
-_STATUSES: Final = frozenset(status.value for status in GoalStatus)
-_KINDS: Final = frozenset(kind.value for kind in EventKind)
+_BY_NAME: Final[Mapping[str, _Check]] = {
+    "position": _position,
+    "through_position": _position,
+    "token_budget": _budget,
+    "count_id": _count_id,
+    "count_number": _counter,
+    "unpaid_turn_ids": _names,
+    "holder": _nothing,
+    "lease_expires_at_ms": _nothing,
+}
+"""The columns whose name and type do not tell how they are checked."""
 
-_COUNTS: Final = (
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_input_tokens",
-    "output_tokens",
-    "reasoning_output_tokens",
-    "total_tokens",
-)
+_IN_TABLE: Final[Mapping[str, Mapping[str, _Check]]] = {
+    goals.name: dict.fromkeys(goals.columns.keys(), _as_it_is),
+    events.name: {name: _member(enum) for name, enum in enums_of(GoalEvent).items()},
+    balances.name: {"status": _member(GoalStatus, EventKind.CLEARED)},
+    baselines.name: {},
+    cursors.name: {"position": _counter},
+}
+"""The columns that are checked in one table as in no other."""
+
+
+def _check_of(column: Column[Any]) -> _Check:
+    name = column.name
+    known = _IN_TABLE[column.table.name].get(name) or _BY_NAME.get(name)
+    if known is not None:
+        return known if not column.nullable else _optional(known)
+    check: _Check
+    if name.endswith("goal_id"):
+        check = check_goal_id
+    elif name.endswith("_at_ms"):
+        check = check_stored_time_ms
+    else:
+        check = check_name if isinstance(column.type, Text) else check_amount
+    return _optional(check) if column.nullable else check
+
 
 CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
-    "goal_state_goals": dict.fromkeys(Goal.__dataclass_fields__, _as_it_is),
-    "goal_state_events": {
-        "position": _position,
-        "event_id": check_name,
-        "kind": _kind,
-        "thread_id": check_name,
-        "goal_id": check_goal_id,
-        "turn_id": check_optional_name,
-        "goal_status": _status,
-        "previous_status": _optional(_status),
-        "token_budget": _budget,
-        "tokens_delta": check_amount,
-        "time_delta_ms": check_amount,
-        "cumulative_tokens": _optional(check_amount),
-        "cumulative_time_ms": _optional(check_amount),
-        "idempotency_key": check_optional_name,
-        "replaced_goal_id": _optional(check_goal_id),
-        "occurred_at_ms": check_stored_time_ms,
-    },
-    "goal_state_balances": {
-        "goal_id": check_goal_id,
-        "through_position": _position,
-        "tokens": check_amount,
-        "time_ms": check_amount,
-        "status": _last_status,
-    },
-    "goal_state_baselines": {
-        "thread_id": check_name,
-        "count_id": _count_id,
-        "turn_id": check_optional_name,
-        **dict.fromkeys(_COUNTS, check_amount),
-        **dict.fromkeys((f"last_{name}" for name in _COUNTS), check_amount),
-        "model_context_window": _optional(check_amount),
-        "updated_at_ms": check_stored_time_ms,
-        "goal_id": _optional(check_goal_id),
-        "count_number": _counter,
-        "warned_goal_id": _optional(check_goal_id),
-        "unpaid_turn_ids": _optional(_names),
-    },
-    "goal_state_cursors": {
-        "name": check_name,
-        "position": _counter,
-        "holder": _nothing,
-        "lease_expires_at_ms": _nothing,
-        "updated_at_ms": check_stored_time_ms,
-    },
+    table.name: {column.name: _check_of(column) for column in table.columns}
+    for table in (goals, events, balances, baselines, cursors)
 }
 """How each column of each table is checked."""
 
@@ -172,9 +154,9 @@ def check_row(table: str, row: Mapping[str, object]) -> None:
         if type(value) not in _PLAIN:
             raise InvalidValueError(column, "is neither text nor an integer")
         check(column, value)
-    if table == "goal_state_goals":
+    if table == goals.name:
         _check_goal(row)
-    elif table == "goal_state_events":
+    elif table == events.name:
         _check_event(row)
 
 
@@ -189,16 +171,16 @@ def _check_goal(row: Mapping[str, object]) -> None:
 def _check_event(row: Mapping[str, object]) -> None:
     kind = row["kind"]
     if kind == EventKind.USAGE_ACCOUNTED:
-        for delta, sum_ in _SUMS:
+        for _, delta, sum_, _ in FIGURES:
             if row[sum_] is None:
                 raise InvalidValueError(sum_, f"must be there, as the event is {kind}")
             if cast("int", row[sum_]) < cast("int", row[delta]):
                 raise InvalidValueError(sum_, f"must not be less than {delta}")
     else:
-        for column in ("tokens_delta", "time_delta_ms"):
+        for column in (figure.delta for figure in FIGURES):
             if row[column] != 0:
                 raise InvalidValueError(column, f"must be 0, as the event is {kind}")
-        for column in ("cumulative_tokens", "cumulative_time_ms", "idempotency_key"):
+        for column in (*(figure.cumulative for figure in FIGURES), "idempotency_key"):
             if row[column] is not None:
                 raise InvalidValueError(column, f"must be null, as the event is {kind}")
     previous, replaced = row["previous_status"], row["replaced_goal_id"]
@@ -208,6 +190,3 @@ def _check_event(row: Mapping[str, object]) -> None:
         raise InvalidValueError("previous_status", "must be another one than goal_status")
     if replaced is not None and (kind != EventKind.CREATED or replaced == row["goal_id"]):
         raise InvalidValueError("replaced_goal_id", "must be another goal's, and on created alone")
-
-
-_SUMS: Final = (("tokens_delta", "cumulative_tokens"), ("time_delta_ms", "cumulative_time_ms"))

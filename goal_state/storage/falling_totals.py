@@ -1,4 +1,4 @@
-"""Notices hosts whose totals are no totals, so that they are told before their budgets mean nothing."""
+"""Detects hosts that report usage per response or per turn as totals, so that they can be warned."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Final
 
 __all__ = ["FallingTotals"]
 
-_MOST_THREADS: Final = 1000
+_MAX_THREADS: Final = 1000
 
 
 class FallingTotals:
-    """Finds out whose totals are no totals: they fall within turn after turn, or at the start of many.
+    """Detects totals that are none: they fall within turn after turn, or at the start of many turns.
 
-    That is what usage looks like that is counted from zero for each response, or for each turn.
+    Usage that is counted from zero for each response, or for each turn, looks like that.
     """
 
-    _TURNS_FALLEN_WITHIN: Final = 2
-    _FALLS_OTHERWISE: Final = 3
+    _TURNS_UNTIL_WARNING: Final = 2
+    _FALLS_UNTIL_WARNING: Final = 3
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._within: dict[str, set[str]] = {}
-        self._otherwise: dict[str, int] = {}
-        self._told: dict[str, None] = {}
+        self._turns_fallen_within: dict[str, set[str]] = {}
+        self._other_falls: dict[str, int] = {}
+        self._warned: dict[str, None] = {}
 
     def note(self, thread_id: str, turn_id: str | None, *, within_turn: bool) -> bool:
-        """Takes note of a total that fell; True the one time when the host of the thread is to be told.
+        """Records a total that fell; True once per thread: when its host is to be warned.
 
         Args:
             thread_id: the thread.
@@ -34,20 +34,20 @@ class FallingTotals:
             within_turn: whether the turn had reported a higher one before.
         """
         with self._lock:
-            if thread_id in self._told:
+            if thread_id in self._warned:
                 return False
             if within_turn and turn_id is not None:
-                turns = self._within.setdefault(thread_id, set())
+                turns = self._turns_fallen_within.setdefault(thread_id, set())
                 turns.add(turn_id)
-                tell = len(turns) >= self._TURNS_FALLEN_WITHIN
+                warn = len(turns) >= self._TURNS_UNTIL_WARNING
             else:
-                falls = self._otherwise[thread_id] = self._otherwise.get(thread_id, 0) + 1
-                tell = falls >= self._FALLS_OTHERWISE
-            if tell:
-                self._within.pop(thread_id, None)
-                self._otherwise.pop(thread_id, None)
-                self._told[thread_id] = None
-            for noted in (self._within, self._otherwise, self._told):
-                if len(noted) > _MOST_THREADS:
-                    del noted[next(iter(noted))]
-            return tell
+                falls = self._other_falls[thread_id] = self._other_falls.get(thread_id, 0) + 1
+                warn = falls >= self._FALLS_UNTIL_WARNING
+            if warn:
+                self._turns_fallen_within.pop(thread_id, None)
+                self._other_falls.pop(thread_id, None)
+                self._warned[thread_id] = None
+            for recorded in (self._turns_fallen_within, self._other_falls, self._warned):
+                if len(recorded) > _MAX_THREADS:
+                    del recorded[next(iter(recorded))]
+            return warn

@@ -1,9 +1,12 @@
-"""Letting go of database files before `os.fork()`.
+"""Closing database connections before `os.fork()`.
 
 A child inherits SQLite's bookkeeping of the files that its parent has open, but none of the locks: a
-connection that it opened would take no lock, and could delete the log under its parent. So whatever has a
-connection lets go of it before the fork, and takes it up again at its next use, in parent and child alike.
-Where that cannot be had, the files are barred to the child for good.
+connection that the child opened would take no lock, and could delete the log under its parent. So every
+holder of a connection closes it before the fork and reconnects at its next use, in parent and child alike.
+Where a holder cannot close it, the child may never open that file: it is barred.
+
+"Interrupted" means that an exception was raised in a thread at an arbitrary instruction: by a signal handler
+or by `PyThreadState_SetAsyncExc`.
 """
 
 from __future__ import annotations
@@ -34,23 +37,23 @@ FileIdentity = tuple[int, int]
 """A file's device and inode."""
 
 _BRIEF_USE_SECONDS: Final = 10.0
-"""So long a fork waits for another thread that opens, copies or migrates a database."""
+"""How long a fork waits for another thread that opens, copies or migrates a database."""
 
-_MOST_TRIES: Final = 10_000
-"""So often giving back is tried, for all stores, where exceptions strike again and again."""
+_MAX_TRIES: Final = 10_000
+"""How often releasing the holders is tried in all, if it is interrupted again and again."""
 
 
 class Holder(Protocol):
-    """What keeps connections from one call to the next."""
+    """Keeps connections open between calls."""
 
     def let_go(self) -> bool:
-        """Closes every connection, in the thread that is about to fork, and keeps new ones from being
-        made until the fork is over; False if that cannot be had within the busy timeout.
+        """Closes every connection, in the thread that is about to fork, and blocks new ones until the fork
+        is over; False if that does not succeed within the busy timeout.
         """
         ...
 
     def after_fork(self, *, in_child: bool, let_go: bool) -> None:
-        """The fork is over, or was never made. Called in the same thread, in parent and child."""
+        """The fork is over, or failed. Called in the same thread, in parent and child."""
         ...
 
     @property
@@ -60,36 +63,36 @@ class Holder(Protocol):
 
 
 class _BriefUse:
-    """Connections that some thread has for the length of one call."""
+    """The connections of one thread for the length of one call."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path
-        # Held by its thread as long as it has a connection. Reentrant, so that a fork in the midst of the
-        # call (in a signal handler, or a callback) can tell that the call is its own.
+        # Held by its thread while it has a connection. Reentrant, so that a fork from inside the call (in a
+        # signal handler or a callback) can tell that the call is its own thread's.
         self.lock = threading.RLock()
 
 
 _gate = threading.RLock()
-"""Held during a fork, and by whoever begins a brief use."""
+"""Held during a fork, and by a thread while it begins a brief use."""
 
 _holders: dict[int, weakref.ref[Holder]] = {}
 _brief_uses: dict[int, _BriefUse] = {}
 _let_go: list[tuple[Holder, bool]] = []
 _barred: set[FileIdentity] = set()
 _was_mine = False
-"""Whether the thread that forks (in a signal handler) was beginning a brief use."""
-_on_their_way: set[object] = set()
-"""One for each connection that no holder has yet, or never will, since an exception struck before it had."""
+"""Whether the forking thread (in a signal handler) had the gate already, to begin a brief use."""
+_unheld: set[object] = set()
+"""A mark for each connection that has no holder: not yet, or never, since its thread was interrupted."""
 
 
 def register(holder: Holder) -> None:
-    """From now on the holder is told of forks, as long as it lives."""
+    """From now on the holder's methods are called at each fork, until it is collected."""
     key = id(holder)
     _holders[key] = weakref.ref(holder, lambda _: _holders.pop(key, None) and None)
 
 
 def while_connecting(path: str | None, work: Callable[[], Result]) -> Result:
-    """Runs work that opens connections and closes them again, or hands them to a holder. Forks wait for it.
+    """Runs work that opens connections and closes them again, or gives them to a holder. Forks wait for it.
 
     Args:
         path: the file that the connections lead to, if it is known.
@@ -106,13 +109,13 @@ def while_connecting(path: str | None, work: Callable[[], Result]) -> Result:
 
 
 def until_held(work: Callable[[], Result]) -> Result:
-    """Runs work that makes a connection and hands it to a holder. What is lost on the way there is found
-    before the next fork.
+    """Runs work that makes a connection and gives it to a holder. One that is lost in between, by an
+    interruption, is collected before the next fork.
     """
     mark = object()
-    _on_their_way.add(mark)
+    _unheld.add(mark)
     result = work()
-    _on_their_way.discard(mark)
+    _unheld.discard(mark)
     return result
 
 
@@ -120,12 +123,12 @@ def check_not_barred(path: str) -> None:
     """Makes sure that this process may open a file.
 
     Raises:
-        ForkedStoreError: it was forked while its parent could not let go of the file.
+        ForkedStoreError: it was forked while its parent could not close its connections to the file.
     """
     if _barred and _identity(path) in _barred:
         raise ForkedStoreError(
-            f"this process was forked while its parent could not let go of {path!r}; fork when no"
-            " transaction, export or backup is open, or start the process anew (spawn, exec)"
+            f"this process was forked while its parent could not close {path!r}; fork when no transaction,"
+            " export or backup is open, or start a new process instead (spawn, exec)"
         )
 
 
@@ -140,7 +143,7 @@ def _identity(path: str | None) -> FileIdentity | None:
 
 
 def _is_over(use: _BriefUse, deadline: float) -> bool:
-    """Waits for a brief use of another thread; False if it goes on."""
+    """Waits for the brief use of another thread to end; False if it has not ended at the deadline."""
     if is_mine(use.lock):
         return False
     if not use.lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
@@ -150,14 +153,14 @@ def _is_over(use: _BriefUse, deadline: float) -> bool:
 
 
 class _Cycle:
-    """Goes only when it is collected."""
+    """Garbage that only the collector of cycles frees."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
 def _collect(deadline: float) -> None:
-    """Collects garbage, also if another thread is just doing so, when `gc.collect()` does nothing."""
+    """Collects garbage, also while another thread does so, when `gc.collect()` returns without collecting."""
     while True:
         cycle = weakref.ref(_Cycle())
         gc.collect()
@@ -177,17 +180,17 @@ def _before_fork() -> None:
     for reference in list(_holders.values()):
         holder = reference()
         if holder is not None:
-            # Noted first: whatever it took hold of is given back, also if it fails half-way.
+            # Noted first, so that its locks are released even if it fails half-way.
             _let_go.append((holder, False))
             _let_go[-1] = (holder, holder.let_go())
-    if _on_their_way:
-        # Nobody knows a connection that was lost; it closes when it is collected.
-        _on_their_way.clear()
+    if _unheld:
+        # A lost connection has no reference; it closes when it is collected.
+        _unheld.clear()
         _collect(deadline)
 
 
 def _after_fork(*, in_child: bool) -> None:
-    struck: BaseException | None = None
+    interruption: BaseException | None = None
     tries = 0
     while _let_go:
         try:
@@ -197,9 +200,9 @@ def _after_fork(*, in_child: bool) -> None:
                 _barred.update(holder.files)
             holder.after_fork(in_child=in_child, let_go=let_go)
             _let_go.pop()
-        except BaseException as error:  # a signal handler's: every lock is given back first
-            struck = error
-            if tries > _MOST_TRIES:
+        except BaseException as error:  # a signal handler's: first release every lock
+            interruption = error
+            if tries > _MAX_TRIES:
                 _let_go.clear()
     if in_child:
         _barred.update(
@@ -212,8 +215,8 @@ def _after_fork(*, in_child: bool) -> None:
         _gate.release()
         if _was_mine:
             break
-    if struck is not None:
-        raise struck
+    if interruption is not None:
+        raise interruption
 
 
 def _after_fork_in_parent() -> None:

@@ -1,102 +1,77 @@
-"""The log of what happened: ledger and outbox in one, append-only, and the cursors of its consumers."""
+"""The log of what happened: ledger and outbox in one, append-only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
+from sqlalchemy import func, literal_column, select
 
-from goal_state.domain.events import EventKind, GoalEvent, make_event
+from goal_state.domain.events import EventKind, GoalEvent, finished_event, new_event_draft
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.schema import cursors, events
+from goal_state.storage.rows import columns_of, insert_of, reader
+from goal_state.storage.schema import events
 from goal_state.storage.statements import Statement, limited
 
-__all__ = [
-    "ConsumerCursor",
-    "ConsumerCursors",
-    "EventLog",
-    "EventRow",
-    "RecordedCharge",
-    "charge_rows",
-]
+__all__ = ["EventDraft", "EventLog", "charge_events"]
 
 _E = events.c
+_EVENT: Final = columns_of(GoalEvent, events)
+_event = reader(GoalEvent)
 _CREATIONS: Final = events.alias()
-_CREATED: Final = _E.kind == literal_column(
-    "'created'"
-)  # as text, so that the partial index serves
+# As text, so that the partial index serves.
+_CREATED: Final = _E.kind == literal_column("'created'")
 
-_APPEND = Statement(
-    lambda: insert(events).values(
-        {c.name: bindparam(c.name) for c in events.columns if c.name != "position"}
-    ),
-    " ".join(c.name for c in events.columns if c.name != "position"),
-)
+_APPEND = insert_of(GoalEvent, events, without=frozenset({"position"}))
 _PAGE = Statement(
-    lambda: limited(select(events).where(_E.position > bindparam("after")).order_by(_E.position)),
-    "after limit",
+    lambda after, limit: limited(
+        select(*_EVENT).where(_E.position > after).order_by(_E.position), limit
+    )
 )
 _PAGE_OF_GOAL = Statement(
-    lambda: limited(
-        select(events)
-        .where(_E.goal_id == bindparam("goal_id"), _E.position > bindparam("after"))
-        .order_by(_E.position)
-    ),
-    "goal_id after limit",
+    lambda goal_id, after, limit: limited(
+        select(*_EVENT).where(_E.goal_id == goal_id, _E.position > after).order_by(_E.position),
+        limit,
+    )
 )
 _GOALS_OF_THREAD = Statement(
-    lambda: (
+    lambda thread_id: (
         select(_E.goal_id, _E.position)
-        .where(_E.thread_id == bindparam("thread_id"), _CREATED)
+        .where(_E.thread_id == thread_id, _CREATED)
         .order_by(_E.position)
-    ),
-    "thread_id",
+    )
 )
 _CHARGE_BY_KEY = Statement(
-    lambda: select(
-        _E.goal_id,
-        _E.goal_status,
-        _E.token_budget,
-        _E.tokens_delta,
-        _E.time_delta_ms,
-        _E.cumulative_tokens,
-        _E.cumulative_time_ms,
-        _E.occurred_at_ms,
-    ).where(_E.thread_id == bindparam("thread_id"), _E.idempotency_key == bindparam("key")),
-    "thread_id key",
+    lambda thread_id, key: select(*_EVENT).where(
+        _E.thread_id == thread_id, _E.idempotency_key == key
+    )
 )
 # By the thread's goals: an index on turns would cost each charge, and this is asked when a total falls.
 _CHARGE_OF_TURN = Statement(
-    lambda: limited(
+    lambda thread_id, turn_id, limit: limited(
         select(_E.position).where(
             _E.goal_id.in_(
                 select(_CREATIONS.c.goal_id).where(
-                    _CREATIONS.c.thread_id == bindparam("thread_id"),
+                    _CREATIONS.c.thread_id == thread_id,
                     _CREATIONS.c.kind == literal_column("'created'"),
                 )
             ),
-            _E.turn_id == bindparam("turn_id"),
+            _E.turn_id == turn_id,
             _E.tokens_delta > literal_column("0"),
-        )
-    ),
-    "thread_id turn_id limit",
+        ),
+        limit,
+    )
 )
-_ID_AT = Statement(
-    lambda: select(_E.event_id).where(_E.position == bindparam("position")), "position"
-)
+_ID_AT = Statement(lambda position: select(_E.event_id).where(_E.position == position))
 _LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
-_STATUS: Final = {status.value: status for status in GoalStatus}
-_KIND: Final = {kind.value: kind for kind in EventKind}
+
+EventDraft: TypeAlias = Any
+"""A `GoalEvent` on its way into the log: it has no position yet."""
 
 
-EventRow: TypeAlias = tuple[Any, ...]
-"""An event on its way into the log: the values of its columns, but for the position."""
-
-
-def charge_rows(
+def charge_events(
     goal: Goal,
     *,
     tokens: int,
@@ -105,85 +80,41 @@ def charge_rows(
     turn_id: str | None,
     idempotency_key: str | None,
     now_ms: int,
-) -> list[EventRow]:
-    """The rows of a charge that left the goal like this: itself and, where the status changed, that."""
-    charge = (
-        new_id(),
-        "usage_accounted",
-        goal.thread_id,
-        goal.goal_id,
-        turn_id,
-        goal.status._value_,
-        previous_status._value_,
-        goal.token_budget,
-        tokens,
-        time_ms,
-        goal.tokens_used,
-        goal.time_used_ms,
-        idempotency_key,
-        None,
-        now_ms,
-    )
+) -> list[EventDraft]:
+    """The events of a charge that left the goal like this: itself and, where the status changed, that."""
+    charge = _draft(EventKind.USAGE_ACCOUNTED, goal, turn_id, previous_status, now_ms)
+    charge.tokens_delta = tokens
+    charge.time_delta_ms = time_ms
+    charge.cumulative_tokens = goal.tokens_used
+    charge.cumulative_time_ms = goal.time_used_ms
+    charge.idempotency_key = idempotency_key
     if goal.status is previous_status:
         return [charge]
-    return [
-        charge,
-        _row(EventKind.STATUS_CHANGED, goal, turn_id, previous_status, None, now_ms),
-    ]
+    return [charge, _draft(EventKind.STATUS_CHANGED, goal, turn_id, previous_status, now_ms)]
 
 
-def _row(
+def _draft(
     kind: EventKind,
     goal: Goal,
     turn_id: str | None,
     previous_status: GoalStatus | None,
-    replaced_goal_id: str | None,
     now_ms: int,
-) -> EventRow:
-    return (
-        new_id(),
-        kind.value,
-        goal.thread_id,
-        goal.goal_id,
-        turn_id,
-        goal.status.value,
-        None if previous_status is None else previous_status.value,
-        goal.token_budget,
-        0,
-        0,
-        None,
-        None,
-        None,
-        replaced_goal_id,
-        now_ms,
-    )
-
-
-class RecordedCharge(NamedTuple):
-    """A charge as the ledger remembers it under its idempotency key."""
-
-    goal_id: str
-    goal_status: str
-    token_budget: int | None
-    tokens: int
-    time_ms: int
-    cumulative_tokens: int
-    cumulative_time_ms: int
-    occurred_at_ms: int
-
-    @classmethod
-    def of(cls, goal: Goal, tokens: int, time_ms: int) -> Self:
-        """The charge that left the goal like this."""
-        return cls(
-            goal.goal_id,
-            goal.status.value,
-            goal.token_budget,
-            tokens,
-            time_ms,
-            goal.tokens_used,
-            goal.time_used_ms,
-            goal.updated_at_ms,
-        )
+) -> EventDraft:
+    """An event that left the goal like this and charged nothing."""
+    draft = new_event_draft()
+    draft.event_id = new_id()
+    draft.kind = kind
+    draft.thread_id = goal.thread_id
+    draft.goal_id = goal.goal_id
+    draft.turn_id = turn_id
+    draft.goal_status = goal.status
+    draft.previous_status = previous_status
+    draft.token_budget = goal.token_budget
+    draft.tokens_delta = draft.time_delta_ms = 0
+    draft.cumulative_tokens = draft.cumulative_time_ms = None
+    draft.idempotency_key = draft.replaced_goal_id = None
+    draft.occurred_at_ms = now_ms
+    return draft
 
 
 class EventLog:
@@ -212,16 +143,18 @@ class EventLog:
         replaced_goal_id: str | None = None,
     ) -> None:
         """Records that something other than a charge happened to a goal, as it is afterwards."""
-        self.add([_row(kind, goal, turn_id, previous_status, replaced_goal_id, now_ms)])
+        draft = _draft(kind, goal, turn_id, previous_status, now_ms)
+        draft.replaced_goal_id = replaced_goal_id
+        self.add([draft])
 
-    def add(self, rows: list[EventRow]) -> None:
-        """Appends rows made by this module, in order."""
-        self.newest_id = rows[-1][0]
-        last = self._executor.insert(_APPEND, rows)
+    def add(self, drafts: list[EventDraft]) -> None:
+        """Appends events, in order."""
+        self.newest_id = drafts[-1].event_id
+        last = self._executor.insert(_APPEND.statement, [*map(_APPEND.values, drafts)])
         if self.on_event is not None:
             # Within a transaction positions follow one another.
-            for number, row in enumerate(rows, last - len(rows) + 1):
-                self.on_event(_event((number, *row)))
+            for number, draft in enumerate(drafts, last - len(drafts) + 1):
+                self.on_event(finished_event(draft, number))
 
     def page(self, after: int, limit: int) -> list[GoalEvent]:
         """Up to `limit` events behind a position, in order."""
@@ -248,10 +181,10 @@ class EventLog:
                     break
         return events
 
-    def charge_by_key(self, thread_id: str, key: str) -> RecordedCharge | None:
+    def charge_by_key(self, thread_id: str, key: str) -> GoalEvent | None:
         """The charge that was made in the thread under an idempotency key."""
         row = self._executor.run(_CHARGE_BY_KEY, (thread_id, key)).fetchone()
-        return None if row is None else RecordedCharge(*row)
+        return None if row is None else _event(row)
 
     def turn_has_charged(self, thread_id: str, turn_id: str) -> bool:
         """Whether tokens were charged to a turn of the thread."""
@@ -265,140 +198,3 @@ class EventLog:
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
         return self._executor.run(_LAST_POSITION).fetchone()[0] or 0
-
-
-def _event(row: tuple[Any, ...]) -> GoalEvent:
-    position, event_id, kind, thread_id, goal_id, turn_id, status, previous, *rest = row
-    return make_event(
-        position,
-        event_id,
-        _KIND[kind],
-        thread_id,
-        goal_id,
-        turn_id,
-        _STATUS[status],
-        None if previous is None else _STATUS[previous],
-        *rest,
-    )
-
-
-# -- cursors -----------------------------------------------------------------------------------------
-
-
-class ConsumerCursor(NamedTuple):
-    """How far a named consumer has got, and who holds the name until when (Unix ms)."""
-
-    name: str
-    position: int
-    holder: str | None
-    lease_expires_at_ms: int | None
-
-    def is_free_for(self, holder: str, now_ms: int) -> bool:
-        """Whether this holder may take the name: it has it, or nobody's lease is running."""
-        ends = self.lease_expires_at_ms
-        return ends is None or self.holder == holder or not now_ms < ends <= now_ms + MAX_LEASE_MS
-
-
-_C = cursors.c
-
-_CURSOR = Statement(
-    lambda: select(_C.name, _C.position, _C.holder, _C.lease_expires_at_ms).where(
-        _C.name == bindparam("b_name")
-    ),
-    "b_name",
-)
-_CURSORS = Statement(
-    lambda: select(_C.name, _C.position, _C.holder, _C.lease_expires_at_ms).order_by(_C.name)
-)
-_NEW_CURSOR = Statement(
-    lambda: insert(cursors).values({c.name: bindparam(c.name) for c in cursors.columns}),
-    " ".join(c.name for c in cursors.columns),
-)
-_HOLD = Statement(
-    lambda: (
-        update(cursors)
-        .where(_C.name == bindparam("b_name"))
-        .values(
-            holder=bindparam("b_holder"),
-            lease_expires_at_ms=bindparam("b_expires"),
-            updated_at_ms=bindparam("b_now"),
-        )
-    ),
-    "b_holder b_expires b_now b_name",
-)
-_ADVANCE = Statement(
-    lambda: (
-        update(cursors)
-        .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
-        .values(
-            position=bindparam("b_position"),
-            lease_expires_at_ms=bindparam("b_expires"),
-            updated_at_ms=bindparam("b_now"),
-        )
-    ),
-    "b_position b_expires b_now b_name b_holder",
-)
-_RENEW = Statement(
-    lambda: (
-        update(cursors)
-        .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
-        .values(lease_expires_at_ms=bindparam("b_expires"), updated_at_ms=bindparam("b_now"))
-    ),
-    "b_expires b_now b_name b_holder",
-)
-_RELEASE = Statement(
-    lambda: (
-        update(cursors)
-        .where(_C.name == bindparam("b_name"), _C.holder == bindparam("b_holder"))
-        .values(holder=null(), lease_expires_at_ms=null(), updated_at_ms=bindparam("b_now"))
-    ),
-    "b_now b_name b_holder",
-)
-
-MAX_LEASE_MS: Final = 300_000
-"""No lease lasts longer. One that seems to was made before the clock jumped back, and counts for nothing."""
-
-
-class ConsumerCursors:
-    """The positions of durable consumers, and the leases on their names.
-
-    A name has one holder at a time. A lease that was not renewed in time may be taken by another.
-    """
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def get(self, name: str) -> ConsumerCursor | None:
-        """The cursor of that name, or None if nobody ever consumed under it."""
-        row = self._executor.run(_CURSOR, (name,)).fetchone()
-        return None if row is None else ConsumerCursor(*row)
-
-    def all(self) -> list[ConsumerCursor]:
-        """Every cursor, by name."""
-        return [ConsumerCursor(*row) for row in self._executor.run(_CURSORS).fetchall()]
-
-    def claim(self, name: str, holder: str, *, lease_ms: int, now_ms: int) -> int | None:
-        """Takes the name and returns its position; None while somebody else holds it."""
-        expires = now_ms + lease_ms
-        cursor = self.get(name)
-        if cursor is None:
-            self._executor.run(_NEW_CURSOR, (name, 0, holder, expires, now_ms))
-            return 0
-        if not cursor.is_free_for(holder, now_ms):
-            return None
-        self._executor.run(_HOLD, (holder, expires, now_ms, name))
-        return cursor.position
-
-    def advance(self, name: str, holder: str, position: int, *, lease_ms: int, now_ms: int) -> bool:
-        """Notes how far the holder has got and renews its lease; False if the name was lost."""
-        values = (position, now_ms + lease_ms, now_ms, name, holder)
-        return self._executor.run(_ADVANCE, values).rowcount == 1
-
-    def renew(self, name: str, holder: str, *, lease_ms: int, now_ms: int) -> bool:
-        """Renews the holder's lease; False if the name was lost."""
-        values = (now_ms + lease_ms, now_ms, name, holder)
-        return self._executor.run(_RENEW, values).rowcount == 1
-
-    def release(self, name: str, holder: str, *, now_ms: int) -> None:
-        """Gives the name back, if it is still held."""
-        self._executor.run(_RELEASE, (now_ms, name, holder))

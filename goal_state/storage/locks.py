@@ -1,12 +1,13 @@
-"""Locks where an exception may strike at any instruction: a signal handler's, or one set from another thread.
+"""Locks that are safe against asynchronous exceptions.
 
-CPython delivers such an exception after a call returned and before its result is used, so that
-`lock.acquire(); try: …` can leave the lock held. `with lock:` cannot, as long as the lock is one of C
-(`threading.Lock`, `threading.RLock`): nothing is delivered between entering and the block, nor between the
-block and leaving. From CPython 3.12 on this does not hold for a loop that stands directly in the block, whose
-jump back is no part of it, so loops are in functions that the block calls. Locks are held by `with`, then,
-wherever code of others may run; what cannot be put that way is made so that it heals: state is derived from
-what is true (a lock that is held, a commit that happened) rather than kept in flags that a stroke could leave
+A thread is interrupted when an exception is raised in it at an arbitrary instruction: by a signal handler or
+by `PyThreadState_SetAsyncExc`. CPython may raise it after a call has returned and before its result is used,
+so that `lock.acquire(); try: …` can leave the lock held. `with lock:` cannot, if the lock is implemented in C
+(`threading.Lock`, `threading.RLock`): CPython raises nothing between entering and the block, nor between the
+block and leaving. From CPython 3.12 on this does not hold for a loop directly in the block, whose backward
+jump is not covered by it, so loops are in functions that the block calls. Therefore locks are held by `with`
+wherever foreign code may run. Where `with` is not possible, the code repairs itself: state is derived from
+facts (a lock that is held, a commit that was made), not kept in flags that an interrupted thread would leave
 behind.
 """
 
@@ -23,7 +24,7 @@ ReentrantLock: TypeAlias = "threading.RLock"  # a function at run time, before P
 def is_mine(lock: ReentrantLock) -> bool:
     """Whether the calling thread holds the lock.
 
-    `threading.Condition` relies on the same method; without it, one would have to note the thread beside
-    the lock, and the note could be wrong after an exception.
+    `threading.Condition` relies on the same method. The alternative, a note of the owning thread beside the
+    lock, could be wrong after the thread was interrupted.
     """
     return cast(Any, lock)._is_owned()

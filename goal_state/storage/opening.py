@@ -1,4 +1,4 @@
-"""Which backend keeps the goals of a database."""
+"""Chooses the backend of a database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host chooses when it opens a store."""
+"""Options that a host chooses when it opens a store."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from goal_state.errors import InvalidValueError
 __all__ = ["Durability", "Progress", "check_busy_timeout", "check_durability"]
 
 Durability: TypeAlias = Literal["full", "normal"]
-"""`full`: what was acknowledged survives a power cut. `normal`: it survives a crash of the process, but
-the last commits may be missing after a power cut; the database is consistent all the same."""
+"""`full`: committed changes survive a power cut. `normal`: they survive a crash of the process, but the last
+commits may be missing after a power cut; the database stays consistent."""
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Told now and then of the pages that are left and of the pages in all."""
+"""Called now and then with the number of pages left and of pages in all."""
 
 _LONGEST_TIMEOUT_SECONDS: Final = 86_400
 

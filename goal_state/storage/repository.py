@@ -1,42 +1,28 @@
-"""Every statement on goals, inside a transaction that its owner began."""
+"""The operations on goals, inside a transaction that its owner began."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace as changed
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal_column,
-    null,
-    select,
-    update,
-)
+from sqlalchemy import Connection
 
-from goal_state.domain.charging import charge_goal
 from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import (
     KEEP,
     Accounting,
-    AccountingMode,
     Goal,
     GoalStatus,
     check_goal,
     check_status,
-    make_goal,
     requested_status,
     status_by_budget,
 )
 from goal_state.domain.operations import GoalOperations
+from goal_state.domain.records import changed
 from goal_state.domain.requests import (
     ChangeGoal,
     Charge,
@@ -50,33 +36,24 @@ from goal_state.domain.requests import (
     SetBaseline,
     ThreadRequest,
 )
-from goal_state.domain.totals import (
-    beginning,
-    cumulative,
-    is_late,
-    names_turn,
-    next_baseline,
-    with_turn,
-)
 from goal_state.domain.usage import ThreadUsage, UsageBaseline
 from goal_state.domain.values import check_amount, check_name, check_optional_name
 from goal_state.errors import (
     BudgetExhaustedError,
     GoalExistsError,
     GoalNotFoundError,
-    IdempotencyConflictError,
     InvalidValueError,
     StaleGoalError,
 )
-from goal_state.storage.baselines import StoredBaseline, UsageLog
+from goal_state.storage.baselines import UsageLog
+from goal_state.storage.charges import Charges
 from goal_state.storage.executor import Executor
-from goal_state.storage.falling_totals import FallingTotals
+from goal_state.storage.goals import GoalTable
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.ledger import EventLog, EventRow, RecordedCharge, charge_rows
-from goal_state.storage.schema import goals
+from goal_state.storage.ledger import EventLog, charge_events
 from goal_state.storage.settings import Settings
 from goal_state.storage.sqlite.host_transaction import host_executor
-from goal_state.storage.statements import Statement, limited
+from goal_state.storage.totals import Totals
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -86,95 +63,6 @@ __all__ = ["GoalRepository", "wall_clock_ms"]
 _logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-_G = goals.c
-
-_BY_THREAD = Statement(
-    lambda: select(goals).where(_G.thread_id == bindparam("b_thread_id")), "b_thread_id"
-)
-_PAGE = Statement(
-    lambda: limited(select(goals).where(_G.goal_id > bindparam("after")).order_by(_G.goal_id)),
-    "after limit",
-)
-_PAGE_OF_STATUS = Statement(
-    lambda: limited(
-        select(goals)
-        .where(_G.goal_id > bindparam("after"), _G.status == bindparam("b_status"))
-        .order_by(_G.goal_id)
-    ),
-    "after b_status limit",
-)
-_COUNT = Statement(lambda: select(func.count()).select_from(goals))
-_COUNT_OF_STATUS = Statement(
-    lambda: select(func.count()).select_from(goals).where(_G.status == bindparam("b_status")),
-    "b_status",
-)
-_INSERT = Statement(
-    lambda: insert(goals).values({c.name: bindparam(c.name) for c in goals.columns}),
-    " ".join(c.name for c in goals.columns),
-)
-_UPDATE = Statement(
-    lambda: (
-        update(goals)
-        .where(_G.goal_id == bindparam("b_goal_id"))
-        .values(
-            objective=bindparam("b_objective"),
-            status=bindparam("b_status"),
-            token_budget=bindparam("b_token_budget"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
-            resume_at_ms=bindparam("b_resume_at_ms"),
-            blocked_reason=bindparam("b_blocked_reason"),
-        )
-    ),
-    "b_objective b_status b_token_budget b_updated_at_ms b_resume_at_ms b_blocked_reason b_goal_id",
-)
-# Each column that is set makes SQLite run its CHECKs: what a charge leaves alone is left out.
-_CHARGE = Statement(
-    lambda: (
-        update(goals)
-        .where(_G.goal_id == bindparam("b_goal_id"))
-        .values(
-            tokens_used=bindparam("b_tokens_used"),
-            time_used_ms=bindparam("b_time_used_ms"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
-        )
-    ),
-    "b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
-)
-_CHARGE_AND_LIMIT = Statement(
-    lambda: (
-        update(goals)
-        .where(_G.goal_id == bindparam("b_goal_id"))
-        .values(
-            status=literal_column("'budget_limited'"),
-            tokens_used=bindparam("b_tokens_used"),
-            time_used_ms=bindparam("b_time_used_ms"),
-            updated_at_ms=bindparam("b_updated_at_ms"),
-            resume_at_ms=null(),
-            blocked_reason=null(),
-        )
-    ),
-    "b_tokens_used b_time_used_ms b_updated_at_ms b_goal_id",
-)
-_DELETE = Statement(lambda: delete(goals).where(_G.goal_id == bindparam("b_goal_id")), "b_goal_id")
-# One statement, so that of many who clear at once exactly one gets the row.
-_CLEAR = Statement(
-    lambda: delete(goals).where(_G.thread_id == bindparam("b_thread_id")).returning(goals),
-    "b_thread_id",
-)
-_CLEAR_EXPECTED = Statement(
-    lambda: (
-        delete(goals)
-        .where(_G.thread_id == bindparam("b_thread_id"), _G.goal_id == bindparam("b_goal_id"))
-        .returning(goals)
-    ),
-    "b_thread_id b_goal_id",
-)
-
-_falling_totals: Final[WeakKeyDictionary[object, FallingTotals]] = WeakKeyDictionary()
-"""Of each database, also where a host makes a repository for each of its transactions."""
-
-_STATUS: Final = {status.value: status for status in GoalStatus}
 
 
 def wall_clock_ms() -> int:
@@ -234,6 +122,11 @@ class GoalRepository(GoalOperations):
         self.log: EventLog = EventLog(executor, on_event)
         self.usage_log: UsageLog = UsageLog(executor)
         self.settings: Settings = Settings(executor, counted_tokens)
+        self._goals = GoalTable(executor)
+        self._charges = Charges(self._goals, self.log)
+        self._totals = Totals(
+            self._goals, self.log, self.usage_log, self._charges, counted_tokens, executor
+        )
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
             CreateGoal: self._create,
             ChangeGoal: self._change,
@@ -250,7 +143,7 @@ class GoalRepository(GoalOperations):
 
     def get(self, thread_id: str) -> Goal | None:
         """The thread's goal, or None."""
-        return self._select(check_name("thread_id", thread_id))
+        return self._goals.get(check_name("thread_id", thread_id))
 
     def goals_page(
         self, *, after: str = "", status: GoalStatus | str | None = None, limit: int = 500
@@ -263,18 +156,12 @@ class GoalRepository(GoalOperations):
         if after != "":
             after = check_name("after", after)
         limit = check_amount("limit", limit)
-        if status is None:
-            rows = self.executor.run(_PAGE, (after, limit)).fetchall()
-        else:
-            values = (after, check_status(status).value, limit)
-            rows = self.executor.run(_PAGE_OF_STATUS, values).fetchall()
-        return [_goal(row) for row in rows]
+        known = None if status is None else check_status(status)
+        return self._goals.page(after, known, limit)
 
     def count(self, status: GoalStatus | str | None = None) -> int:
         """How many goals there are (of a status)."""
-        if status is None:
-            return self.executor.run(_COUNT).fetchone()[0]
-        return self.executor.run(_COUNT_OF_STATUS, (check_status(status).value,)).fetchone()[0]
+        return self._goals.count(None if status is None else check_status(status))
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
         """What a thread has used, all its counts together, and the turn that reported last; or None."""
@@ -299,7 +186,7 @@ class GoalRepository(GoalOperations):
         return handler(request)
 
     def _create(self, request: CreateGoal) -> Goal:
-        old = self._select(request.thread_id)
+        old = self._goals.lock(request.thread_id)
         if old is not None and old.status is not GoalStatus.COMPLETE and not request.replace:
             raise GoalExistsError(
                 f"thread {request.thread_id!r} has a goal that is {old.status}; complete or clear it"
@@ -311,7 +198,7 @@ class GoalRepository(GoalOperations):
         )
 
     def _change(self, request: ChangeGoal) -> Goal:
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         _expect(request, goal, request.expected_goal_id)
         if goal is None:
             if request.objective is KEEP:
@@ -345,7 +232,7 @@ class GoalRepository(GoalOperations):
         return self._update(goal, new, request.turn_id)
 
     def _resume(self, request: ResumeGoal) -> Goal:
-        goal = self._select(request.thread_id)
+        goal = self._goals.lock(request.thread_id)
         _expect(request, goal, request.expected_goal_id)
         if goal is None:
             raise _not_found(request)
@@ -364,14 +251,9 @@ class GoalRepository(GoalOperations):
         return self._update(goal, new, request.turn_id)
 
     def _clear(self, request: ClearGoal) -> Goal | None:
-        if request.expected_goal_id is None:
-            rows = self.executor.run(_CLEAR, (request.thread_id,)).fetchall()
-        else:
-            values = (request.thread_id, request.expected_goal_id)
-            rows = self.executor.run(_CLEAR_EXPECTED, values).fetchall()
-        if not rows:
+        goal = self._goals.clear(request.thread_id, request.expected_goal_id)
+        if goal is None:
             return None
-        goal = _goal(rows[0])
         self.log.append(
             EventKind.CLEARED,
             goal,
@@ -394,20 +276,20 @@ class GoalRepository(GoalOperations):
         """
         goal = check_goal(goal)
         self.executor.join_transaction()
-        old = self._select(goal.thread_id)
+        old = self._goals.lock(goal.thread_id)
         if old is not None:
             raise GoalExistsError(f"thread {goal.thread_id!r} has goal {old.goal_id} already")
         if self.log.page_of_goal(goal.goal_id, 0, 1):
             raise GoalExistsError(
                 f"there was a goal {goal.goal_id} before; an id is never used again"
             )
-        self._insert_row(goal)
+        self._goals.insert(goal)
         begun = charged = changed(goal, status=GoalStatus.ACTIVE)
         self.log.append(EventKind.CREATED, begun, turn_id=None, now_ms=goal.created_at_ms)
         if goal.tokens_used or goal.time_used_ms:
             charged = changed(goal, status=status_by_budget(goal))
             self.log.add(
-                charge_rows(
+                charge_events(
                     charged,
                     tokens=goal.tokens_used,
                     time_ms=goal.time_used_ms,
@@ -430,205 +312,28 @@ class GoalRepository(GoalOperations):
     # -- charging ----------------------------------------------------------------------------------
 
     def _charge(self, request: Charge) -> Accounting:
-        goal = self._select(request.thread_id)
-        key = request.idempotency_key
-        if key is not None and (first := self.log.charge_by_key(request.thread_id, key)):
-            return _repeated(request, first, goal)
-        return self._write_charge(request, goal, request.tokens, request.time_ms, key)
+        return self._charges.charge(request, wall_clock_ms())
 
     def _charge_many(self, request: ChargeMany) -> list[Accounting]:
-        """As `_charge` for each, but each goal is read and written once and the log in one go."""
-        before: dict[str, Goal | None] = {}
-        after: dict[str, Goal | None] = {}
-        firsts: dict[tuple[str, str], RecordedCharge] = {}
-        rows: list[EventRow] = []
-        results: list[Accounting] = []
-        now_ms = wall_clock_ms()
-        for charge in request.charges:
-            thread_id, key = charge.thread_id, charge.idempotency_key
-            if thread_id not in after:
-                before[thread_id] = after[thread_id] = self._select(thread_id)
-            goal = after[thread_id]
-            if key is not None:
-                first = firsts.get((thread_id, key)) or self.log.charge_by_key(thread_id, key)
-                if first is not None:
-                    results.append(_repeated(charge, first, goal))
-                    continue
-            accounting = charge_goal(charge, goal, charge.tokens, charge.time_ms, key, now_ms)
-            results.append(accounting)
-            charged = accounting.goal
-            if goal is None or charged is None or not accounting.applied:
-                if charge.tokens or charge.time_ms:
-                    _log_unpaid(charge, accounting)
-                continue
-            after[thread_id] = charged
-            rows += _rows(charge, goal, charged, charge.tokens, charge.time_ms, key)
-            if key is not None:
-                firsts[thread_id, key] = RecordedCharge.of(charged, charge.tokens, charge.time_ms)
-        if rows:
-            self._write_charged(before, after)
-            self.log.add(rows)
-        return results
-
-    def _write_charged(self, before: dict[str, Goal | None], after: dict[str, Goal | None]) -> None:
-        """Writes each goal that was charged, once."""
-        for statement, flips in ((_CHARGE, False), (_CHARGE_AND_LIMIT, True)):
-            values = [
-                (new.tokens_used, new.time_used_ms, new.updated_at_ms, new.goal_id)
-                for thread_id, new in after.items()
-                if new is not None
-                and (old := before[thread_id]) is not None
-                and new is not old
-                and (new.status is not old.status) is flips
-            ]
-            if values:
-                self.executor.run_many(statement, values)
+        return self._charges.charge_many(request, wall_clock_ms())
 
     def _record_total(self, request: RecordTotal) -> Accounting:
-        stored = self.usage_log.baseline(request.thread_id, request.count_id)
-        return self._charge_total(request, stored, self._select(request.thread_id))
-
-    def _charge_total(
-        self, request: RecordTotal, stored: StoredBaseline | None, goal: Goal | None
-    ) -> Accounting:
-        """Charges a goal what is new in a total, and moves the baseline to the total."""
-        before = None if stored is None else stored.baseline
-        if before is None and request.count_id is not None:
-            before = beginning() if self.usage_log.knows(request.thread_id) else None
-        late = self._comes_late(request, stored)
-        after, tokens = (
-            (None, 0)
-            if late
-            else next_baseline(before, request.total, request.turn_id, self.counted_tokens)
-        )
-        least_ms = request.least_time_alone_ms
-        if least_ms is not None:
-            counts = tokens > 0 or request.time_ms >= least_ms
-        else:  # a first total, a repeated or a late one: neither its tokens nor its time are new
-            counts = not late and before is not None and cumulative(request.total) != before.total
-        time_ms = request.time_ms if counts else 0
-        accounting = self._write_charge(request, goal, tokens, time_ms, None)
-        if not late:
-            # The tokens were used, whoever pays: the baseline moves also when no goal took the charge,
-            # so that the next goal does not pay for them.
-            paid = accounting.applied and tokens > 0
-            self._write_baseline(request, stored, after, goal, paid=paid)
-        return accounting
+        return self._totals.record(request, wall_clock_ms())
 
     def _set_baseline(self, request: SetBaseline) -> None:
-        stored = self.usage_log.baseline(request.thread_id, request.count_id)
-        if not request.is_stated and self._comes_late(request, stored):
-            return
-        self._state_baseline(request, stored, self._select(request.thread_id))
-
-    def _state_baseline(
-        self, request: SetBaseline, stored: StoredBaseline | None, goal: Goal | None
-    ) -> None:
-        before = None if stored is None else stored.baseline
-        after, _ = next_baseline(before, request.total, request.turn_id, self.counted_tokens)
-        self._write_baseline(request, stored, after, goal, paid=False)
-
-    def _comes_late(
-        self, request: RecordTotal | SetBaseline, stored: StoredBaseline | None
-    ) -> bool:
-        """Whether a total was overtaken. Says in the log if this thread's totals seem to be none."""
-        if stored is None or not cumulative(request.total).is_below(stored.baseline.total):
-            return False
-        thread_id, turn_id = request.thread_id, request.turn_id
-        late = is_late(
-            stored.baseline,
-            request.total,
-            count_id=request.count_id,
-            turn_id=turn_id,
-            has_reported=lambda turn: (
-                names_turn(stored.unpaid_turn_ids, turn)
-                or self.log.turn_has_charged(thread_id, turn)
-            ),
-        )
-        falling = _falling_totals.setdefault(self.executor.origin, FallingTotals())
-        if request.count_id is None and falling.note(thread_id, turn_id, within_turn=late):
-            _logger.warning(
-                "the totals of thread %r fall in turn after turn, so they are no totals, and most of"
-                " them charge nothing: charge what one response used with charge(), or give"
-                " record_total() and the meter a count_id for each time that counting begins at zero",
-                thread_id,
-            )
-        return late
-
-    def _write_baseline(
-        self,
-        request: RecordTotal | SetBaseline,
-        stored: StoredBaseline | None,
-        usage: ThreadUsage | None,
-        goal: Goal | None,
-        *,
-        paid: bool,
-    ) -> None:
-        """Keeps a usage (None: the one that there is) as the baseline, in the time of a goal."""
-        goal_id = None if goal is None else goal.goal_id
-        before, unpaid = (None, None) if stored is None else stored
-        if (
-            request.count_id is None
-            and request.turn_id is not None
-            and not paid
-            and (before is None or request.turn_id != before.turn_id)
-        ):
-            unpaid = with_turn(unpaid, request.turn_id)
-        if before is None and usage is None:  # a further count whose first total is zero
-            usage, _ = next_baseline(None, request.total, request.turn_id, self.counted_tokens)
-        if usage is not None:
-            number = 0 if before is None else before.count_number
-            falls = before is not None and usage.info.total.is_below(before.total)
-            self.usage_log.write(
-                request.thread_id,
-                request.count_id,
-                usage,
-                goal_id=goal_id,
-                count_number=number + falls,
-                unpaid_turn_ids=unpaid,
-                now_ms=wall_clock_ms(),
-            )
-        elif stored is not None and before is not None:
-            turn_id = before.turn_id if request.turn_id is None else request.turn_id
-            if (turn_id, goal_id, unpaid) != (before.turn_id, before.goal_id, stored[1]):
-                self.usage_log.set_owners(
-                    request.thread_id,
-                    request.count_id,
-                    turn_id=turn_id,
-                    goal_id=goal_id,
-                    unpaid_turn_ids=unpaid,
-                    now_ms=wall_clock_ms(),
-                )
+        self._totals.set_baseline(request, wall_clock_ms())
 
     def _reconcile(self, request: Reconcile) -> Accounting:
-        thread_id, total, count_id = request.thread_id, request.total, request.count_id
-        stored = self.usage_log.baseline(thread_id, count_id)
-        goal = self._select(thread_id)
-        before = None if stored is None else stored.baseline
-        if before is not None and cumulative(total).is_below(before.total):
-            return Accounting(goal, applied=False)
-        turn_id = request.turn_id or (None if before is None else before.turn_id)
-        if goal is not None and before is not None and before.goal_id == goal.goal_id:
-            charge = RecordTotal(
-                thread_id, total, 0, AccountingMode.ACTIVE_ONLY, None, turn_id, count_id
-            )
-            return self._charge_total(charge, stored, goal)
-        # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
-        self._state_baseline(SetBaseline(thread_id, total, turn_id, count_id), stored, goal)
-        return Accounting(goal, applied=False)
+        return self._totals.reconcile(request, wall_clock_ms())
 
     # -- shared steps ------------------------------------------------------------------------------
-
-    def _select(self, thread_id: str) -> Goal | None:
-        row = self.executor.run(_BY_THREAD, (thread_id,)).fetchone()
-        return None if row is None else _goal(row)
 
     def _insert(
         self, goal: Goal, turn_id: str | None, *, replaced_goal_id: str | None = None
     ) -> Goal:
         if replaced_goal_id is not None:
-            self.executor.run(_DELETE, (replaced_goal_id,))
-        self._insert_row(goal)
+            self._goals.delete(replaced_goal_id)
+        self._goals.insert(goal)
         self.log.append(
             EventKind.CREATED,
             goal,
@@ -638,24 +343,6 @@ class GoalRepository(GoalOperations):
         )
         return goal
 
-    def _insert_row(self, goal: Goal) -> None:
-        self.executor.run(
-            _INSERT,
-            (
-                goal.thread_id,
-                goal.goal_id,
-                goal.objective,
-                goal.status.value,
-                goal.token_budget,
-                goal.tokens_used,
-                goal.time_used_ms,
-                goal.created_at_ms,
-                goal.updated_at_ms,
-                goal.resume_at_ms,
-                goal.blocked_reason,
-            ),
-        )
-
     def _update(self, goal: Goal, new: Goal, turn_id: str | None) -> Goal:
         if new == goal:
             return goal
@@ -663,18 +350,7 @@ class GoalRepository(GoalOperations):
         new = changed(new, updated_at_ms=max(now_ms, goal.updated_at_ms))
         if goal.remaining_tokens == 0 and new.remaining_tokens != 0:
             self.usage_log.forget_warning(goal.thread_id, goal.goal_id)
-        self.executor.run(
-            _UPDATE,
-            (
-                new.objective,
-                new.status.value,
-                new.token_budget,
-                new.updated_at_ms,
-                new.resume_at_ms,
-                new.blocked_reason,
-                new.goal_id,
-            ),
-        )
+        self._goals.update(new)
         if new.status is not goal.status:
             self.log.append(
                 EventKind.STATUS_CHANGED,
@@ -684,52 +360,6 @@ class GoalRepository(GoalOperations):
                 now_ms=now_ms,
             )
         return new
-
-    def _write_charge(
-        self,
-        request: Charge | RecordTotal,
-        goal: Goal | None,
-        tokens: int,
-        time_ms: int,
-        key: str | None,
-    ) -> Accounting:
-        accounting = charge_goal(request, goal, tokens, time_ms, key, wall_clock_ms())
-        charged = accounting.goal
-        if goal is None or charged is None or not accounting.applied:
-            if tokens or time_ms:
-                _log_unpaid(request, accounting)
-            return accounting
-        self.executor.run(
-            _CHARGE if charged.status is goal.status else _CHARGE_AND_LIMIT,
-            (charged.tokens_used, charged.time_used_ms, charged.updated_at_ms, charged.goal_id),
-        )
-        self.log.add(_rows(request, goal, charged, tokens, time_ms, key))
-        return accounting
-
-
-def _log_unpaid(request: Charge | RecordTotal, accounting: Accounting) -> None:
-    goal = accounting.goal
-    if goal is None or request.expected_goal_id not in (None, goal.goal_id):
-        _logger.debug("a charge of turn %r found no goal to pay it", request.turn_id)
-    else:
-        _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
-
-
-def _goal(row: tuple[Any, ...]) -> Goal:
-    thread_id, goal_id, objective, status, budget, used, time_used, created, updated, at, why = row
-    return make_goal(
-        thread_id,
-        goal_id,
-        objective,
-        _STATUS[status],
-        budget,
-        used,
-        time_used,
-        created,
-        updated,
-        at,
-        why,
-    )
 
 
 def _new_goal(
@@ -742,17 +372,17 @@ def _new_goal(
 ) -> Goal:
     now_ms = wall_clock_ms()
     return Goal(
-        thread_id,
-        new_id(),
-        objective,
-        status,
-        token_budget,
-        0,
-        0,
-        now_ms,
-        now_ms,
-        resume_at_ms,
-        blocked_reason,
+        thread_id=thread_id,
+        goal_id=new_id(),
+        objective=objective,
+        status=status,
+        token_budget=token_budget,
+        tokens_used=0,
+        time_used_ms=0,
+        created_at_ms=now_ms,
+        updated_at_ms=now_ms,
+        resume_at_ms=resume_at_ms,
+        blocked_reason=blocked_reason,
     )
 
 
@@ -766,49 +396,3 @@ def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | Non
         raise StaleGoalError(
             f"thread {request.thread_id!r} has {found}, expected goal {expected}; read it again"
         )
-
-
-def _rows(
-    request: Charge | RecordTotal,
-    goal: Goal,
-    charged: Goal,
-    tokens: int,
-    time_ms: int,
-    key: str | None,
-) -> list[EventRow]:
-    return charge_rows(
-        charged,
-        tokens=tokens,
-        time_ms=time_ms,
-        previous_status=goal.status,
-        turn_id=request.turn_id,
-        idempotency_key=key,
-        now_ms=charged.updated_at_ms,
-    )
-
-
-def _repeated(request: Charge, first: RecordedCharge, goal: Goal | None) -> Accounting:
-    """The result of the charge that used this key before. Its seconds are measured anew for each try, so
-    they tell nothing.
-    """
-    if first.tokens != request.tokens:
-        raise IdempotencyConflictError(
-            f"idempotency_key {request.idempotency_key!r} has charged {first.tokens} tokens in thread"
-            f" {request.thread_id!r}, and that stands; the {request.tokens} of this call were not charged:"
-            " repeat a charge with the tokens of its first try"
-        )
-    if goal is None or goal.goal_id != first.goal_id:
-        return Accounting(None, applied=True, duplicate=True)
-    status = _STATUS[first.goal_status]
-    is_same = status is goal.status
-    as_it_was = changed(
-        goal,
-        status=status,
-        token_budget=first.token_budget,
-        tokens_used=first.cumulative_tokens,
-        time_used_ms=first.cumulative_time_ms,
-        updated_at_ms=max(first.occurred_at_ms, goal.created_at_ms),
-        resume_at_ms=goal.resume_at_ms if is_same else None,
-        blocked_reason=goal.blocked_reason if is_same else None,
-    )
-    return Accounting(as_it_was, applied=True, duplicate=True)

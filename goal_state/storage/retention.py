@@ -11,7 +11,6 @@ from typing import Final
 from sqlalchemy import (
     ColumnElement,
     and_,
-    bindparam,
     case,
     delete,
     exists,
@@ -19,74 +18,68 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.sql import Executable
 
+from goal_state.domain.events import FIGURES
+from goal_state.storage.cursors import ConsumerCursors
 from goal_state.storage.executor import Executor
-from goal_state.storage.ledger import ConsumerCursors
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.schema import balances, events, goals
-from goal_state.storage.statements import Statement
+from goal_state.storage.statements import Parameter, Statement, Upsert
 
 __all__ = ["last_prunable_position", "prune_chunk", "prune_ended"]
 
 _E = events.c
 _B = balances.c
-_OLD: Final = and_(
-    _E.position > bindparam("after"),
-    _E.position <= bindparam("through"),
-    _E.kind != literal_column("'created'"),
-)
+_IS_CREATED: Final = _E.kind == literal_column("'created'")
 
 
-def _carry_forward() -> Executable:
+def _prunable(after: Parameter, through: Parameter) -> ColumnElement[bool]:
+    return and_(_E.position > after, _E.position <= through, ~_IS_CREATED)
+
+
+def _carry_forward(after: Parameter, through: Parameter) -> Upsert:
     old = (
         select(
             _E.goal_id,
             func.max(_E.position).label("through_position"),
-            func.sum(_E.tokens_delta).label("tokens"),
-            func.sum(_E.time_delta_ms).label("time_ms"),
+            *(func.sum(_E[figure.delta]).label(figure.balance) for figure in FIGURES),
         )
-        .where(_OLD)
+        .where(_prunable(after, through))
         .group_by(_E.goal_id)
         .subquery()
     )
     last = events.alias("last")
-    # A join by WHERE: after one by ON, SQLite would take ON CONFLICT for a part of it.
     cleared: ColumnElement[str] = literal_column("'cleared'")
-    status = case((last.c.kind == cleared, cleared), else_=last.c.goal_status)
-    sums = select(*old.columns, status).where(last.c.position == old.c.through_position)
-    statement = insert(balances).from_select([c.name for c in balances.columns], sums)
-    new = statement.excluded
-    return statement.on_conflict_do_update(
-        index_elements=["goal_id"],
-        set_={
-            "through_position": new.through_position,
-            "tokens": _B.tokens + new.tokens,
-            "time_ms": _B.time_ms + new.time_ms,
-            "status": new.status,
+    status = case((last.c.kind == cleared, cleared), else_=last.c.goal_status).label("status")
+    return Upsert(
+        balances,
+        # A join by WHERE: after one by ON, SQLite would take ON CONFLICT for a part of it.
+        select(*old.columns, status).where(last.c.position == old.c.through_position),
+        ["goal_id"],
+        lambda new: {
+            "through_position": new["through_position"],
+            "status": new["status"],
+            **{figure.balance: _B[figure.balance] + new[figure.balance] for figure in FIGURES},
         },
     )
 
 
-_CARRY_FORWARD = Statement(_carry_forward, "after through")
-_DELETE_OLD = Statement(lambda: delete(events).where(_OLD), "after through")
+_CARRY_FORWARD = Statement(_carry_forward)
+_DELETE_OLD = Statement(lambda after, through: delete(events).where(_prunable(after, through)))
 _FIRST_YOUNG = Statement(
-    lambda: select(func.min(_E.position)).where(_E.occurred_at_ms >= bindparam("before_ms")),
-    "before_ms",
+    lambda before_ms: select(func.min(_E.position)).where(_E.occurred_at_ms >= before_ms)
 )
-_FIRST_PRUNABLE = Statement(
-    lambda: select(func.min(_E.position)).where(_E.kind != literal_column("'created'"))
-)
+_FIRST_PRUNABLE = Statement(lambda: select(func.min(_E.position)).where(~_IS_CREATED))
 
 
-def _ended() -> Executable:
+def _ended(through: Parameter) -> Executable:
     other = events.alias("other")
     return (
         select(_E.goal_id)
         .where(
-            _E.kind == literal_column("'created'"),
-            _E.position <= bindparam("through"),
+            _IS_CREATED,
+            _E.position <= through,
             ~exists().where(goals.c.goal_id == _E.goal_id),
             ~exists().where(other.c.goal_id == _E.goal_id, other.c.position > _E.position),
         )
@@ -96,13 +89,9 @@ def _ended() -> Executable:
     )
 
 
-_ENDED = Statement(_ended, "through")
-_FORGET_EVENTS = Statement(
-    lambda: delete(events).where(_E.goal_id == bindparam("goal_id")), "goal_id"
-)
-_FORGET_BALANCE = Statement(
-    lambda: delete(balances).where(_B.goal_id == bindparam("goal_id")), "goal_id"
-)
+_ENDED = Statement(_ended)
+_FORGET_EVENTS = Statement(lambda goal_id: delete(events).where(_E.goal_id == goal_id))
+_FORGET_BALANCE = Statement(lambda goal_id: delete(balances).where(_B.goal_id == goal_id))
 
 
 def last_prunable_position(repository: GoalRepository, before_ms: int) -> int:

@@ -7,7 +7,8 @@ integer overflow is an error, never a silent float.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import fields
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -23,10 +24,15 @@ from sqlalchemy import (
     text,
 )
 
+from goal_state.domain.events import EventKind
+from goal_state.domain.goals import GoalStatus
+from goal_state.domain.usage import TokenUsage
 from goal_state.errors import SchemaIncompleteError
 
 __all__ = [
+    "COUNTS",
     "HEAD_REVISION",
+    "LAST_COUNTS",
     "VERSION_TABLE",
     "balances",
     "baselines",
@@ -62,7 +68,11 @@ def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
-_STATUSES = "('active', 'paused', 'blocked', 'usage_limited', 'budget_limited', 'complete')"
+def _one_of(texts: Iterable[str]) -> str:
+    return f"IN ({', '.join(map(repr, map(str, texts)))})"
+
+
+_STATUSES: Final = _one_of(GoalStatus)
 
 goals: Final = Table(
     "goal_state_goals",
@@ -88,7 +98,7 @@ goals: Final = Table(
     CheckConstraint("instr(objective, char(0)) = 0", name="objective_without_nul").ddl_if(
         dialect="sqlite"
     ),
-    CheckConstraint(f"status IN {_STATUSES}", name="status"),
+    CheckConstraint(f"status {_STATUSES}", name="status"),
     CheckConstraint("token_budget > 0", name="token_budget"),
     CheckConstraint("tokens_used >= 0", name="tokens_used"),
     CheckConstraint("time_used_ms >= 0", name="time_used_ms"),
@@ -125,10 +135,8 @@ events: Final = Table(
     Column("idempotency_key", Text),
     Column("replaced_goal_id", Text),
     Column("occurred_at_ms", _INT64, nullable=False),
-    CheckConstraint(
-        "kind IN ('created', 'usage_accounted', 'status_changed', 'cleared')", name="kind"
-    ),
-    CheckConstraint(f"goal_status IN {_STATUSES}", name="goal_status"),
+    CheckConstraint(f"kind {_one_of(EventKind)}", name="kind"),
+    CheckConstraint(f"goal_status {_STATUSES}", name="goal_status"),
     CheckConstraint(
         "tokens_delta >= 0 AND time_delta_ms >= 0"
         " AND (kind = 'usage_accounted') = (cumulative_tokens IS NOT NULL)"
@@ -151,14 +159,11 @@ events: Final = Table(
     sqlite_strict=True,
 )
 
-_COUNTS = (
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_input_tokens",
-    "output_tokens",
-    "reasoning_output_tokens",
-    "total_tokens",
-)
+COUNTS: Final = tuple(field.name for field in fields(TokenUsage))
+"""The columns of a thread's total, which are the fields of a `TokenUsage`."""
+
+LAST_COUNTS: Final = tuple(f"last_{name}" for name in COUNTS)
+"""The columns of what its last response used."""
 
 baselines: Final = Table(
     "goal_state_baselines",
@@ -167,8 +172,7 @@ baselines: Final = Table(
     # Which of its counts, as the host names them; "" for the one without a name.
     Column("count_id", Text, primary_key=True, nullable=False),
     Column("turn_id", Text),
-    *(Column(name, _INT64, nullable=False) for name in _COUNTS),
-    *(Column(f"last_{name}", _INT64, nullable=False) for name in _COUNTS),
+    *(Column(name, _INT64, nullable=False) for name in (*COUNTS, *LAST_COUNTS)),
     Column("model_context_window", _INT64),
     Column("updated_at_ms", _INT64, nullable=False),
     Column("goal_id", Text),  # the thread's goal when this was recorded
@@ -180,7 +184,7 @@ baselines: Final = Table(
     CheckConstraint("length(thread_id) BETWEEN 1 AND 256", name="thread_id"),
     CheckConstraint("length(count_id) <= 256", name="count_id"),
     CheckConstraint(
-        " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS), name="counts"
+        " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in COUNTS), name="counts"
     ),
     CheckConstraint("count_number >= 0", name="count_number"),
     sqlite_strict=True,

@@ -1,10 +1,9 @@
-"""Moving everything that a store holds: as a copy of the file, or as JSON lines.
+"""Moving everything that a store holds as JSON lines.
 
-JSON lines begin with a header `{"format": 2, "revision": …, "last_position": …, "counted_tokens": …}`; then
-follows one `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one
-snapshot; the end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was
-cut off or damaged on its way is known. Leases do not travel: whoever held a consumer's name holds it in the
-old store.
+They begin with a header `{"format": 2, "revision": …, "last_position": …, "counted_tokens": …}`. Then follows
+one `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one snapshot.
+The end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was cut off
+or damaged on its way is known. Leases are not exported: a consumer's name is free in the new store.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Any, Final, NoReturn, cast
 
-from sqlalchemy import Table, bindparam, exists, func, insert, literal_column, select
+from sqlalchemy import Table, exists, func, literal_column, select
 
-from goal_state.errors import InvalidValueError, RequestError
+from goal_state.errors import InvalidValueError, NotAnExportError, StoreNotEmptyError
 from goal_state.storage.executor import Executor
 from goal_state.storage.exported_rows import MAX_COUNTER, check_row
 from goal_state.storage.repository import GoalRepository
@@ -29,13 +28,11 @@ from goal_state.storage.schema import (
     events,
     goals,
 )
-from goal_state.storage.statements import Statement
+from goal_state.storage.statements import Statement, insert_into
 from goal_state.storage.verification import verify
 
 __all__ = [
     "MAX_LINE_CHARACTERS",
-    "NotAnExportError",
-    "StoreNotEmptyError",
     "export_lines",
     "import_lines",
 ]
@@ -56,8 +53,7 @@ _NAMES: Final = {name: frozenset(columns) for name, columns in _COLUMNS.items()}
 _VALUES: Final[dict[str, itemgetter[str]]] = {
     name: itemgetter(*columns) for name, columns in _COLUMNS.items()
 }
-_KEY: Final = {name: table.primary_key.columns[0].name for name, table in _TABLES.items()}
-_KEYS: Final = {
+_KEY: Final = {
     name: [column.name for column in table.primary_key.columns] for name, table in _TABLES.items()
 }
 
@@ -66,26 +62,17 @@ def _all_rows(table: Table) -> Statement:
     return Statement(lambda: select(table).order_by(*table.primary_key.columns))
 
 
-def _new_row(table: Table) -> Statement:
-    names = [column.name for column in table.columns]
-    return Statement(
-        lambda: insert(table).values({name: bindparam(name) for name in names}), " ".join(names)
-    )
-
-
 def _how_many(table: Table) -> Statement:
     return Statement(lambda: select(func.count()).select_from(table))
 
 
 def _how_many_before(table: Table) -> Statement:
-    key = table.columns[_KEY[table.name]]
-    return Statement(
-        lambda: select(func.count()).select_from(table).where(key < bindparam("key")), "key"
-    )
+    first = table.columns[_KEY[table.name][0]]
+    return Statement(lambda key: select(func.count()).select_from(table).where(first < key))
 
 
 _ALL_ROWS: Final = {name: _all_rows(table) for name, table in _TABLES.items()}
-_NEW_ROW: Final = {name: _new_row(table) for name, table in _TABLES.items()}
+_NEW_ROW: Final = {name: insert_into(table, _COLUMNS[name]) for name, table in _TABLES.items()}
 _HOW_MANY: Final = {name: _how_many(table) for name, table in _TABLES.items()}
 _HOW_MANY_BEFORE: Final = {name: _how_many_before(table) for name, table in _TABLES.items()}
 
@@ -115,7 +102,7 @@ _IN_BALANCE_ALREADY = Statement(
     )
 )
 _FIRST_OF_GOAL = Statement(
-    lambda: select(func.min(_E.position)).where(_E.goal_id == bindparam("goal_id")), "goal_id"
+    lambda goal_id: select(func.min(_E.position)).where(_E.goal_id == goal_id)
 )
 _CONTRADICTIONS: Final = (
     (events.name, _SAME_EVENT_ID, "event_id: must be another one than that of any other event"),
@@ -123,22 +110,6 @@ _CONTRADICTIONS: Final = (
     (balances.name, _BALANCE_OF_NO_GOAL, "goal_id: no goal of this id was created before"),
     (events.name, _IN_BALANCE_ALREADY, "position: the balance of its goal contains it already"),
 )
-
-
-class StoreNotEmptyError(RequestError):
-    """The store to import into holds something already."""
-
-
-class NotAnExportError(InvalidValueError):
-    """What was to be imported is not what `export_lines` wrote: cut off, damaged or changed.
-
-    Attributes:
-        line: the number of the line at which that shows, from 1.
-    """
-
-    def __init__(self, line: int, problem: str) -> None:
-        super().__init__(f"line {line}", problem)
-        self.line = line
 
 
 def export_lines(repository: GoalRepository) -> Iterator[str]:
@@ -252,9 +223,8 @@ class _Import:
                 max(self._line, 1),
                 "is the last one and no trailer: the export was cut off; export again",
             )
-        executor = self._executor
         # Positions of pruned events are not given out again.
-        executor.set_last_position_ever(self._last_position)
+        self._executor.set_last_position_ever(self._last_position)
         return self._rows
 
     def check_whole(self, repository: GoalRepository) -> None:
@@ -338,7 +308,7 @@ class _Import:
             raise NotAnExportError(self._line, f"{name}.{error}") from error
         if name != self._table:
             self._begin_table(name)
-        self._check_order([fields[column] for column in _KEYS[name]])
+        self._check_order([fields[column] for column in _KEY[name]])
         self._check_position(fields)
         self._batch.append(_VALUES[name](fields))
         self._rows += 1

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import bindparam, literal_column, select, union
+from sqlalchemy import literal_column, select, union
 
+from goal_state.domain.events import FIGURES, EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.executor import Executor
 from goal_state.storage.repository import GoalRepository
+from goal_state.storage.rows import columns_of, reader
 from goal_state.storage.schema import balances, events, goals
 from goal_state.storage.statements import Statement
 
@@ -19,55 +21,42 @@ __all__ = ["Difference", "verify"]
 _E = events.c
 _B = balances.c
 _CREATED = events.alias("created")
-_COLUMNS = (
-    _E.goal_id,
-    _E.kind,
-    _E.thread_id,
-    _E.goal_status,
-    _E.token_budget,
-    _E.tokens_delta,
-    _E.time_delta_ms,
-    _E.cumulative_tokens,
-    _E.cumulative_time_ms,
-    _E.position,
-    _B.tokens,
-    _B.time_ms,
-    _B.status,
-)
+_EVENT: Final = columns_of(GoalEvent, events)
+_event = reader(GoalEvent)
+_BALANCE: Final = [_B.status, *(_B[figure.balance] for figure in FIGURES)]
 _FROM = events.outerjoin(balances, _B.goal_id == _E.goal_id)
-_LEDGERS = Statement(lambda: select(*_COLUMNS).select_from(_FROM).order_by(_E.goal_id, _E.position))
+_LEDGERS = Statement(
+    lambda: select(*_EVENT, *_BALANCE).select_from(_FROM).order_by(_E.goal_id, _E.position)
+)
 _LEDGERS_OF_THREAD = Statement(
-    lambda: (
-        select(*_COLUMNS)
+    lambda thread_id, same_thread_id: (
+        select(*_EVENT, *_BALANCE)
         .select_from(_FROM)
         .where(
             _E.goal_id.in_(
                 union(
                     select(_CREATED.c.goal_id).where(
-                        _CREATED.c.thread_id == bindparam("thread_id"),
+                        _CREATED.c.thread_id == thread_id,
                         _CREATED.c.kind == literal_column("'created'"),
                     ),
-                    select(goals.c.goal_id).where(goals.c.thread_id == bindparam("same_thread_id")),
+                    select(goals.c.goal_id).where(goals.c.thread_id == same_thread_id),
                 )
             )
         )
         .order_by(_E.goal_id, _E.position)
-    ),
-    "thread_id same_thread_id",
+    )
 )
-
 _REPLACED = Statement(
-    lambda: (
+    lambda thread_id, goal_id: (
         select(_E.position)
         .where(
-            _E.thread_id == bindparam("thread_id"),
+            _E.thread_id == thread_id,
             _E.kind == literal_column("'created'"),
-            _E.replaced_goal_id == bindparam("goal_id"),
+            _E.replaced_goal_id == goal_id,
         )
         .limit(literal_column("1"))
         .offset(literal_column("0"))
-    ),
-    "thread_id goal_id",
+    )
 )
 
 _PAGE: Final = 500
@@ -103,44 +92,41 @@ class _Ledger:
     def __init__(self, goal_id: str, thread_id: str) -> None:
         self.goal_id = goal_id
         self.thread_id = thread_id
-        self.tokens = 0
-        self.time_ms = 0
+        self.sums = dict.fromkeys(FIGURES, 0)
         self.status = ""
         self.cleared = False
         self.created = False
         self.differences: list[Difference] = []
 
-    def add(self, row: tuple[Any, ...]) -> None:
-        _, kind, thread_id, status, _, tokens, time_ms = row[:7]
-        cumulative_tokens, cumulative_time_ms, position = row[7:10]
-        if thread_id != self.thread_id:
-            self._differs(f"event {position} thread_id", thread_id, self.thread_id)
+    def add(self, event: GoalEvent, balance: tuple[Any, ...]) -> None:
+        """Takes the next event, and what the goal's balance says (only None where there is none)."""
+        kind, place = event.kind, f"event {event.position}"
+        if event.thread_id != self.thread_id:
+            self._differs(f"{place} thread_id", event.thread_id, self.thread_id)
         if self.cleared:
-            self._differs(f"event {position}", kind, "nothing after cleared")
-        if (kind == "created") == self.created:
-            self._differs(f"event {position}", kind, "one created, first")
+            self._differs(place, kind.value, "nothing after cleared")
+        if (kind is EventKind.CREATED) == self.created:
+            self._differs(place, kind.value, "one created, first")
         self.created = True
-        self.cleared |= kind == "cleared"
-        self.tokens += tokens
-        self.time_ms += time_ms
-        self.status = status
-        if kind == "created" and row[10] is not None:
+        self.cleared |= kind is EventKind.CLEARED
+        for figure in FIGURES:
+            self.sums[figure] += getattr(event, figure.delta)
+        self.status = event.goal_status.value
+        if kind is EventKind.CREATED and balance[0] is not None:
             # What was pruned came behind it; the balance says what that added up to.
-            self.tokens, self.time_ms, self.status = row[10:13]
-            self.cleared = self.status == "cleared"
-        if kind == "usage_accounted":
-            if cumulative_tokens != self.tokens:
-                self._differs(f"event {position} cumulative_tokens", cumulative_tokens, self.tokens)
-            if cumulative_time_ms != self.time_ms:
-                self._differs(
-                    f"event {position} cumulative_time_ms", cumulative_time_ms, self.time_ms
-                )
+            self.status, *sums = balance
+            self.sums = dict(zip(FIGURES, sums, strict=True))
+            self.cleared = self.status == EventKind.CLEARED
+        if kind is EventKind.USAGE_ACCOUNTED:
+            for figure, recomputed in self.sums.items():
+                stored = getattr(event, figure.cumulative)
+                if stored != recomputed:
+                    self._differs(f"{place} {figure.cumulative}", stored, recomputed)
 
     def compare(self, goal: Goal) -> None:
         for column, stored, recomputed in (
             ("thread_id", goal.thread_id, self.thread_id),
-            ("tokens_used", goal.tokens_used, self.tokens),
-            ("time_used_ms", goal.time_used_ms, self.time_ms),
+            *((figure.used, getattr(goal, figure.used), self.sums[figure]) for figure in FIGURES),
             ("status", goal.status.value, self.status),
         ):
             if stored != recomputed:
@@ -194,12 +180,14 @@ def _ledgers(executor: Executor, thread_id: str | None) -> Iterator[_Ledger]:
     else:
         rows = executor.stream(_LEDGERS_OF_THREAD, (thread_id, thread_id))
     ledger: _Ledger | None = None
+    width = len(_EVENT)
     for row in rows:
-        if ledger is None or ledger.goal_id != row[0]:
+        event = _event(row[:width])
+        if ledger is None or ledger.goal_id != event.goal_id:
             if ledger is not None:
                 yield ledger
-            ledger = _Ledger(row[0], row[2])
-        ledger.add(row)
+            ledger = _Ledger(event.goal_id, event.thread_id)
+        ledger.add(event, row[width:])
     if ledger is not None:
         yield ledger
 

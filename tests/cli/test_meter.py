@@ -145,7 +145,7 @@ def test_lines_that_cannot_be_used_are_counted_and_reported(tmp_path: Path) -> N
     rollout.write_text(first + "{not JSON}\n" + "".join(lines[1:-1]) + torn)
     result = run("meter", rollout, "--budget", 20_000)
     assert (
-        "2 lines of the rollout could not be used and were passed over,"
+        "2 lines of the rollout could not be used and were skipped,"
         f" the first at byte {len(first.encode()):,}: not JSON.\n"
     ) in result.stdout
     report = run_json("meter", rollout, "--budget", 20_000)

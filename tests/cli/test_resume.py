@@ -1,4 +1,4 @@
-"""`goal-state resume`: what a client would be told, and that nothing comes of asking."""
+"""`goal-state resume`: the messages that a client would get, and that asking changes nothing."""
 
 from __future__ import annotations
 

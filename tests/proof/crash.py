@@ -1,8 +1,8 @@
-"""Kills a process that writes, again and again, and looks at what it leaves behind.
+"""Kills a process that writes, again and again, and checks the database that it leaves behind.
 
     python -m tests.proof.crash FOLDER SEED POINT_KILLS RANDOM_KILLS
 
-Prints what was done as one JSON object; fails with a traceback at the first thing that is not as it must be.
+Prints its figures as one JSON object; fails with a traceback at the first violated check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A simulated disk: the shim under SQLite, the journal that it keeps, and what a power cut leaves of it."""
+"""A simulated disk: the shim under SQLite, its journal of writes, and what a power cut leaves of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the proof is run: in short with the other tests, at length by `make proof`."""
+"""How long the proof runs: briefly with the other tests, at length by `make proof`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Lets one call to the disk fail after another, and looks at what the store makes of it.
+"""Makes each call to the disk fail in turn, and checks the store after it.
 
     python -m tests.proof.faulty FOLDER FAULTS CALLS
 
-Runs on the simulated disk. Prints what was done as one JSON object; fails with a traceback at the first
-thing that is not as it must be.
+Runs on the simulated disk. Prints its figures as one JSON object; fails with a traceback at the first
+violated check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Named points inside the library, put there from outside, at each of which a process can die."""
+"""Named points inside the library, installed from outside, at each of which a process can be killed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sqlalchemy import Engine, event
 
 from goal_state import migrate
 from goal_state.delivery import consumers, listeners
-from goal_state.storage import baselines, ledger, repository
 from goal_state.storage.sqlite import backend, executor, sources
 from goal_state.storage.statements import Statement
+from tests.statements import find_statements
 
 __all__ = ["Points"]
 
@@ -51,17 +51,17 @@ class Points:
         event.listen(Engine, "after_cursor_execute", self._after_migrating_statement)
         for end in ("begin", "commit", "rollback", "close"):
             self._around(executor.Executor, end, end.upper())
-        names = _names_of_statements()
+        names = {id(found): name for name, found in find_statements().items()}
         for run in ("run", "run_many"):
             self._after_statements(run, names)
-        self._around(listeners.Listeners, "begin", "queueing what listeners hear")
-        self._around(listeners.Listeners, "end", "deciding what listeners hear")
+        self._around(listeners.Listeners, "begin", "beginning to collect events")
+        self._around(listeners.Listeners, "end", "queueing events for listeners")
         self._around(listeners.Listeners, "deliver", "the listeners")
-        self._around(listeners.Subscription, "tell", "one listener")
-        self._around(consumers.Consumer, "_claim", "claiming a name")
-        self._around(consumers.Consumer, "_advance", "moving the cursor")
-        self._around(consumers.Consumer, "_renew", "renewing leases")
-        self._around(consumers.Consumer, "_give_back", "giving a name back")
+        self._around(listeners.Subscription, "deliver", "one listener")
+        self._around(consumers.Consumer, "_claim_lease", "claiming a lease")
+        self._around(consumers.Consumer, "_advance_cursor", "moving the cursor")
+        self._around(consumers.Consumer, "_renew_lease", "renewing leases")
+        self._around(consumers.Consumer, "_release_lease", "releasing a lease")
 
     def _around(self, owner: Any, name: str, what: str) -> None:
         inner = getattr(owner, name)
@@ -93,12 +93,3 @@ class Points:
         self, _connection: object, _cursor: object, text: str, *_: object
     ) -> None:
         self.reach(f"after migrating by {' '.join(text.split()[:3])}")
-
-
-def _names_of_statements() -> dict[int, str]:
-    return {
-        id(value): f"{module.__name__.removeprefix('goal_state.storage.')}.{name}"
-        for module in (repository, ledger, baselines)
-        for name, value in vars(module).items()
-        if isinstance(value, Statement)
-    }

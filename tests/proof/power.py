@@ -1,4 +1,4 @@
-"""Power cuts: what a disk holds after one, at any moment of a recording, against what was acknowledged."""
+"""Power cuts at any moment of a recording: what the disk then holds, compared with the acknowledged calls."""
 
 from __future__ import annotations
 

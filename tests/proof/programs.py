@@ -1,4 +1,4 @@
-"""Programs of the proof, each run in a process of its own."""
+"""Runs the programs of the proof, each in a process of its own."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python -m tests.proof.recording FOLDER SEED RUNS CALLS DURABILITY
 
-Opens the store in the folder so many times, each time for so many calls of every lane. With the durability
-`off`, which the library does not offer, SQLite syncs nothing: a disk that does not notice this is no proof.
+Opens the store in the folder RUNS times, each time for CALLS calls of every lane. With the durability `off`,
+which the library does not offer, SQLite syncs nothing: the proof must detect the loss that this causes.
 """
 
 from __future__ import annotations

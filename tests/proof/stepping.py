@@ -1,8 +1,8 @@
-"""Strikes one call after the other at every bytecode of the library, and looks at the store after each.
+"""Interrupts one call after the other at every bytecode of the library, and checks the store after each.
 
-A program: a scenario, how it is struck (`raise` or `call`), a folder, a seed, and for how many seconds (0:
-until every bytecode had its turn, twice). It prints its figures as JSON. What hangs is ended by the
-watchdog, which says where.
+A program: a scenario, the kind of interruption (`raise` or `call`), a folder, a seed, and the seconds to run
+(0: until every bytecode was interrupted twice). It prints its figures as JSON. A watchdog ends what hangs and
+reports where.
 """
 
 from __future__ import annotations

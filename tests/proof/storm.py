@@ -1,9 +1,9 @@
 """Exceptions at any moment, in every thread, while other threads and another process write.
 
-A program: a folder (or `:memory:`), a seed, how many exceptions, and for how many seconds at the most.
-The main thread is struck by signals whose handler raises (now and then twice shortly after one
-another), the others by `PyThreadState_SetAsyncExc`. Each makes calls with keys, and repeats one that
-was struck. It prints its figures as JSON.
+A program: a folder (or `:memory:`), a seed, the number of exceptions, and the most seconds to run. The main
+thread is interrupted by signals whose handler raises (now and then two in quick succession), the others by
+`PyThreadState_SetAsyncExc`. Each thread makes calls with keys, and repeats an interrupted call. It prints its
+figures as JSON.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Exceptions and signals that arrive at a chosen bytecode of the library, where CPython delivers them.
+"""Interrupts the library by an exception or a signal at a chosen bytecode, where CPython delivers them.
 
-A trace function that raises would strike between any two bytecodes: also where CPython never looks whether
-something is pending (right before the exit of a `with`, say), so that it finds faults which nobody can
-have. Here the trace function only sees to it that something *is* pending. That is done by an operator
-that is written in C: no bytecode runs between it and the return of the trace function, which could be struck
-instead. The interpreter then delivers by itself, as soon as it looks: for a signal's handler and for
-`PyThreadState_SetAsyncExc` alike. So every point that is struck is real, and all of those are struck whose
-turn comes.
+A trace function that raises would interrupt between any two bytecodes, also where CPython never checks for
+pending exceptions (such as right before the exit of a `with`): it would find faults that cannot occur. Here
+the trace function only makes an exception or a signal *pending*. It does so by an operator written in C: no
+bytecode, which could itself be interrupted, runs between that and the return of the trace function. The
+interpreter then delivers at its next check, for signal handlers and for `PyThreadState_SetAsyncExc` alike. So
+every interrupted point is a real one, and in time each of them is reached.
 """
 
 from __future__ import annotations

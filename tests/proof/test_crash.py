@@ -1,4 +1,4 @@
-"""A process that writes can be killed at any moment: what it acknowledged is there, and all is whole."""
+"""A writing process can be killed at any moment: what it acknowledged is kept, and the database is sound."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LEAST_KILLS = 250 if IS_LONG else 50
 NAMED = {
     "before BEGIN",
     "after BEGIN",
-    "after repository._INSERT",
-    "after repository._UPDATE",
-    "after repository._CHARGE",
+    "after goals._INSERT",
+    "after goals._UPDATE",
+    "after goals._CHARGE",
     "after ledger._APPEND",
     "before COMMIT",
     "after COMMIT",

@@ -1,6 +1,5 @@
-"""A disk that is full or fails: each call that it hits ends in its documented error and changes nothing, and
-the store goes on once the disk is mended.
-"""
+"""On a full or failing disk each failed call raises its documented error and changes nothing, and the store
+works again once the disk does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every bytecode of the library as the point at which an exception strikes, or a signal's handler calls."""
+"""Exceptions, and calls of a signal handler, at every bytecode of the library."""
 
 from __future__ import annotations
 

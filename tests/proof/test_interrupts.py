@@ -1,4 +1,4 @@
-"""A storm of exceptions: nobody hangs, totals are exact, each is raised once, where it struck."""
+"""A storm of exceptions: no thread hangs, totals are exact, each exception is raised once, in its thread."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""What else a machine does to a database: its file goes away or is damaged, its folder is closed, its clock
-jumps, and it lies where it should not.
-"""
+"""Other faults of a machine: the database file is deleted or damaged, its folder is not accessible, the clock
+jumps, or the file is on a network file system."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""A power cut at any moment: nothing acknowledged is missing with durability="full"; with "normal" the last
-changes may be, and the rest is whole.
-"""
+"""A power cut at any moment: with durability="full" nothing acknowledged is lost; with "normal" the last
+changes may be, and the database is consistent."""
 
 from __future__ import annotations
 

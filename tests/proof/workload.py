@@ -1,7 +1,7 @@
-"""A random workload over every operation, and the state that is due after each of its calls.
+"""A random workload over every operation, and the state that is expected after each of its calls.
 
 A workload has lanes. Each is a sequence of calls on threads of its own, made one after the other, whose n-th
-call follows from the seed and n alone. So what a lane must have left behind after n calls is known without
+call is determined by the seed and n alone. So the expected state of a lane after n calls is known without
 looking at the store under test: it is what the same calls leave in a store in memory.
 """
 

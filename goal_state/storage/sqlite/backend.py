@@ -1,4 +1,4 @@
-"""One SQLite database under a store: a connection that writes, some that read, and the file they lead to."""
+"""The SQLite backend of a store: one writing connection, several reading ones, and the database file."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ __all__ = ["SqliteBackend"]
 
 Result = TypeVar("Result")
 
-_inherited: list[object] = []
-"""In a forked child, what is its parent's: it must not even be closed."""
+_kept_open_in_child: list[object] = []
+"""In a forked child, connections of its parent. Referenced for good: the child must not even close them."""
 
 
 class SqliteBackend:
@@ -64,7 +64,9 @@ class SqliteBackend:
         self._migrations = migrations
         self._refusal: RequestError | None = None
         self._is_closed = False
-        self._identity: str | None = None  # of a database whose log's owner is noted
+        self._identity: str | None = (
+            None  # of the database, once it is noted as the owner of its log
+        )
         connected = source.connect()
         self._file = opened_file(connected.driver)
         self._executor = Executor(connected)
@@ -72,7 +74,7 @@ class SqliteBackend:
             self._executor, counted_tokens
         )
         self._gate = gate(source.path, busy_timeout_seconds)
-        self._leave_waiting_to_gate()
+        self._let_gate_wait()
         try:
             check_writable(connected.driver)
             self.writes_with.settings.check()
@@ -93,7 +95,7 @@ class SqliteBackend:
             if source.path is None
             else PooledReaders(self._connect_reader)
         )
-        # By itself and not by its store, which may be gone while this one waits to be collected.
+        # Not through its store, which may be collected before this backend is.
         register(self)
 
     @classmethod
@@ -116,8 +118,8 @@ class SqliteBackend:
             counted_tokens: which tokens of a usage a goal pays for.
             durability: see `Durability`.
             busy_timeout_seconds: how long to wait for another process that writes.
-            migrations: who keeps the schema.
-            migrate: False only checks it.
+            migrations: maintains the schema.
+            migrate: whether to upgrade the schema, or only check it.
             on_begin: called when a transaction begins.
             on_end: called just before its commit with a list that has an element once it is committed.
         """
@@ -151,7 +153,7 @@ class SqliteBackend:
         try:
             return while_connecting(None if path is None else str(path), open_there)
         except BaseException:
-            source.close()  # one in memory has kept its connection
+            source.close()  # a database in memory keeps its connection otherwise
             raise
 
     # -- work --------------------------------------------------------------------------------------
@@ -239,31 +241,31 @@ class SqliteBackend:
     # -- connections -------------------------------------------------------------------------------
 
     def _connect_reader(self) -> tuple[GoalRepository, Executor]:
-        self._file.check()  # else SQLite would make an empty file where there is none
+        self._file.check()  # else SQLite would create an empty file if ours was moved
         executor = Executor(self._source.connect())
         return GoalRepository.with_executor(executor, self.writes_with.counted_tokens), executor
 
     def _reconnect_writer(self) -> None:
         self._file.check()
         until_held(lambda: self._executor.reconnect(self._source.connect))
-        self._leave_waiting_to_gate()
+        self._let_gate_wait()
         if self._identity is not None and self._source.path is not None:
-            # While it had no connection, the log may have gone, and the note with it.
+            # While there was no connection, the log may have been deleted, and its owner's note with it.
             note_log_owner(_real(self._source.path), self._identity)
 
-    def _leave_waiting_to_gate(self) -> None:
+    def _let_gate_wait(self) -> None:
         if self._gate.waits:
             self._executor.wait_for_lock(0)
 
     def _note_log_owner(self, path: Path) -> None:
-        """Makes it possible to notice, at the next open, that another file took this one's place."""
+        """Notes whose log it is, so that the next open detects a file that replaced this one."""
         identity = self.read(lambda reader: reader.settings.identity())
         if identity is not None:
             note_log_owner(_real(path), identity)
         self._identity = identity
 
     def _agree_on_settings(self) -> None:
-        """Keeps in a new database what all who open it have to agree on."""
+        """Stores the settings in a new database; every later store must agree with them."""
         if self.read(lambda reader: reader.settings.identity()) is None:
             self.write(lambda repository: repository.settings.agree())
 
@@ -310,12 +312,11 @@ class SqliteBackend:
             return
         self._writer.forget_callers()
         if not let_go and not self._is_closed:
-            # The connections are the parent's, not even to be closed here.
-            _inherited.append((self._source, self._executor, self._readers))
+            _kept_open_in_child.append((self._source, self._executor, self._readers))
             self._gate.forget()
             self._refusal = ForkedStoreError(
-                "this process was forked while the store could not let go of its database (in memory, or"
-                " with a transaction, an export or a backup open); open it in a process started anew"
+                "this process was forked while the store could not close its connections (the database is in"
+                " memory, or a transaction, an export or a backup was open); open it in a new process"
             )
             self._is_closed = True
 
@@ -334,7 +335,7 @@ def _source(
 
 
 def _own(repository: GoalRepository) -> Executor:
-    """What runs the statements of one of this backend's own repositories."""
+    """The executor of a repository that this backend made."""
     return cast(Executor, repository.executor)
 
 

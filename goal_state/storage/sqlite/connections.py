@@ -1,4 +1,4 @@
-"""Connections to a database: engines, pragmas, and what is done with one connection alone."""
+"""Engines and connections: how they are made and configured, and checks on a single connection."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def create_engine(
     durability: Durability = "full",
     busy_timeout_seconds: float = 10.0,
 ) -> Engine:
-    """An engine set up for keeping goals: foreign keys, busy timeout, `synchronous`, and transactions
-    that begin with BEGIN IMMEDIATE, so that none fails half-way for a lock.
+    """An engine configured for goals: foreign keys, busy timeout, `synchronous`, and transactions that
+    begin with BEGIN IMMEDIATE, so that none fails half-way for want of the write lock.
 
     Args:
         target: a path, `":memory:"`, or a SQLAlchemy URL without parameters.
@@ -86,18 +86,18 @@ def create_engine(
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # The driver's own BEGIN is off: it comes late, is deferred, and leaves DDL
-        # out. This one takes the write lock at the start and makes migrations transactional.
+        # The driver's own BEGIN is off: it comes late, is deferred, and excludes DDL. This one takes the
+        # write lock at the start and makes migrations transactional.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
 def connect_to_file(path: str, durability: Durability, timeout_ms: int) -> sqlite3.Connection:
-    """A connection to a database file of our own, straight from the driver.
+    """A connection to a database file of our own, made by the driver alone.
 
-    An engine would be made for it each time a store is opened, and on its way take the lock of Python's
-    `logging`, which an exception could leave held until Python 3.13.
+    Making an engine at each open costs time and takes a lock of Python's `logging`, which before Python 3.13
+    an asynchronous exception could leave held.
 
     Raises:
         DatabaseError: the file could not be opened.
@@ -122,7 +122,7 @@ def connect_to_file(path: str, durability: Durability, timeout_ms: int) -> sqlit
 def set_pragmas(
     dbapi_connection: sqlite3.Connection, durability: Durability, timeout_ms: int
 ) -> None:
-    """What holds for one connection only, and leaves the file as it is."""
+    """Sets the pragmas that apply to one connection only and do not change the file."""
     cursor = dbapi_connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {timeout_ms:d}")
     cursor.execute("PRAGMA foreign_keys = ON")
@@ -139,7 +139,7 @@ def driver_connection(connection: Connection) -> sqlite3.Connection:
 
 
 def require_sqlite3(dialect: Dialect) -> None:
-    """Refuses what does not run on Python's own `sqlite3`.
+    """Refuses a dialect that does not use Python's own `sqlite3`.
 
     Raises:
         UnsupportedDatabaseError: it is another database, or another driver.
@@ -154,12 +154,12 @@ def require_sqlite3(dialect: Dialect) -> None:
 
 
 def detached_connection(engine: Engine) -> Connection:
-    """A connection for its holder alone, that takes no place in the engine's pool and on which the
-    driver begins no transactions by itself. In memory it is the one connection that there is.
+    """A connection that nobody else uses, is detached from the engine's pool, and on which the driver
+    begins no transactions by itself. In memory it is the only connection there is.
 
     Raises:
-        UnsupportedDatabaseError: the engine has no connections to give away.
-        TransactionError: a host's transaction is open on the one connection.
+        UnsupportedDatabaseError: the engine's pool shares its connections between users.
+        TransactionError: a host's transaction is open on the only connection.
     """
     require_sqlite3(engine.dialect)
     if (path := database_path(engine)) is not None:
@@ -175,9 +175,8 @@ def detached_connection(engine: Engine) -> Connection:
         connection = engine.connect()
         connection.detach()
         driver = driver_connection(connection)
-        if hasattr(
-            driver, "autocommit"
-        ):  # from Python 3.12 on; where it is set, the level has no say
+        # From Python 3.12 on; where it is set, `isolation_level` has no effect.
+        if hasattr(driver, "autocommit"):
             cast(Any, driver).autocommit = cast(Any, sqlite3).LEGACY_TRANSACTION_CONTROL
             driver.rollback()
         driver.isolation_level = None
@@ -185,26 +184,26 @@ def detached_connection(engine: Engine) -> Connection:
 
 
 def _shared_connection(engine: Engine) -> Connection:
-    """The one connection of a database in memory. Closing it leaves to its host what is open on it."""
+    """The only connection of a database in memory. Closing it leaves the host's transaction open."""
     pool = engine.pool
     if not isinstance(pool, StaticPool):
         connection = engine.connect()
         if driver_connection(connection).in_transaction:
-            connection.close()  # which ends nothing: the host holds it too
+            connection.close()  # ends no transaction, since the host holds the connection too
             raise TransactionError(HOSTS_TRANSACTION)
         return connection
     driver = cast(sqlite3.Connection, pool.connection.dbapi_connection)
     if driver.in_transaction:
         raise TransactionError(HOSTS_TRANSACTION)
-    # A pool rolls back what is open when a connection is given back to it.
+    # With another `pool_reset_on_return`, closing it would roll back the host's transaction.
     return sqlalchemy_create_engine(
         "sqlite://", creator=lambda: driver, poolclass=StaticPool, pool_reset_on_return=None
     ).connect()
 
 
 def check_writable(driver: sqlite3.Connection) -> None:
-    """Makes sure that the database can be written to. Where SQLite may not write to a file, it opens it for
-    reading without a word; BEGIN IMMEDIATE says nothing of it either.
+    """Makes sure that the database can be written to. SQLite silently opens a file that it may not write to
+    for reading, and BEGIN IMMEDIATE reports no error either.
 
     Raises:
         DatabaseReadOnlyError: it cannot.
@@ -213,24 +212,24 @@ def check_writable(driver: sqlite3.Connection) -> None:
         try:
             driver.execute(f"DELETE FROM {VERSION_TABLE} WHERE 0")  # noqa: S608
         except sqlite3.OperationalError as error:
-            if primary_code(error) != sqlite3.SQLITE_BUSY:  # another one can write
+            if primary_code(error) != sqlite3.SQLITE_BUSY:  # busy: so another connection can write
                 raise
         finally:
-            if driver.in_transaction:  # a host's engine, whose driver begins by itself
+            if driver.in_transaction:  # on a host's engine, whose driver begins one by itself
                 driver.execute("ROLLBACK")
 
 
 def opened_file(driver: sqlite3.Connection) -> OpenedFile:
     """The file that a connection has open."""
     with translating():
-        # As bytes: the name of a file need not be UTF-8.
+        # As bytes: a file's name need not be UTF-8.
         query = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
         row = driver.execute(query).fetchone()
     return OpenedFile(os.fsdecode(row[0] or b""))
 
 
 def enable_wal(driver: sqlite3.Connection, *, busy_timeout_seconds: float = 10.0) -> None:
-    """Turns on write-ahead logging, which lasts with the file. SQLite does not wait for a lock here."""
+    """Turns on write-ahead logging, for good. Polls, since SQLite does not wait for the lock here."""
     deadline = time.monotonic() + busy_timeout_seconds
     cursor = driver.cursor()
     with translating():
@@ -245,11 +244,11 @@ def enable_wal(driver: sqlite3.Connection, *, busy_timeout_seconds: float = 10.0
 
 
 def vacuum(engine: Engine) -> None:
-    """Gives the room of deleted rows back to the file system. Nobody can write meanwhile.
+    """Returns the space of deleted rows to the file system. Nobody can write meanwhile.
 
     Raises:
-        DatabaseBusyError: others went on writing for the busy timeout.
-        DatabaseFullError: there is no room for the copy that this needs.
+        DatabaseBusyError: others kept the write lock for the busy timeout.
+        DatabaseFullError: there is no space for the copy that this needs.
     """
     with translating(), detached_connection(engine) as connection:
         driver = driver_connection(connection)

@@ -1,4 +1,4 @@
-"""Copies of a database file, made while others go on writing."""
+"""Backups of a database, made while other processes write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["back_up"]
 
 
 def back_up(executor: Executor, path: Path, progress: Progress | None = None) -> None:
-    """Copies the database of a reader to a new file while others go on writing; see `GoalStore.backup`."""
+    """Copies the database to a new file while others go on writing; see `GoalStore.backup`."""
     if path.exists():
         raise DatabaseLocationError(f"{str(path)!r} exists; name a new file")
     if not path.parent.is_dir():
@@ -26,12 +26,12 @@ def back_up(executor: Executor, path: Path, progress: Progress | None = None) ->
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         raise DatabaseLocationError(
-            f"{str(partial)!r} exists: another backup runs, or one broke off; delete it"
+            f"{str(partial)!r} exists: another backup is running, or one was cut off; in that case delete it"
         ) from None
     try:
         executor.copy_to(partial, progress)
         change_identity(partial)
-        os.link(partial, path)  # refuses where a rename would replace a file made meanwhile
+        os.link(partial, path)  # fails if the file was made meanwhile; a rename would replace it
     except FileExistsError:
         raise DatabaseLocationError(f"{str(path)!r} exists; name a new file") from None
     finally:

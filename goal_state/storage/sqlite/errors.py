@@ -1,4 +1,4 @@
-"""SQLite's errors by code, as the library's own."""
+"""Translates SQLite's errors into the library's, by their codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["primary_code", "too_large", "translated", "translating"]
 
 
 _CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | 12 << 8
-"""A STRICT table refused a value: a sum that no longer is an integer. `sqlite3` has no name for it."""
+"""A STRICT table refused a value: a sum that overflowed its integers. `sqlite3` has no name for it."""
 
 
 _BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
@@ -34,24 +34,24 @@ _BY_CODE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
     sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "another connection holds a table; try again"),
     sqlite3.SQLITE_CORRUPT: (
         DatabaseCorruptError,
-        "the database file is damaged, or the disk that it lies on; restore a backup",
+        "the database file is damaged, or its disk is; restore a backup",
     ),
     sqlite3.SQLITE_NOTADB: (
         DatabaseCorruptError,
         "the file is no longer a SQLite database; restore a backup",
     ),
-    sqlite3.SQLITE_FULL: (DatabaseFullError, "the disk is full; make room and try again"),
+    sqlite3.SQLITE_FULL: (DatabaseFullError, "the disk is full; free some space and try again"),
     sqlite3.SQLITE_READONLY: (
         DatabaseReadOnlyError,
         "the database cannot be written to; allow writing to the file and its folder",
     ),
     sqlite3.SQLITE_IOERR: (
         DatabaseIOError,
-        "the operating system could not read or write the database file; see its disk",
+        "the operating system could not read or write the database file; check its disk",
     ),
     sqlite3.SQLITE_CANTOPEN: (
         DatabaseIOError,
-        "the database file cannot be opened; see that it is there and that files can be opened",
+        "the database file cannot be opened; check that it exists and that this process can open files",
     ),
 }
 
@@ -65,7 +65,7 @@ def primary_code(error: sqlite3.Error) -> int | None:
 def translated(error: sqlite3.Error) -> Exception:
     """The library's error for one of SQLite's, chosen by the result code.
 
-    An error that speaks of a fault in our own SQL comes back as it is: no caller can act on it.
+    An error that shows a fault in our own SQL is returned as it is: no caller can act on it.
     """
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is None:
@@ -80,7 +80,7 @@ def translated(error: sqlite3.Error) -> Exception:
 
 @contextmanager
 def translating() -> Generator[None]:
-    """Turns SQLite's errors, also those wrapped by SQLAlchemy, into the library's."""
+    """Raises SQLite's errors, also those wrapped by SQLAlchemy, as the library's."""
     try:
         yield
     except sqlite3.Error as error:
@@ -92,5 +92,5 @@ def translating() -> Generator[None]:
 
 
 def too_large() -> UsageOverflowError:
-    """A sum that no longer fits into SQLite's integers."""
+    """The error of a sum that overflows SQLite's integers."""
     return UsageOverflowError("usage", "the sum would be 2^63 or more")

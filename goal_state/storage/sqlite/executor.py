@@ -1,4 +1,8 @@
-"""Running SQL on the driver's cursor: statements compiled once, and transactions."""
+"""Runs compiled statements and transactions on a cursor of `sqlite3`.
+
+"Interrupted" means that an exception was raised in a thread at an arbitrary instruction: by a signal handler
+or by `PyThreadState_SetAsyncExc`.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +34,13 @@ _SET_LAST_POSITION: Final = (
 
 
 class Connected(NamedTuple):
-    """A connection, and how it ends.
+    """A connection, and how to close it.
 
     Attributes:
         driver: the driver's connection.
-        origin: where it is from; what two executors have in common that work on one database.
-        connection: SQLAlchemy's connection around it, where there is one.
-        is_shared: whether a host may have it as well, as the one connection of a database in memory.
+        origin: an object that all executors on the same database have in common.
+        connection: SQLAlchemy's connection around it, if any.
+        is_shared: whether a host may use it too, as the one connection of a database in memory.
     """
 
     driver: sqlite3.Connection
@@ -45,17 +49,17 @@ class Connected(NamedTuple):
     is_shared: bool = False
 
     def close(self) -> None:
-        """Closes it, or leaves it to the host that has it as well."""
+        """Closes it, or leaves it open for the host that shares it."""
         if self.is_shared and self.connection is not None:
             self.connection.close()
-        else:  # SQLAlchemy would swallow an exception that strikes in here
+        else:  # SQLAlchemy would swallow an exception that interrupts it here
             self.driver.close()
 
 
 class Executor:
-    """Runs statements on the cursor of one connection, and ends its transactions.
+    """Runs statements on one cursor of one connection, and begins and ends its transactions.
 
-    The cursor is kept: a statement costs what it costs in `sqlite3` by hand.
+    The cursor is kept, so that a statement costs what it costs with `sqlite3` by hand.
     """
 
     violation: type[Exception] = sqlite3.IntegrityError
@@ -67,27 +71,27 @@ class Executor:
         self._connected = connected
         self._is_shared = connected.is_shared
         self.driver: sqlite3.Connection = connected.driver
-        """The driver's connection. As a context manager it undoes what an exception left unfinished; being
-        C, at whatever instruction that strikes."""
+        """The driver's connection. As a context manager it rolls back after an exception; being written in
+        C, it does so at whatever instruction the thread is interrupted."""
         self._cursor = self.driver.cursor()
-        self._has_begun = False  # a transaction; one that is open otherwise is a host's
+        self._has_begun = False  # a transaction of ours; any other open one is a host's
         self.failure: DatabaseError | None = None
-        """What the database failed at on this connection. It may have undone the transaction, and may
-        keep what it should not (pages that were damaged, a file that could only be read)."""
+        """The error with which the database failed on this connection. SQLite may have rolled back the
+        transaction, and may cache a bad state (damaged pages, a file opened as read-only)."""
         self._closed = False
         self.usable: bool = True
         """Whether the connection is open and the database has not failed on it."""
 
     def reconnect(self, connect: Callable[[], Connected]) -> None:
-        """Goes on with a new connection to the same database."""
-        # The old one is closed last: without any connection, the new one would read the log from its
-        # beginning and find what was written of a transaction whose commit failed.
+        """Replaces the connection by a new one to the same database."""
+        # The old one is closed last: if no connection were left, the new one would recover the log from its
+        # beginning, with the frames of a transaction whose commit failed.
         connected = connect()
         self.close()
         self._use(connected)
 
     def failed(self, error: sqlite3.Error) -> Exception:
-        """The library's error for one of the driver's. Unless it was busy, `failure` is that from now on."""
+        """The library's error for one of the driver's. Unless that is "busy", it is `failure` from now on."""
         known = translated(error)
         if isinstance(known, DatabaseError) and not isinstance(known, DatabaseBusyError):
             self.failure = known
@@ -95,7 +99,7 @@ class Executor:
         return known
 
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Runs a statement. The cursor that comes back is the same one each time: fetch at once."""
+        """Runs a statement. It returns the same cursor each time: fetch before the next statement."""
         text = statement.texts.get(_DIALECT_NAME) or statement.compile(_DIALECT)
         try:
             return self._cursor.execute(text, values)
@@ -115,7 +119,7 @@ class Executor:
             raise too_large() from error
 
     def stream(self, statement: Statement, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """The rows of a long result, one by one, on a cursor of their own."""
+        """Yields the rows of a long result one by one, on a cursor of its own."""
         text = statement.texts.get(_DIALECT_NAME) or statement.compile(_DIALECT)
         cursor = self.driver.cursor()
         try:
@@ -126,18 +130,18 @@ class Executor:
             cursor.close()
 
     def insert(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> int:
-        """Inserts rows and returns the last one's position; nobody else inserts meanwhile."""
+        """Inserts rows and returns the last one's position; under the write lock nobody else inserts."""
         if len(rows) == 1:
             return self.run(statement, rows[0]).lastrowid or 0
         self.run_many(statement, rows)
         return self._cursor.execute("SELECT last_insert_rowid()").fetchone()[0]
 
     def lock_absent_goal(self, thread_id: str) -> bool:  # noqa: ARG002
-        """Nothing to do: whoever writes has the whole database locked."""
+        """Nothing to do: a write transaction locks the whole database."""
         return False
 
     def settled_through(self, last_position: int) -> int:
-        """All of it: one transaction writes at a time, so that events appear in order."""
+        """The given position: one transaction writes at a time, so that events appear in order."""
         return last_position
 
     def last_position_ever(self) -> int:
@@ -152,12 +156,12 @@ class Executor:
 
     @property
     def origin(self) -> object:
-        """What this executor has in common with others that work on the same database."""
+        """An object that all executors on the same database have in common."""
         return self._connected.origin
 
     @property
     def in_transaction(self) -> bool:
-        """Whether the database is inside a transaction."""
+        """Whether a transaction is open."""
         return self.driver.in_transaction
 
     def join_transaction(self) -> None:
@@ -168,28 +172,28 @@ class Executor:
         """
         if not self.driver.in_transaction:
             raise TransactionError(
-                "the transaction that this repository was handed out for is over; ask for a new one"
+                "the transaction that this repository belongs to is over; ask for a new repository"
             )
 
     def clear(self) -> None:
-        """Undoes what a caller that was struck left open.
+        """Rolls back the transaction that an interrupted caller left open.
 
         Raises:
-            TransactionError: the connection is a host's too, and has a transaction of that host's open.
+            TransactionError: a host shares the connection, and has a transaction open on it.
         """
         self.rollback()
         if self.driver.in_transaction:
             raise TransactionError(HOSTS_TRANSACTION)
 
     def clear_statement(self) -> None:
-        """Ends the statement that a caller who was struck left half read; the next one here does so, too."""
+        """Ends a statement whose rows an interrupted caller left unread, by running another one."""
         self._cursor.execute("SELECT 1").fetchall()
 
     def begin(self) -> None:
-        """Begins a transaction of our own with the write lock in hand.
+        """Begins a transaction of our own, taking the write lock.
 
         Raises:
-            DatabaseBusyError: another connection has it, and had it for the busy timeout.
+            DatabaseBusyError: another connection kept it for the busy timeout.
         """
         self._has_begun = True
         try:
@@ -198,11 +202,11 @@ class Executor:
             raise self.failed(error) from error
 
     def commit(self, commits: list[object]) -> None:
-        """Ends the transaction; on an error it was rolled back.
+        """Commits the transaction; on an error it is rolled back.
 
         Args:
-            commits: has an element more if, and only if, the transaction was committed. Commit and note are
-                one call into C, so that no exception can strike between them.
+            commits: gets an element if, and only if, the transaction was committed. Commit and append are
+                one call into C, which cannot be interrupted in between.
         """
         try:
             commits.extend(map(self._cursor.execute, _COMMIT))
@@ -212,7 +216,7 @@ class Executor:
         self._has_begun = False
 
     def rollback(self) -> None:
-        """Undoes the transaction, if there still is one: SQLite itself ends it after some errors."""
+        """Rolls back the transaction, if there still is one: after some errors SQLite itself has done so."""
         if self._has_begun and not self._closed and self.driver.in_transaction:
             try:
                 self._cursor.execute("ROLLBACK")
@@ -221,14 +225,14 @@ class Executor:
         self._has_begun = False
 
     def snapshot(self) -> AbstractContextManager[object]:
-        """Everything read inside sees the database as it was at the first read. Takes no write lock."""
+        """A snapshot: all reads inside see the database as of the first read. Takes no write lock."""
         if self._is_shared or self.driver.in_transaction:
             return nullcontext()
         self._cursor.execute("BEGIN DEFERRED")
-        return self.driver  # which ends the transaction, whatever strikes
+        return self.driver  # which ends the transaction, even if interrupted
 
     def copy_to(self, path: Path, progress: Callable[[int, int], None] | None) -> None:
-        """Copies the database to a file, as of one snapshot, while others go on writing.
+        """Copies one snapshot of the database to a file, while others go on writing.
 
         Args:
             path: an empty file.
@@ -243,7 +247,7 @@ class Executor:
             # Absolute: SQLite may take a name that begins with "file:" for a URI.
             target = sqlite3.connect(path.absolute())
             try:
-                # With a transaction of its own open, the copy does not begin anew at each commit.
+                # Without an open transaction, the copy would start again at each commit of another one.
                 with self.snapshot():
                     self._cursor.execute("SELECT 1 FROM sqlite_master").fetchall()
                     self.driver.backup(target, pages=1000, progress=report)
@@ -255,14 +259,14 @@ class Executor:
         return self._cursor.execute("PRAGMA page_size").fetchone()[0]
 
     def wait_for_lock(self, milliseconds: int) -> None:
-        """How long `begin` waits for another connection to end its transaction."""
+        """Sets how long `begin` waits for the write lock."""
         self._cursor.execute(f"PRAGMA busy_timeout = {milliseconds:d}")
 
     def close(self) -> None:
         """Closes the cursor and the connection. Closing twice is fine."""
         self.usable = False
         if not self._closed:
-            with suppress(sqlite3.ProgrammingError):  # closed by a call that was struck in here
+            with suppress(sqlite3.ProgrammingError):  # already closed by a call interrupted here
                 self._cursor.close()
             self._connected.close()
             self._closed = True

@@ -1,4 +1,4 @@
-"""The file under an open database: whether its path still leads to it, and what kind of disk it lies on."""
+"""Checks on the file of an open database: is it still the same file, whose log is it, is its disk local."""
 
 from __future__ import annotations
 
@@ -76,13 +76,15 @@ class OpenedFile:
             status = os.stat(self._path)  # noqa: PTH116
         except FileNotFoundError:
             raise DatabaseReplacedError(
-                f"{self._path!r} was moved or deleted while it was open; put it back, or open it anew"
+                f"{self._path!r} was moved or deleted while it was open; put it back, or open the store again"
             ) from None
-        except OSError:  # the way to it is barred; the file that is open still is the file
+        except (
+            OSError
+        ):  # the path cannot be read now; the open file descriptors still lead to the file
             return
         if (status.st_dev, status.st_ino) != self.identity:
             raise DatabaseReplacedError(
-                f"{self._path!r} is another file than the one that was opened; open it anew"
+                f"{self._path!r} is another file than the one that was opened; open the store again"
             )
 
     def _warn_of_network(self) -> None:
@@ -90,15 +92,15 @@ class OpenedFile:
         if kind is not None and self._path not in _warned_of:
             _warned_of.add(self._path)
             _logger.warning(
-                "%s lies on a network file system (%s), where locks may fail and so corrupt it; keep it"
-                " on a local disk",
+                "%s is on a network file system (%s), whose locks may fail, which corrupts the database; keep"
+                " it on a local disk",
                 self._path,
                 kind,
             )
 
 
 def has_log(path: Path) -> bool:
-    """Whether a log lies beside a database that SQLite would replay onto it, or is just writing."""
+    """Whether there is a log beside a database: one in use, or one that SQLite would replay onto the file."""
     try:
         return path.with_name(f"{path.name}-wal").stat().st_size > 0
     except OSError:
@@ -106,7 +108,7 @@ def has_log(path: Path) -> bool:
 
 
 def log_owner(path: Path) -> str | None:
-    """The identity of the database that the log beside a file belongs to, as far as was noted."""
+    """The identity of the database that the log beside a file belongs to; None if it was not noted."""
     try:
         return _owner_file(path).read_text(encoding="ascii").strip() or None
     except (OSError, UnicodeDecodeError):
@@ -114,7 +116,7 @@ def log_owner(path: Path) -> str | None:
 
 
 def note_log_owner(path: Path, identity: str) -> None:
-    """Notes whose log lies beside a file. Where that cannot be written, an exchanged file goes unnoticed."""
+    """Notes whose log is beside a file. Where the note cannot be written, a replaced file goes undetected."""
     if log_owner(path) == identity:
         return
     new = path.with_name(f".{new_id()}.new")
@@ -123,14 +125,14 @@ def note_log_owner(path: Path, identity: str) -> None:
             file.write(f"{identity}\n")
         new.replace(_owner_file(path))
     except OSError as error:
-        _logger.debug("%s could not be noted as the owner of its log: %s", path, error)
+        _logger.debug("could not note %s as the owner of its log: %s", path, error)
         with suppress(OSError):
             new.unlink()
 
 
 def forget_log_owner(path: Path) -> None:
-    """Takes the note away once there is no log any more. (Who opens the database just now may lose theirs;
-    then an exchanged file goes unnoticed.)
+    """Deletes the note if there is no log any more. (A process that opens the database at this moment may
+    lose its note; then a replaced file goes undetected.)
     """
     if not path.with_name(f"{path.name}-wal").exists():
         with suppress(OSError):
@@ -142,12 +144,12 @@ def _owner_file(path: Path) -> Path:
 
 
 def network_file_system(path: str, mounts: Path = _MOUNTS) -> str | None:
-    """The kind of network file system that a file lies on; None on a local one, and where the platform
-    does not tell.
+    """The kind of network file system that a file is on; None on a local one, and where the platform does
+    not tell.
 
     Args:
         path: an absolute path without symbolic links.
-        mounts: the system's list of what is mounted where.
+        mounts: the system's list of mount points.
     """
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
@@ -159,6 +161,8 @@ def network_file_system(path: str, mounts: Path = _MOUNTS) -> str | None:
         place, _, source = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split(" ")[4])
         is_above = path == point or path.startswith(point.rstrip("/") + "/")
-        if is_above and len(point) >= len(longest):  # of two in one place the later one is seen
+        if is_above and len(point) >= len(
+            longest
+        ):  # of two on one mount point, the later one is visible
             longest, found = point, source.split(" ")[0]
     return found if found in _NETWORK_FILE_SYSTEMS else None

@@ -1,19 +1,19 @@
-"""The one way in which a store writes: many callers' requests, few commits.
+"""Group commit: the one way in which a store writes, many callers' requests in few transactions.
 
-Whoever finds nobody leading leads: it takes every request that is waiting, carries all of them out in one
-transaction and commits. Those who come meanwhile wait, each on a lock of its own. The first of them is
-handed the lead, so that its transaction begins while the others learn of their results. There is no
-thread of its own, and a caller alone pays nothing for it. A host's own work is never part of a group: it
-runs alone, on its caller's thread.
+A caller that finds no leader becomes the leader: it takes every queued request, carries all of them out in
+one transaction and commits. Callers that arrive meanwhile are followers, each waiting on a lock of its own.
+The first follower becomes the next leader, so that its transaction begins while the others get their
+results. There is no writer thread, and a single caller pays nothing. A host's own work is never part of a
+group: it runs alone, on its caller's thread.
 
-An exception (a signal handler's, or one set by another thread) may strike a caller at any instruction.
-Therefore:
+A caller may be interrupted at any instruction: by an exception that a signal handler raises, or that
+`PyThreadState_SetAsyncExc` sets. Therefore:
 
-- Only what is inside `with self.lock` touches the connection, and `with driver` undoes what a stroke leaves
-  unfinished.
-- A call is done if COMMIT has noted so, in the same call into C. Nothing has to be done after it.
-- Who leads is a matter of speed alone. A waiter that finds that nobody is at work, where somebody should be,
-  leads by itself.
+- The connection is used only inside `with self.lock`, and `with driver` rolls back what an interrupted
+  leader left open.
+- A call is done once COMMIT has noted so, in the same call into C. Nothing has to be done after it.
+- Leadership matters for speed alone, not for correctness: a follower that finds no leader at work leads by
+  itself.
 """
 
 from __future__ import annotations
@@ -44,33 +44,42 @@ __all__ = ["Writer", "nested_call"]
 Result = TypeVar("Result")
 
 _MAX_GROUP: Final = 256
-"""Requests in one transaction at the most, so that nobody waits for the commit of a crowd."""
+"""The most requests in one transaction: it bounds how long a follower waits for the commit."""
 
-_LOOK_UP_SECONDS: Final = 0.02
-"""So often a waiter looks whether anybody is at work."""
+_POLL_SECONDS: Final = 0.02
+"""How often a follower checks that a leader is at work."""
 
-_NEVER_A_REQUESTS: Final = (NestedCallError, StoreClosedError, ForkedStoreError)
-"""No request raises these: one that comes out of it comes from a signal handler's call of the store."""
+_NOT_FROM_A_REQUEST: Final = (NestedCallError, StoreClosedError, ForkedStoreError)
+"""No request raises these: if one comes out of a request, a signal handler called the store inside it."""
 
 
 class _Call(Generic[Result]):
-    """One caller's work and what became of it."""
+    """One caller's work and its outcome."""
 
-    __slots__ = ("alone", "caller", "commits", "error", "leads", "result", "taker", "turn", "work")
+    __slots__ = (
+        "alone",
+        "caller",
+        "commits",
+        "error",
+        "leader",
+        "leads",
+        "result",
+        "wake_up",
+        "work",
+    )
 
     caller: threading.Lock
-    """Held as long as the caller waits."""
-    turn: threading.Lock
-    """Held until the call is done or leads."""
+    """Held while the caller waits: if it is free, the caller is gone."""
+    wake_up: threading.Lock
+    """Held until the call is done, or is the next leader's."""
 
     def __init__(self, work: Callable[[GoalRepository], Result], *, alone: bool) -> None:
         self.work = work
         self.alone = alone
         self.leads = False
-        self.taker: object = None  # the mark of whoever took it into a group last
-        self.commits: list[
-            object
-        ] = []  # of the transaction that it is in; shared with the others in it
+        self.leader: object = None  # the mark of the leader whose group it was in last
+        # Of its transaction; shared with the other calls in that.
+        self.commits: list[object] = []
         self.result: Result | None = None
         self.error: Exception | None = None
 
@@ -95,11 +104,11 @@ class Writer:
     ) -> None:
         """
         Args:
-            repository: the one that all work is handed to.
-            executor: what it runs its statements with.
-            gate: how each transaction takes its turn with other processes.
+            repository: the one that all work is called with.
+            executor: runs the repository's statements.
+            gate: begins each transaction in turn with other processes.
             check_file: called before each commit; raises if the file is no longer the one that was opened.
-            reconnect: gives the repository a connection, where it has none or the database failed on it.
+            reconnect: makes a new connection, where there is none or the database failed on it.
             on_begin: called when a transaction begins.
             on_end: called just before its commit with a list that has an element once it is committed.
         """
@@ -112,38 +121,38 @@ class Writer:
         self._on_end = on_end
         self._waiting: deque[_Call[Any]] = deque()
         self._has_leader = False
-        self._taker: object = None  # the mark of the one who leads, or led last
-        self._queue = threading.RLock()  # never held while SQL runs
+        self._leader: object = None  # the mark of the current leader, or the last one
+        self._queue_lock = threading.RLock()  # never held while SQL runs
         self.lock: Final = threading.RLock()
-        """Held while a transaction is open; whoever holds it may use the connection."""
+        """Held while a transaction is open; its holder may use the connection."""
         self._at_work = threading.Lock()
-        """Held together with it: a reentrant lock does not tell others whether it is held."""
+        """Held together with `lock`, which as a reentrant lock cannot tell other threads that it is held."""
         self._held_for_fork = False
         self.runs_hosts_work: bool = False
         """Whether the transaction that is open, if there is one, is a host's."""
         self.refusal: RequestError | None = None
-        """Set under the lock, it is raised to all who come after, and to those who were waiting."""
+        """Set under the lock; from then on it is raised by every call, also by those that were queued."""
 
     @property
     def is_mine(self) -> bool:
-        """Whether the calling thread is in the midst of a transaction, or of joining the queue."""
-        return is_mine(self.lock) or is_mine(self._queue)
+        """Whether the calling thread is inside a transaction, or is just joining the queue."""
+        return is_mine(self.lock) or is_mine(self._queue_lock)
 
     def group(self, work: Callable[[GoalRepository], Result]) -> Result:
-        """Carries out work of the library's own, together with that of others, and returns its result once
-        the commit that holds it is done.
+        """Carries out a request of the library's own, in one transaction with those of other callers, and
+        returns its result once that is committed.
 
-        The work may be carried out more than once, each time after what it did before was undone, and on
-        the thread of another caller. It raises nothing but `GoalStateError`s.
+        The work may run more than once, each time after a rollback of what it did before, and on the thread
+        of another caller. It raises nothing but `GoalStateError`s.
         """
-        return self._run(_Call(work, alone=False))
+        return self._submit(_Call(work, alone=False))
 
     def alone(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Carries out a host's work: once, on this thread, in a transaction of its own."""
-        return self._run(_Call(work, alone=True))
+        return self._submit(_Call(work, alone=True))
 
     def exclusively(self, work: Callable[[], Result]) -> Result:
-        """Runs work while nobody uses the connection, outside of any transaction."""
+        """Runs work while no other thread uses the connection, outside of any transaction."""
         if self.is_mine:
             raise nested_call()
         with self.lock, self._at_work:
@@ -152,12 +161,12 @@ class Writer:
             if not self._executor.usable:
                 self._reconnect()
             self._executor.clear()
-            self._executor.clear_statement()  # SQLite would take it for somebody at work
+            self._executor.clear_statement()  # an open statement would make SQLite report "busy"
             return work()
 
     def hold(self, deadline: float) -> bool:
-        """Before a fork: keeps transactions from beginning until `go_on`; False if one is still open at the
-        deadline, or is this thread's.
+        """Before a fork: blocks new transactions until `go_on`; False if one is still open at the deadline,
+        or is this thread's.
         """
         if self.is_mine:
             return False
@@ -172,91 +181,91 @@ class Writer:
             self._held_for_fork = False
 
     def forget_callers(self) -> None:
-        """In a forked child: those who waited, and who led, do so in the parent."""
+        """In a forked child: drops the queue, since its callers and their leader are the parent's threads."""
         self._waiting.clear()
         self._has_leader = False
-        self._queue = threading.RLock()
+        self._queue_lock = threading.RLock()
         self._at_work = threading.Lock()
 
-    def _run(self, call: _Call[Result]) -> Result:
+    def _submit(self, call: _Call[Result]) -> Result:
         if self.is_mine:
             raise nested_call()
-        with self._queue:
+        with self._queue_lock:
             waits = self._has_leader
             self._has_leader = True
         if waits:
-            call.caller, call.turn = threading.Lock(), threading.Lock()
+            call.caller, call.wake_up = threading.Lock(), threading.Lock()
             with call.caller:
                 self._wait(call)
         if not call.done:
             self._lead(call)
         if call.error is not None:
-            # Without the frames of the thread that carried it out.
+            # A fresh error, without the frames of the leader's thread.
             raise fresh(call.error) from call.error.__cause__
         return cast(Result, call.result)
 
-    # -- waiting -----------------------------------------------------------------------------------
+    # -- followers ---------------------------------------------------------------------------------
 
     def _wait(self, call: _Call[Any]) -> None:
-        """Returns when the call is done, or is to be led by its own thread."""
-        call.turn.acquire()
+        """Returns when the call is done, or when its own thread is to lead."""
+        call.wake_up.acquire()
         try:
-            with self._queue:
+            with self._queue_lock:
                 if not self._has_leader:
                     self._has_leader = True
                     return
                 self._waiting.append(call)
             while not (call.done or call.leads):
-                if call.turn.acquire(timeout=_LOOK_UP_SECONDS):
+                if call.wake_up.acquire(timeout=_POLL_SECONDS):
                     continue
                 if not self._at_work.locked():
-                    return  # whoever led, or was to lead, was struck
-                with self._queue:  # by whom this call may have been lost
+                    return  # the leader, or the next one, was interrupted
+                with self._queue_lock:  # an interrupted leader may have lost this call
                     if not self._is_taken(call) and call not in self._waiting:
                         self._waiting.append(call)
         except BaseException:
-            # Nobody begins with the call of a caller that is gone. Who has begun is waited for, so that
-            # what becomes of the call is settled when its caller goes on.
+            # No leader begins a call whose caller is gone. A leader that has begun it is waited for, so that
+            # the outcome of the call is settled before its caller goes on.
             while self._is_taken(call) and not call.done:
-                call.turn.acquire(timeout=_LOOK_UP_SECONDS)
+                call.wake_up.acquire(timeout=_POLL_SECONDS)
             raise
 
     def _is_taken(self, call: _Call[Any]) -> bool:
-        """Whether somebody is at work on a call."""
-        return call.taker is not None and call.taker is self._taker and self._at_work.locked()
+        """Whether a leader is at work on the call."""
+        return call.leader is not None and call.leader is self._leader and self._at_work.locked()
 
-    # -- leading -----------------------------------------------------------------------------------
+    # -- leader ------------------------------------------------------------------------------------
 
     def _lead(self, own: _Call[Any]) -> None:
         group = [own]
         try:
             with self.lock, self._at_work:
-                if own.done:  # by a leader that was thought to be lost
+                if own.done:  # by a leader that was taken for an interrupted one
                     return
-                self._taker = object()
+                self._leader = object()
                 if own.alone:
-                    self._carry_out_alone(own)
+                    self._run_alone(own)
                 else:
                     try:
                         self._collect(group)
-                        self._finish(group)
+                        self._run_group(group)
                     except BaseException:
-                        # This caller was struck. The others' calls are for the next one to lead.
-                        with self._queue:
-                            self._put_back(group)
+                        # This leader was interrupted. The followers' calls are left to the next one.
+                        with self._queue_lock:
+                            self._requeue(group)
                         raise
         finally:
-            self._hand_on()
+            self._hand_over_lead()
             for call in group:
                 if call.done and call is not own:
-                    _release(call.turn)
+                    _release(call.wake_up)
 
-    # The loops are in functions of their own, see `locks`.
+    # Loops under a lock are in functions of their own, see `locks`.
 
     def _collect(self, group: list[_Call[Any]]) -> None:
         if not self._waiting:
             return
-        with self._queue:
+        with self._queue_lock:
             self._move_into(group)
 
     def _move_into(self, group: list[_Call[Any]]) -> None:
@@ -264,44 +273,44 @@ class Writer:
         while self._waiting and len(group) < _MAX_GROUP and not self._waiting[0].alone:
             call = self._waiting.popleft()
             if call is not own and not call.done and call.caller.locked():
-                call.taker = self._taker
+                call.leader = self._leader
                 group.append(call)
 
-    def _put_back(self, group: list[_Call[Any]]) -> None:
+    def _requeue(self, group: list[_Call[Any]]) -> None:
         for call in reversed(group[1:]):
             if not call.done:
-                call.taker = None
+                call.leader = None
                 self._waiting.appendleft(call)
 
-    def _hand_on(self) -> None:
-        """Makes the first who waits the leader."""
-        with self._queue:
-            self._has_leader = self._is_handed_on()
+    def _hand_over_lead(self) -> None:
+        """Makes the first follower the leader."""
+        with self._queue_lock:
+            self._has_leader = self._wake_next_leader()
 
-    def _is_handed_on(self) -> bool:
+    def _wake_next_leader(self) -> bool:
         while self._waiting:
             call = self._waiting.popleft()
             if not call.done and call.caller.locked():
                 call.leads = True
-                _release(call.turn)
+                _release(call.wake_up)
                 return True
         return False
 
-    def _finish(self, group: list[_Call[Any]]) -> None:
-        """Sees to it that every call of a group is done."""
+    def _run_group(self, group: list[_Call[Any]]) -> None:
+        """Settles every call of a group."""
         if self.refusal is not None:
             for call in group:
                 call.error = self.refusal
             return
-        if self._carry_out(group):
+        if self._run_in_one_transaction(group):
             return
-        # One of them failed, maybe after it had begun to write. All of them were undone, and each is tried
-        # by itself.
+        # One of them failed, maybe after it had begun to write. All of them were rolled back, and each one
+        # is tried in a transaction of its own.
         for call in group:
-            self._carry_out([call])
+            self._run_in_one_transaction([call])
 
-    def _carry_out(self, group: list[_Call[Any]]) -> bool:
-        """Runs a group in one transaction; False if it was undone so as to try each call by itself."""
+    def _run_in_one_transaction(self, group: list[_Call[Any]]) -> bool:
+        """Runs a group in one transaction; False if it was rolled back and each call is to be tried alone."""
         commits: list[object] = []
         for call in group:
             call.commits = commits
@@ -311,7 +320,7 @@ class Writer:
             if len(group) > 1:
                 return False
             group[0].error = failed.error
-        except (DatabaseError, ForkedStoreError) as error:  # no request is to blame
+        except (DatabaseError, ForkedStoreError) as error:  # the fault of no single request
             for call in group:
                 call.error = error
         return True
@@ -320,14 +329,14 @@ class Writer:
         for call in group:
             try:
                 call.result = call.work(self._repository)
-            except _NEVER_A_REQUESTS:
+            except _NOT_FROM_A_REQUEST:
                 raise
             except (GoalStateError, sqlite3.Error) as error:
                 if isinstance(error, sqlite3.Error):
                     raise _RequestFailedError(self._executor.failed(error)) from error
                 raise _RequestFailedError(error) from None
 
-    def _carry_out_alone(self, own: _Call[Any]) -> None:
+    def _run_alone(self, own: _Call[Any]) -> None:
         if self.refusal is not None:
             raise fresh(self.refusal)
 
@@ -353,7 +362,7 @@ class Writer:
                 self._gate.enter(executor.begin)
                 self._on_begin()
                 work()
-                if executor.failure is not None:  # and the work made light of it
+                if executor.failure is not None:  # and the work caught and ignored the error
                     raise fresh(executor.failure)
                 self._check_file()
                 self._on_end(commits)
@@ -363,7 +372,7 @@ class Writer:
 
 
 class _RequestFailedError(Exception):
-    """Carries the error of a request past what strikes the thread that carries it out."""
+    """Wraps the error of a request, to tell it apart from an exception that interrupts the leader."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -371,15 +380,15 @@ class _RequestFailedError(Exception):
 
 
 def nested_call() -> NestedCallError:
-    """What a call is refused with that the transaction of its own thread would have to wait for."""
+    """The error of a call inside a transaction of its own thread, which would wait for itself."""
     return NestedCallError(
-        "this thread is in the midst of a transaction of the same store; inside transact() call the"
-        " repository that it hands over, and in a signal handler try again later"
+        "this thread is inside a transaction of the same store; inside transact() call the repository that"
+        " it passes to you, and in a signal handler try again later"
     )
 
 
-def _release(turn: threading.Lock) -> None:
+def _release(wake_up: threading.Lock) -> None:
     try:
-        turn.release()
-    except RuntimeError:  # its waiter is told twice
+        wake_up.release()
+    except RuntimeError:  # it was released already
         return

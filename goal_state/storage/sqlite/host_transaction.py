@@ -1,7 +1,7 @@
-"""Joining a host's transaction: on its connection, or on the one that its session works with.
+"""Joins a host's transaction: on its connection, or on the connection of its session.
 
-The host begins and ends it, and what is written here has to stand or fall with it. So whatever is no
-transaction of that host's (any more) is refused before anything is written.
+The host begins and ends the transaction, and what is written here must be committed or rolled back with it.
+So a call outside the host's own open transaction is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _TAKE_WRITE_LOCK: Final = f"DELETE FROM {VERSION_TABLE} WHERE 0"  # noqa: S608
 
 
 def host_executor(owner: Connection | Session) -> Executor:
-    """What runs statements inside the transactions of a connection or a session.
+    """An executor inside the transactions of a host's connection or session.
 
     Raises:
         InvalidValueError: it is neither.
-        UnsupportedDatabaseError: it is no connection of Python's own `sqlite3`, or an async one.
+        UnsupportedDatabaseError: it does not use Python's own `sqlite3`, or is async.
         TransactionError: it can carry no transaction.
     """
     if isinstance(owner, Connection):
         return _ConnectionExecutor(owner)
-    orm = sys.modules.get("sqlalchemy.orm.session")  # whoever has a session has imported it
+    orm = sys.modules.get("sqlalchemy.orm.session")  # imported if there is a session
     if orm is not None and isinstance(owner, orm.Session):
         return _SessionExecutor(owner)
     raise InvalidValueError(
@@ -51,7 +51,7 @@ def host_executor(owner: Connection | Session) -> Executor:
 
 
 def _advice(owner: object) -> str:
-    """What to hand over instead."""
+    """What to pass instead."""
     if isinstance(owner, Engine):
         return "write: with engine.begin() as connection"
     if type(owner).__module__.startswith("sqlalchemy.ext.asyncio"):
@@ -67,26 +67,25 @@ def _advice(owner: object) -> str:
 
 
 class _HostExecutor(Executor):
-    """Runs statements on a connection of a host's, where each time it is seen to that it is still that
-    host's: the driver's connection under a closed one is soon another's.
+    """Runs statements on a host's connection. Each call checks that the connection is still open: the pool
+    soon gives the driver's connection of a closed one to somebody else.
     """
 
     _joined: object = _NONE_YET
-    """The transaction that was joined last. A connection that still has it is the one that it was."""
+    """The transaction that was joined last. While the connection has it, nothing needs to be looked up."""
 
     _taken: Connection | None = None
 
     def _transaction_now(self) -> RootTransaction | None:
-        """The transaction of the connection; there it is the connection's own method."""
+        """The transaction of the connection. `_take` replaces this by the connection's own method."""
         return None
 
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         if self._transaction_now() is not self._joined:
             self._find()
         try:
-            return Executor.run(
-                self, statement, values
-            )  # a charge runs three: super() would be felt
+            # Not super(), whose cost shows in a charge, which runs three statements.
+            return Executor.run(self, statement, values)
         except sqlite3.ProgrammingError:  # the driver's connection was closed under the host's
             self._find()
             raise
@@ -108,7 +107,7 @@ class _HostExecutor(Executor):
         self._join(self._find())
 
     def _find(self) -> Connection:
-        """The connection to work with, ready to be used.
+        """The current connection, ready to be used.
 
         Raises:
             TransactionError: there is none.
@@ -116,7 +115,7 @@ class _HostExecutor(Executor):
         raise NotImplementedError
 
     def _take(self, connection: Connection) -> Connection:
-        """Goes on with a connection, whose driver's connection may be another one than before."""
+        """Uses a connection from now on; its driver's connection may have changed since the last call."""
         try:
             driver = driver_connection(connection)
         except exc.InvalidRequestError as error:
@@ -135,24 +134,24 @@ class _HostExecutor(Executor):
         return connection
 
     def _join(self, connection: Connection) -> None:
-        """Makes sure that a transaction is open that the host's commit or rollback ends, and may write."""
+        """Makes sure that a transaction of the host is open that may write; begins one if there is none."""
         driver = self.driver
         found = connection.get_transaction()
         if found is self._joined:
             raise TransactionError(
-                "the transaction is over for the database, which undid it after an error or was told"
-                " to end it; roll it back and run it again"
+                "the transaction is over: the database has ended it after an error, or by a statement of"
+                " yours; roll it back and run it again"
             )
         _refuse_autocommit(connection, driver)
         if found is None and driver.in_transaction and not _is_always_in_transaction(driver):
             raise TransactionError(
-                "a transaction is open on the driver's connection that is not this connection's;"
-                " end it first (a StaticPool has one connection for all)"
+                "another user's transaction is open on the driver's connection; end it first (a StaticPool"
+                " shares one connection between all)"
             )
         if connection.in_nested_transaction() and _begins_late(driver):
-            # Where nothing was written before it, that savepoint is the transaction: releasing it commits.
+            # If nothing was written before it, the savepoint is the transaction: releasing it commits.
             raise TransactionError(
-                "the savepoint may have no transaction around it, since the driver begins one late:"
+                "there may be no transaction around the savepoint, since the driver begins one late:"
                 " call the repository once before begin_nested(), or let your engine begin with BEGIN"
                 " (SQLAlchemy's page on SQLite tells how, in its part on transactions)"
             )
@@ -160,7 +159,7 @@ class _HostExecutor(Executor):
             try:
                 transaction = connection.begin() if found is None else found
             except exc.InvalidRequestError as error:
-                raise TransactionError(f"no transaction can be begun: {error}") from error
+                raise TransactionError(f"cannot begin a transaction: {error}") from error
             try:
                 self._take_write_lock()
             except BaseException:
@@ -176,8 +175,8 @@ class _HostExecutor(Executor):
                 raise TransactionError(_AUTOCOMMIT)
             self._cursor.execute("BEGIN IMMEDIATE")
             return
-        # A deferred transaction waits for the lock with its first statement only; one that has read fails
-        # at once. Better now than after the first of our own writes.
+        # A deferred transaction waits for the write lock only if that is its first statement; one that has
+        # read before fails at once. It must fail here, not after the first of our writes.
         try:
             self._cursor.execute(_TAKE_WRITE_LOCK)
         except sqlite3.OperationalError as error:
@@ -203,11 +202,11 @@ class _ConnectionExecutor(_HostExecutor):
 
 
 class _SessionExecutor(_HostExecutor):
-    """Inside the transactions of a session, one after the other."""
+    """Inside the successive transactions of one session."""
 
     _at: tuple[SessionTransaction | None, SessionTransaction | None] = (None, None)
-    """The session's transaction, and the innermost of its savepoints, when it was last asked for its
-    connection. It makes a savepoint only then, not at `begin_nested()`."""
+    """The session's transaction and innermost savepoint when its connection was last asked for. Only then
+    does the session create the savepoint in the database, not at `begin_nested()`."""
 
     def __init__(self, session: Session) -> None:
         # The session's transaction begins with the first call, as with any statement.
@@ -230,18 +229,18 @@ class _SessionExecutor(_HostExecutor):
             connection = self._session.connection(bind_arguments={"clause": goals})
         except exc.UnboundExecutionError as error:
             raise TransactionError(
-                "the session does not say which of its databases has the goals: pass one of its"
+                "the session does not tell which of its databases holds the goals: pass one of its"
                 " connections, session.connection(bind_arguments={'mapper': …})"
             ) from error
         except exc.InvalidRequestError as error:
-            raise TransactionError(f"the session can carry no transaction: {error}") from error
+            raise TransactionError(f"the session cannot carry a transaction: {error}") from error
         self._at = self._session.get_transaction(), self._session.get_nested_transaction()
         return self._take(connection)
 
 
 _AUTOCOMMIT: Final = (
-    "the connection is in autocommit mode, where nobody would end the transaction of a change: take"
-    " one without isolation_level=AUTOCOMMIT (or None) and without autocommit=True"
+    "the connection is in autocommit mode, in which a change has no transaction of yours: use one"
+    " without isolation_level=AUTOCOMMIT (or None) and without autocommit=True"
 )
 
 

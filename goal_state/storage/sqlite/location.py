@@ -1,4 +1,4 @@
-"""Where a database is, and whether it is ours: found out without changing a byte of it."""
+"""Locates a database and checks that it is ours, without changing a byte of it."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def sqlite_url(target: str | os.PathLike[str] | URL) -> URL:
     """The URL of a database: of a path, `:memory:`, or a SQLAlchemy URL without parameters.
 
     Raises:
-        DatabaseLocationError: the URL has parameters, or leads to no file.
+        DatabaseLocationError: the URL has parameters, or names no file.
         UnsupportedDatabaseError: the URL is not SQLite's, or SQLite is older than 3.37.
-        InvalidValueError: it is neither a path nor a URL.
+        InvalidValueError: the target is neither a path nor a URL.
     """
     if isinstance(target, URL):
         url = target
     elif isinstance(target, str) and "://" in target:
         try:
             url = make_url(target)
-        except (exc.ArgumentError, ValueError):  # a port that is no number is a bare ValueError
+        except (exc.ArgumentError, ValueError):  # a bare ValueError: a port that is not a number
             raise DatabaseLocationError(
-                f"{target!r} is no database URL; write sqlite:///path/to/goals.db"
+                f"{target!r} is not a database URL; write sqlite:///path/to/goals.db"
             ) from None
     else:
         if not isinstance(target, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -73,7 +73,7 @@ def sqlite_url(target: str | os.PathLike[str] | URL) -> URL:
             raise InvalidValueError(
                 "target", "must be a path of at least one character, without NUL"
             )
-        url = URL.create("sqlite", database=str.__str__(path))  # a subclass may have one of its own
+        url = URL.create("sqlite", database=str.__str__(path))  # a subclass may override it
     if url.get_backend_name() != "sqlite":
         raise UnsupportedDatabaseError(
             f"goals are kept in SQLite; {url.get_backend_name()!r} is not supported yet"
@@ -111,7 +111,7 @@ def is_memory_name(database: str | None) -> bool:
 
 
 def is_memory(engine: Engine) -> bool:
-    """Whether the database lives in memory, in one connection."""
+    """Whether the database is in memory, in one connection."""
     return is_memory_name(engine.url.database)
 
 
@@ -121,24 +121,24 @@ def database_path(engine: Engine) -> Path | None:
 
 
 def inspect_file(path: Path, *, to_read: bool = False) -> str | None:
-    """The revision of the schema in a file (None: none yet), found without changing a byte of it; refuses
+    """The revision of the schema in a file (None: no schema yet), read without changing a byte of it; refuses
     a path that cannot hold our database.
 
-    A file that is missing or empty is fine: it will be made. One that holds tables, none of them ours, is
-    another application's; a host that wants goals in its own database says so with an Engine or with
+    A missing or empty file is accepted: it will be made. A file with tables of which none is ours belongs to
+    another application; a host that wants goals in its own database passes an Engine or calls
     `goal_state.migrate.upgrade`.
 
     Args:
         path: the file.
-        to_read: whether it need not be writable.
+        to_read: whether it is only read, and need not be writable.
 
     Raises:
         DatabaseLocationError: the folder is missing or cannot be entered, or the path is a directory.
-        NotADatabaseError: the file is no SQLite database.
+        NotADatabaseError: the file is not a SQLite database.
         ForeignDatabaseError: it is another application's.
-        SchemaIncompleteError: some tables of ours are there and others are not.
-        DatabaseReadOnlyError: the file or its folder cannot be written to, though it should.
-        DatabaseReplacedError: it took the place of another file, whose log is still there.
+        SchemaIncompleteError: some of our tables exist and others do not.
+        DatabaseReadOnlyError: the file or its folder should be writable and is not.
+        DatabaseReplacedError: it replaced another file, whose log is still there.
     """
     try:
         return _inspect_file(path, to_read=to_read)
@@ -155,21 +155,21 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
     if path.is_dir():
         raise DatabaseLocationError(f"{str(path)!r} is a directory; name a file in it")
     if path.exists() and not path.is_file():
-        raise DatabaseLocationError(f"{str(path)!r} is no regular file")
+        raise DatabaseLocationError(f"{str(path)!r} is not a regular file")
     if not to_read and not os.access(folder, os.W_OK | os.X_OK):
         raise DatabaseReadOnlyError(
             f"the folder {str(folder)!r} is read-only; SQLite keeps its log beside the database"
         )
     if not path.exists() or path.stat().st_size == 0:
         return None
-    _refuse_exchanged(path)
+    _refuse_replaced(path)
     if not to_read and not os.access(path, os.W_OK):
         raise DatabaseReadOnlyError(
             f"{str(path)!r} is read-only for this user; allow writing to it"
         )
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if path.stat().st_size < _SMALLEST_FILE_BYTES:  # SQLite takes one of a single byte for empty
+    if path.stat().st_size < _SMALLEST_FILE_BYTES:  # SQLite treats a file of one byte as empty
         raise _no_database(path)
     with translating():
         connection = _connected(reading_uri(path))
@@ -191,8 +191,8 @@ def _inspect_file(path: Path, *, to_read: bool) -> str | None:
 
 
 def read_schema(driver: sqlite3.Connection) -> tuple[set[str], str | None]:
-    """The tables of a database, whoever's they are, and the revision that ours are at."""
-    driver.execute("BEGIN")  # one snapshot, so that no migration comes between the two
+    """All tables of a database, another application's too, and the revision of our schema."""
+    driver.execute("BEGIN")  # one snapshot, so that no migration runs between the two reads
     try:
         rows = driver.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         tables = {cast(str, name) for (name,) in rows if not name.startswith("sqlite_")}
@@ -211,30 +211,30 @@ def _no_database(path: Path) -> NotADatabaseError:
 
 
 def reading_uri(path: Path) -> str:
-    """A URI by which SQLite reads a file without changing it, nor anything beside it.
+    """A URI with which SQLite reads a file without changing it or any file beside it.
 
-    Nothing but SQLite may open the file: closing any other descriptor of it would drop all locks that this
-    process has on it, and the next process would delete the log under a store that is open.
+    Only SQLite may open the file: closing any other file descriptor of it would drop all locks that this
+    process has on it, and the next process would delete the log under an open store.
     """
     file = Path(os.path.realpath(path))
-    # Where there is a log, closing must not write it back; where there is none, SQLite must not make one.
+    # If there is a log, closing must not checkpoint it; if there is none, SQLite must not make one.
     log = file.with_name(f"{file.name}-wal")
     mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
     return f"{file.as_uri()}?{mode}"
 
 
-def _refuse_exchanged(path: Path) -> None:
-    """Refuses a file that was put in the place of another one whose log is still there: SQLite would replay
-    that onto it.
+def _refuse_replaced(path: Path) -> None:
+    """Refuses a file that replaced another one whose log is still there: SQLite would replay that log onto
+    it.
 
     Raises:
-        DatabaseReplacedError: it is another file than the one whose log lies beside it.
+        DatabaseReplacedError: the log beside the file belongs to another database.
     """
     file = Path(os.path.realpath(path))
     if not has_log(file) or (owner := log_owner(file)) is None:
         return
     found: str | None = None
-    # The file itself, without the log; while others write to it, it may be torn.
+    # Reads the file itself, without its log; while others write to it, the read may fail.
     with (
         suppress(sqlite3.Error),
         closing(_connected(f"{file.as_uri()}?mode=ro&immutable=1")) as main,
@@ -243,18 +243,18 @@ def _refuse_exchanged(path: Path) -> None:
         found = None if row is None else row[0]
     if found is not None and found != owner:
         raise DatabaseReplacedError(
-            f"{str(path)!r} was put in the place of another database, whose log ({file.name}-wal) is still"
-            " there and would be replayed onto it. Nothing was changed. Move the file to another name, then"
-            f" run: goal-state restore THAT-FILE --db {shlex.quote(str(path))}"
+            f"{str(path)!r} replaced another database, whose log ({file.name}-wal) is still there and would"
+            " be replayed onto it. Nothing was changed. Move the file to another name, then run: goal-state"
+            f" restore THAT-FILE --db {shlex.quote(str(path))}"
         )
 
 
 def change_identity(path: Path, identity: str | None = None) -> None:
-    """Makes a copy tell itself apart from the database that it is one of.
+    """Gives a copy an identity other than that of the database it was made from.
 
     Args:
         path: the copy, which nobody has open.
-        identity: whose place it will take; None: nobody's.
+        identity: of the database that it will replace; None makes a new one.
     """
     # Absolute: SQLite may take a name that begins with "file:" for a URI.
     with (
@@ -272,9 +272,9 @@ def _connected(uri: str) -> sqlite3.Connection:
 
 
 def create_file(path: Path) -> None:
-    """Makes the file for its owner only, whatever the umask; SQLite gives its log the same rights."""
+    """Makes the file, accessible to its owner only, whatever the umask; SQLite makes its log the same."""
     file = Path(os.path.realpath(path))
-    # Under another name first: once it is in its place another thread may open it, and then closing this
+    # Under another name first: under its own, another thread may open it, and then closing this file
     # descriptor would drop that thread's locks.
     new = file.with_name(f".{new_id()}.new")
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -289,7 +289,7 @@ def create_file(path: Path) -> None:
 
 
 def _create_in_place(file: Path) -> None:
-    """Lets SQLite make the file, whose rights are then narrowed."""
+    """Lets SQLite make the file, then restricts its permissions."""
     with translating():
         connection = sqlite3.connect(file)
         try:

@@ -1,7 +1,10 @@
-"""Connections for reading: as many as there are readers at once, kept from one read to the next.
+"""Connections for reading: a pool with as many as there are concurrent readers.
 
 Reads never take the write lock and never wait for it. A database in memory has a single connection, which
 its readers share with the writer.
+
+"Interrupted" means that an exception was raised in a thread at an arbitrary instruction: by a signal handler
+or by `PyThreadState_SetAsyncExc`.
 """
 
 from __future__ import annotations
@@ -27,21 +30,21 @@ Result = TypeVar("Result")
 
 
 class Readers(Protocol):
-    """Where a store finds a repository to read with."""
+    """Gives a store repositories to read with."""
 
     def read(self, work: Callable[[GoalRepository], Result]) -> Result:
-        """Runs work with a repository that is the caller's alone meanwhile."""
+        """Runs work with a repository that no other thread uses meanwhile."""
         ...
 
     def stream(
         self, work: Callable[[GoalRepository], Iterator[Result]]
     ) -> contextlib.AbstractContextManager[Iterator[Result]]:
-        """What work yields, as long as the block lasts."""
+        """Yields an iterator over what work yields; valid inside the block."""
         ...
 
     def let_go(self, deadline: float) -> bool:
-        """Before a fork: closes all connections, and lets no read begin until `go_on`; False if one is
-        still in use at the deadline, or belongs to this thread or to an open stream.
+        """Before a fork: closes all connections and blocks new reads until `go_on`; False if a connection is
+        still in use at the deadline, or is used by this thread or by an open stream.
         """
         ...
 
@@ -50,7 +53,7 @@ class Readers(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes what is not in use; the rest closes when its read is over."""
+        """Closes the idle connections; each of the others closes at the end of its read."""
         ...
 
 
@@ -60,20 +63,20 @@ class _Reader:
     def __init__(self, repository: GoalRepository, executor: Executor) -> None:
         self.repository = repository
         self.executor = executor
-        # Reentrant, so that a fork in the midst of a read can tell that the read is its own thread's.
+        # Reentrant, so that a fork from inside a read can tell that the read is its own thread's.
         self.in_use = threading.RLock()
 
     def close(self) -> None:
         self.executor.close()
 
     def __del__(self) -> None:
-        # An exception that struck between two instructions can lose a reader on its way.
+        # An interrupted thread can lose a reader between the pool and its use.
         with contextlib.suppress(AttributeError, sqlite3.Error):
             self.close()
 
 
 class PooledReaders:
-    """Connections of their own, made when all others are in use."""
+    """A pool of connections; a new one is made when all others are in use."""
 
     def __init__(self, connect: Callable[[], tuple[GoalRepository, Executor]]) -> None:
         self._connect = connect
@@ -87,7 +90,7 @@ class PooledReaders:
         self._closed = False
 
     def read(self, work: Callable[[GoalRepository], Result]) -> Result:
-        """With the connection used last, or a new one."""
+        """Reads with the connection used last, or with a new one."""
         while True:
             try:
                 reader = self._idle.pop()
@@ -95,18 +98,18 @@ class PooledReaders:
                 reader = self._new()
             executor = reader.executor
             with reader.in_use:
-                if not executor.usable:  # a fork came in between
+                if not executor.usable:  # closed by a fork in between
                     continue
                 complete = False
                 try:
                     result = work(reader.repository)
                     complete = executor.usable
                     return result
-                except sqlite3.Error as error:  # from fetching rows of a statement that began well
+                except sqlite3.Error as error:  # raised by fetching rows, after `execute` succeeded
                     raise executor.failed(error) from error
                 finally:
-                    # Kept for the next read, unless the database has failed on it. A read that was struck
-                    # half-way would keep its snapshot for as long as nobody takes this connection.
+                    # Kept for the next read, unless the database has failed on it. An interrupted read would
+                    # keep its snapshot open until the next use of this connection.
                     if complete:
                         self._idle.append(reader)
                     else:
@@ -118,9 +121,9 @@ class PooledReaders:
     def stream(
         self, work: Callable[[GoalRepository], Iterator[Result]]
     ) -> Generator[Iterator[Result]]:
-        """With a connection of its own, which no fork can let go of."""
+        """Reads with a connection of its own, which no fork can close."""
         reader = self._new()
-        self._streaming[id(reader)] = _forgotten_with(reader, self._streaming)
+        self._streaming[id(reader)] = _tracked(reader, self._streaming)
         try:
             yield work(reader.repository)
         except sqlite3.Error as error:
@@ -132,7 +135,7 @@ class PooledReaders:
     def _new(self) -> _Reader:
         def connect() -> _Reader:
             reader = _Reader(*self._connect())
-            self._all[id(reader)] = _forgotten_with(reader, self._all)
+            self._all[id(reader)] = _tracked(reader, self._all)
             return reader
 
         with self._gate:
@@ -140,7 +143,7 @@ class PooledReaders:
 
     def let_go(self, deadline: float) -> bool:
         """See `Readers`."""
-        if is_mine(self._gate):  # in the midst of connecting
+        if is_mine(self._gate):  # the fork interrupts this thread while it connects
             return False
         self._is_held_for_fork = True
         if not self._gate.acquire(timeout=max(deadline - time.monotonic(), 0)):
@@ -173,7 +176,7 @@ class PooledReaders:
             self._is_held_for_fork = False
 
     def close(self) -> None:
-        """Closes the idle connections, and from now on each one that is given back."""
+        """Closes the idle connections, and from now on each one that is returned to the pool."""
         self._closed = True
         while self._idle:
             try:
@@ -184,7 +187,7 @@ class PooledReaders:
 
 
 class SharedReader:
-    """The writer's own connection, while no transaction is open on it."""
+    """Reads on the writer's connection, between its transactions."""
 
     def __init__(self, repository: GoalRepository, executor: Executor, lock: ReentrantLock) -> None:
         self._repository = repository
@@ -193,11 +196,11 @@ class SharedReader:
         self._closed = False
 
     def read(self, work: Callable[[GoalRepository], Result]) -> Result:
-        """With the connection, once no transaction is open on it."""
+        """Waits until no transaction is open, then reads."""
         if is_mine(self._lock):
             raise NestedCallError(
-                "this thread is in the midst of a transaction or read of the same store; read with the"
-                " repository that the transaction was given"
+                "this thread is inside a transaction or read of the same store; read with the repository"
+                " that the transaction passed to you"
             )
         with self._lock:
             if self._closed:  # while this reader waited
@@ -211,24 +214,22 @@ class SharedReader:
     def stream(
         self, work: Callable[[GoalRepository], Iterator[Result]]
     ) -> Generator[Iterator[Result]]:
-        """All of it at once: there is no second connection that could wait for whoever takes it."""
+        """Reads the whole result first: its consumer may need the only connection while it iterates."""
         yield iter(self.read(lambda repository: list(work(repository))))
 
     def let_go(self, deadline: float) -> bool:  # noqa: ARG002
-        """The database would be gone with its connection."""
+        """Always False: closing the connection would delete the database."""
         return False
 
     def go_on(self) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
-        """Refuses those who come after, or wait; the connection is the writer's to close."""
+        """Refuses later reads and waiting ones; the writer closes the connection."""
         self._closed = True
 
 
-def _forgotten_with(
-    reader: _Reader, readers: dict[int, weakref.ref[_Reader]]
-) -> weakref.ref[_Reader]:
+def _tracked(reader: _Reader, readers: dict[int, weakref.ref[_Reader]]) -> weakref.ref[_Reader]:
     key = id(reader)
 
     def forget(_: object) -> None:

@@ -1,7 +1,7 @@
-"""Putting a backup in the place of a database that others may have open.
+"""Restoring a backup into a database that other processes may have open.
 
-The file itself is never replaced: its old log would be replayed onto the new one, and whoever has it open
-would go on with the old one. Instead the backup's pages are written into the database as one transaction,
+The file itself is never replaced: SQLite would replay the old log onto the new file, and open connections
+would go on using the old one. Instead the backup's pages are written into the database as one transaction,
 which every connection of every process sees as one change.
 """
 
@@ -40,7 +40,7 @@ def check_backup(source: Path) -> str:
 
     Raises:
         DatabaseLocationError: there is no such backup.
-        NotADatabaseError: no goals of ours are in it.
+        NotADatabaseError: it holds no tables of ours.
     """
     if not source.is_file():
         raise DatabaseLocationError(f"there is no backup {str(source)!r}")
@@ -51,7 +51,7 @@ def check_backup(source: Path) -> str:
 
 
 def counted_tokens_of(backup: Path) -> str:
-    """The name of what a backup's goals are charged with; the default where it keeps none."""
+    """The name of the `counted_tokens` that a backup stores; the default where it stores none."""
     with translating(), closing(sqlite3.connect(reading_uri(backup), uri=True)) as connection:
         return _counted_tokens(connection) or "uncached"
 
@@ -70,19 +70,19 @@ def prepared(
     progress: Progress | None,
     upgrade: Callable[[Engine], None],
 ) -> Generator[sqlite3.Connection]:
-    """A checked copy of a backup, upgraded to the library's schema; gone when the block ends.
+    """A verified copy of a backup, upgraded to the library's schema; deleted at the end of the block.
 
     Args:
-        source: the backup. It is left as it is.
-        database: what it is to be written over; the copy lies beside it. None in memory.
-        identity: of that database, which it keeps.
+        source: the backup. It is not changed.
+        database: the file to be written over; the copy is made beside it. None in memory.
+        identity: of that database; the copy gets it.
         page_size: of that database, in bytes.
         progress: see `Progress`.
-        upgrade: brings a database up to the library's schema, or refuses it.
+        upgrade: upgrades a database to the library's schema, or refuses it.
 
     Raises:
-        DatabaseLocationError: there is no such backup, it is the database itself, or no goals of ours are
-            in it.
+        DatabaseLocationError: there is no such backup, it is the database itself, or it holds no tables of
+            ours.
         SchemaTooNewError: it was made by a newer version of the library.
         DatabaseCorruptError: it is damaged.
     """
@@ -101,11 +101,11 @@ def prepared(
             change_identity(copy, identity)
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 _check(connection, source)
-                # Whoever holds a consumer's name now finds out by this that it has to look where it is.
+                # Without a lease, each consumer reads its restored cursor before it goes on.
                 connection.execute(
                     f"UPDATE {cursors.name} SET holder = NULL, lease_expires_at_ms = NULL"  # noqa: S608
                 )
-                # Of another page size, SQLite could not write it over the database.
+                # SQLite can only write it over the database if both have the same page size.
                 connection.execute("PRAGMA journal_mode = DELETE")
                 if connection.execute("PRAGMA page_size").fetchone()[0] != page_size:
                     connection.execute(f"PRAGMA page_size = {page_size:d}")
@@ -134,10 +134,10 @@ def _check(connection: sqlite3.Connection, source: Path) -> None:
 
 
 def check_copy(copy: sqlite3.Connection, counted_tokens: CountedTokens) -> None:
-    """Makes sure that a prepared copy counts as the database that it is to be written over.
+    """Makes sure that a prepared copy has the `counted_tokens` of the database to be written over.
 
     Raises:
-        SettingsConflictError: it does not.
+        SettingsConflictError: it has others.
     """
     if (stored := _counted_tokens(copy)) is not None:
         check_counted_tokens(stored, counted_tokens.name)
@@ -150,7 +150,7 @@ def write_over(
 
     Raises:
         DatabaseBusyError: others kept the write lock; nothing was changed.
-        DatabaseError: the database could not do it; nothing was changed.
+        DatabaseError: the database failed; nothing was changed.
     """
     deadline = time.monotonic() + busy_timeout_seconds
 

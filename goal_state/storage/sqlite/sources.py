@@ -1,4 +1,4 @@
-"""Where a store's connections come from: a file of our own, or an engine."""
+"""Makes a store's connections: to a database file, or from an engine."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class Source(Protocol):
     path: Path | None
     """The file; None in memory."""
     is_hosts: bool
-    """Whether the engine, and with it the database, is a host's."""
+    """Whether the engine, and with it the database, belongs to a host."""
 
     def connect(self) -> Connected:
-        """A connection for its holder alone; in memory the one that there is."""
+        """A connection that nobody else uses; in memory, the only one there is."""
         ...
 
     def engine(self) -> Engine:
-        """An engine on the database, for migrating it."""
+        """An engine on the database, for its migration."""
         ...
 
     def let_go(self) -> bool:
-        """Before a fork: closes what is kept for the next use; False while a host uses a connection."""
+        """Before a fork: closes idle connections; False while a host uses one."""
         ...
 
     def close(self) -> None:
-        """Ends what a store has made for itself."""
+        """Closes what was made for the store; a host's engine stays open."""
         ...
 
 
 class FileSource:
-    """A file of our own, by the driver alone: an engine is made only if there is something to migrate."""
+    """A file of our own, opened by the driver alone: an engine is made only for a migration."""
 
     is_hosts = False
 
@@ -78,7 +78,7 @@ class FileSource:
 
 
 class EngineSource:
-    """A host's engine, or our own on a database in memory."""
+    """A host's engine, or our own engine on a database in memory."""
 
     def __init__(
         self, engine: Engine, durability: Durability, timeout_ms: int, *, is_hosts: bool

@@ -1,16 +1,18 @@
-"""Taking turns between processes that write to one file.
+"""Fair queueing for the write lock between processes that write to one file.
 
-SQLite's busy handler sleeps longer and longer, so that a busy neighbour wins for seconds. Here whoever
-meets another process queues up instead. The head of the queue waits until the turn before its own is over,
-takes SQLite's write lock, and leaves the queue to the next one. A turn lasts a slice of time in which one
-may begin transaction after transaction, as long as each comes at once after the one before: handing on
-costs more than a commit, and SQLite reads its pages anew after another process wrote.
+SQLite's busy handler backs off longer and longer, so that a busy process starves the others for seconds.
+Here a process that finds contention queues up instead. The head of the queue holds the queue lock, waits for
+the end of the current turn, takes SQLite's write lock, and releases the queue lock to the next process. A
+turn is a time slice in which its owner may begin transaction after transaction, as long as each follows the
+one before at once: a hand-over costs more than a commit, and SQLite rereads its pages after another process
+wrote.
 
-All of it is kept in one small file beside the database, made when two processes meet for the first time.
-The queue is a lock on it, which the system releases when its process dies. What is written in it are times
-that pass by themselves: until when a turn lasts, and when the head of the queue was last awake. So whoever
-is stopped, killed or interrupted anywhere delays the others by a slice at the most, and not again. SQLite's
-own lock remains the one that counts.
+The state is one small file beside the database, made at the first contention. The queue lock is a lock on
+that file, which the system releases when its holder dies. The file holds two times that expire by
+themselves: when the current turn ends, and when the head of the queue was last awake. So a process that is
+stopped, killed or interrupted anywhere delays the others by one slice at most, and once only. SQLite's own
+lock alone guards the data. "Interrupted" means that an exception was raised in a thread at an arbitrary
+instruction: by a signal handler or by `PyThreadState_SetAsyncExc`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from goal_state.errors import DatabaseBusyError
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: SQLite's busy handler has to do
+except ImportError:  # no such locks on this system: only SQLite's busy handler is left
     fcntl = None
 
 __all__ = ["Gate", "OpenGate", "Turnstile", "gate"]
@@ -37,35 +39,34 @@ _logger = logging.getLogger(__name__)
 
 _MS: Final = 1_000_000
 
-_MEMORY_NS: Final = 1000 * _MS
-"""So long after it met another process one keeps queueing up, rather than push in."""
+_CONTENTION_NS: Final = 1000 * _MS
+"""How long after contention a process still queues up, rather than try SQLite's lock at once."""
 
 _SLICE_NS: Final = 3 * _MS
-"""In its turn one may begin transactions for so long."""
+"""The length of a turn: how long its owner may begin transactions."""
 
 _IDLE_NS: Final = 1 * _MS
-"""A turn ends early where the next transaction does not come within this time."""
+"""A turn ends early if the next transaction does not begin within this time."""
 
-_PATIENCE_NS: Final = _SLICE_NS * 3 // 2
-"""The head of the queue waits so long for turns to end, whatever is written."""
+_LONGEST_TURN_WAIT_NS: Final = _SLICE_NS * 3 // 2
+"""How long the head of the queue waits for turns to end, whatever the file says."""
 
-_HEAD_ASLEEP_NS: Final = 100 * _MS
-"""A head of the queue that was not awake for so long is passed by. On a machine that is overloaded one that
-wakes every `_HEAD_PAUSE_NS` can be late by tens of milliseconds, and nobody should push in for that."""
+_HEAD_TIMEOUT_NS: Final = 100 * _MS
+"""A head of the queue that was not awake for so long is passed over. On an overloaded machine a head that
+wakes every `_HEAD_PAUSE_NS` can be tens of milliseconds late, which must not cost it its place."""
 
 _HEAD_PAUSE_NS: Final = 200_000
 _QUEUE_PAUSES_NS: Final = (1 * _MS, 300_000)
-"""Between two looks at the queue: of who just came, of who has waited for a slice. So the older one is
-nearly always the first to see that there is room."""
+"""The pause between two tries to take the queue lock: of a newcomer, and after a wait of one slice. So the
+process that waits longest nearly always gets the lock first."""
 
 _SLOW_WAIT_NS: Final = 1000 * _MS
 
 
 class Gate(Protocol):
-    """How a transaction that writes begins and, once it has ended, lets the next one in.
+    """Begins write transactions in turn with other processes.
 
-    Used by one thread at a time. An exception may strike anywhere in it: the next call puts right what was
-    left undone.
+    Used by one thread at a time. A call may be interrupted anywhere: the next call repairs the state.
     """
 
     waits: bool
@@ -76,24 +77,24 @@ class Gate(Protocol):
         ...
 
     def leave(self) -> None:
-        """The transaction is over, or never began."""
+        """Called when the transaction has ended, or failed to begin."""
         ...
 
     def let_go(self) -> None:
-        """Gives up its turn and closes its descriptors, as before a fork; the next `enter` opens anew."""
+        """Ends its turn and closes its file descriptors, as before a fork; the next `enter` reopens them."""
         ...
 
     def forget(self) -> None:
-        """In a forked child: what is held is the parent's, and stays so."""
+        """In a forked child: drops all state, since the turn and the queue lock are the parent's."""
         ...
 
     def close(self) -> None:
-        """Gives back what it holds, for good."""
+        """Releases everything, for good."""
         ...
 
 
 class OpenGate:
-    """For a database that no other process writes to, and where there are no locks on files."""
+    """No queueing: for a database in memory, and for systems without file locks."""
 
     waits = False
 
@@ -127,53 +128,53 @@ class Turnstile:
         """
         self._queue: Final = _Queue(path.with_name(f"{path.name}-queue"))
         self._timeout_seconds = timeout_seconds
-        self._met_at = -_MEMORY_NS
+        self._contended_at = -_CONTENTION_NS
         self._left_at = 0
-        self._comes_at_once = False
-        self._slice_ends_at = 0  # of the turn that is ours, or was
-        self._kept_until = 0  # what we told the others about it
+        self._follows_at_once = False
+        self._slice_ends_at = 0  # of our turn, current or past
+        self._kept_until = 0  # the end of our turn as we wrote it to the file
 
     def enter(self, begin: Callable[[], None]) -> None:
-        """Takes the write lock: at once if no other process was met lately, or in our turn; else in line.
+        """Takes the write lock: at once if there was no recent contention, or in our turn; else by queueing.
 
         Raises:
-            DatabaseBusyError: others had it for longer than the time-out.
+            DatabaseBusyError: other processes held it for longer than the time-out.
         """
         now = time.monotonic_ns()
-        if now - self._met_at > _MEMORY_NS:
+        if now - self._contended_at > _CONTENTION_NS:
             if _succeeds(begin):
                 return
-            self._met_at = now
-        self._comes_at_once = now - self._left_at < _IDLE_NS
+            self._contended_at = now
+        self._follows_at_once = now - self._left_at < _IDLE_NS
         if now < self._kept_until and _succeeds(begin):
             return
         self._queue_up(begin, now)
 
     def leave(self) -> None:
-        """Keeps the turn for the next transaction, or gives it up."""
+        """Keeps the turn for the next transaction, or ends it."""
         queue = self._queue
-        if not queue.is_open:  # no other process was ever met
+        if not queue.is_open:  # there never was contention
             return
-        queue.unlock()  # an exception may have kept `enter` from it
+        queue.unlock()  # an exception may have kept `enter` from doing so
         self._left_at = now = time.monotonic_ns()
-        if now < self._slice_ends_at and self._comes_at_once:
+        if now < self._slice_ends_at and self._follows_at_once:
             self._keep_until(min(self._slice_ends_at, now + _IDLE_NS))
         elif self._kept_until:
-            self._give_up()
+            self._end_turn()
 
     def let_go(self) -> None:
-        """Gives up its turn and closes the file."""
+        """Ends its turn and closes the file."""
         if self._kept_until:
-            self._give_up()
+            self._end_turn()
         self._queue.close()
 
     def forget(self) -> None:
-        """Closes the child's descriptor, with which it would hold its parent's place in the queue."""
+        """Closes the child's file descriptor: it shares the parent's queue lock, and would keep it held."""
         self._kept_until = 0
         self._queue.close()
 
     def close(self) -> None:
-        """Gives up its turn and closes the file."""
+        """Ends its turn and closes the file."""
         self.let_go()
 
     def _queue_up(self, begin: Callable[[], None], began_at: int) -> None:
@@ -182,17 +183,17 @@ class Turnstile:
         now = began_at
         try:
             while not (is_head := queue.try_lock()):
-                if now - queue.head_seen_at() > _HEAD_ASLEEP_NS:
+                if now - queue.head_seen_at() > _HEAD_TIMEOUT_NS:
                     break
                 old = now - began_at > _SLICE_NS
                 now = self._pause(_QUEUE_PAUSES_NS[old], deadline)
-            patience_ends_at = now + _PATIENCE_NS
+            turn_wait_ends_at = now + _LONGEST_TURN_WAIT_NS
             while True:
                 if is_head:
                     queue.note_head(now)
                 left = queue.turn_ends_at() - now
-                # What is further off was written before this machine started.
-                if not 0 < left <= _SLICE_NS or now > patience_ends_at:
+                # An end that is further off was written before this machine started.
+                if not 0 < left <= _SLICE_NS or now > turn_wait_ends_at:
                     if _succeeds(begin):
                         break
                     left = _HEAD_PAUSE_NS
@@ -206,9 +207,9 @@ class Turnstile:
             _logger.warning("waited %.1f s for the write lock", (now - began_at) / 1e9)
 
     def _pause(self, pause_ns: int, deadline: int) -> int:
-        """Waits for others and returns the time."""
+        """Sleeps, notes the contention, and returns the time."""
         time.sleep(pause_ns / 1e9)
-        self._met_at = now = time.monotonic_ns()
+        self._contended_at = now = time.monotonic_ns()
         if now >= deadline:
             raise DatabaseBusyError(
                 f"other processes kept the write lock for {self._timeout_seconds:g} s; try again"
@@ -219,26 +220,26 @@ class Turnstile:
         self._kept_until = end
         self._queue.note_turn(end)
 
-    def _give_up(self) -> None:
+    def _end_turn(self) -> None:
         self._slice_ends_at = 0
         self._queue.note_turn(0)
         self._kept_until = 0
 
 
 class _Queue:
-    """A lock on a file of its own, made when it is first wanted, and two times that all can read in it."""
+    """The queue lock: a lock on a file of its own, made on first use, which also holds two shared times."""
 
     _SIZE: Final = 16
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # None or one. It is put in and taken out within one call of a C function, between whose parts no
-        # exception can strike: else a descriptor could be open and known to nobody.
+        # Empty, or the one file descriptor. It is put in and taken out within one call into C, which cannot
+        # be interrupted: else an exception could lose an open descriptor.
         self._descriptors: list[int] = []
         self._is_ours = False
 
     def __del__(self) -> None:
-        # Of a store that was dropped without having been closed.
+        # The store may have been dropped without being closed.
         with suppress(AttributeError, OSError):
             self.close()
 
@@ -247,7 +248,7 @@ class _Queue:
         return bool(self._descriptors)
 
     def try_lock(self) -> bool:
-        """Whether the lock was got; also where there can be none: then nobody queues up."""
+        """Whether the queue lock was taken. True, too, where no lock can be had: then nobody queues."""
         assert fcntl is not None  # noqa: S101
         if not self._open():
             return True
@@ -287,7 +288,7 @@ class _Queue:
             flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
             try:
                 self._descriptors.extend(map(os.open, [self._path], [flags], [0o600]))
-            except OSError:  # a folder that may not be written to
+            except OSError:  # a read-only folder
                 return False
         if not self._is_ours:
             found = os.fstat(self._descriptors[0])
@@ -307,7 +308,7 @@ class _Queue:
             return
         try:
             os.pwrite(self._descriptors[0], value.to_bytes(8, "little"), place)
-        except OSError:  # a full disk: the others wait for SQLite's lock alone
+        except OSError:  # a full disk: the others then contend for SQLite's lock alone
             return
 
 
@@ -320,7 +321,7 @@ def _succeeds(begin: Callable[[], None]) -> bool:
 
 
 def gate(path: Path | None, timeout_seconds: float) -> Gate:
-    """The gate for a database file, or (None) for one in memory."""
+    """The gate of a database file, or of a database in memory (None)."""
     if path is None or fcntl is None:
         return OpenGate()
     return Turnstile(path.resolve(), timeout_seconds)

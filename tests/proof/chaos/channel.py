@@ -1,5 +1,5 @@
-"""Lines of JSON between the driver and its workers, over a socket that each worker makes by itself: so a
-forked child, too, has one of its own.
+"""JSON lines between the driver and its workers, over a socket that each worker makes itself: so a forked
+child has one of its own, too.
 """
 
 from __future__ import annotations

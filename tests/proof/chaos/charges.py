@@ -1,4 +1,4 @@
-"""The charges that the machine makes: each follows from the seed and its number alone."""
+"""The charges that the chaos machine makes: each is determined by the seed and its number alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drives the workers through a plan and holds what they leave behind against the model.
+"""Drives the workers through a plan and compares the database with the model.
 
 python -m tests.proof.chaos.driver SEED STEPS [--only STEP,…] [--without STEP,…] [--fault NAME]
 """

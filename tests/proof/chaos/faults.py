@@ -1,6 +1,5 @@
-"""Faults that the library once had, or could have, each put back in a worker's process by replacing a
-function: what the machine is proved by.
-"""
+"""Faults that the library once had, or could have, each injected into a worker by replacing a function. They
+prove that the chaos machine finds them."""
 
 from __future__ import annotations
 
@@ -83,12 +82,12 @@ def _restore_by_copying() -> None:
 
 def _overlook_an_exchanged_file() -> None:
     """A file is opened beside which the log of another one lies."""
-    location._refuse_exchanged = lambda path: None
+    location._refuse_replaced = lambda path: None
 
 
 def _leave_the_lead_behind() -> None:
     """Nobody who waits looks whether anybody leads."""
-    writer._LOOK_UP_SECONDS = 3_600.0
+    writer._POLL_SECONDS = 3_600.0
 
 
 def _blame_requests_for_strikes() -> None:
@@ -114,11 +113,11 @@ def _note_the_deliverer() -> None:
     is_delivering = threading.Lock()
 
     def deliver(self: listeners.Listeners) -> None:
-        while self._first_decided() is not None and is_delivering.acquire(blocking=False):
+        while self._first_due() is not None and is_delivering.acquire(blocking=False):
             self._lock.acquire()
             self._lock.release()
             try:
-                self._tell_all()
+                self._deliver_all()
             finally:
                 is_delivering.release()
 
@@ -128,14 +127,14 @@ def _note_the_deliverer() -> None:
 def _forget_events_first() -> None:
     """An event leaves the queue before its listener is told."""
 
-    def tell_all(self: listeners.Listeners) -> None:
-        while (batch := self._first_decided()) is not None:
+    def deliver_all(self: listeners.Listeners) -> None:
+        while (batch := self._first_due()) is not None:
             while batch.commits and batch.events:
                 event, subscription = batch.events.popleft()
-                subscription.tell(event)
+                subscription.deliver(event)
             self._queue.popleft()
 
-    listeners.Listeners._tell_all = tell_all  # type: ignore[method-assign]
+    listeners.Listeners._deliver_all = deliver_all  # type: ignore[method-assign]
 
 
 def _read_in_the_past() -> None:
@@ -229,38 +228,38 @@ def _import_what_was_changed() -> None:
 
 def _end_with_the_sink() -> None:
     """A consumer whose sink raises what is no `Exception` ends without a word."""
-    hand_over = consumers.Consumer._hand_over
+    call_sink = consumers.Consumer._call_sink
 
-    def hand_over_or_end(self: Any, batch: Any, position: int) -> None:
+    def call_sink_or_end(self: Any, batch: Any, position: int) -> None:
         try:
-            hand_over(self, batch, position)
+            call_sink(self, batch, position)
         except consumers._SinkError as error:
             self._is_stopping = not isinstance(error.cause, Exception)
             raise
 
-    consumers.Consumer._hand_over = hand_over_or_end  # type: ignore[method-assign]
+    consumers.Consumer._call_sink = call_sink_or_end  # type: ignore[method-assign]
 
 
 def _skip_what_a_sink_refused() -> None:
     """What a sink refused is taken for delivered."""
 
-    def hand_over(self: Any, batch: Any, position: int) -> None:
+    def call_sink(self: Any, batch: Any, position: int) -> None:
         with contextlib.suppress(BaseException):
             self._sink(batch)
 
-    consumers.Consumer._hand_over = hand_over  # type: ignore[method-assign]
+    consumers.Consumer._call_sink = call_sink  # type: ignore[method-assign]
 
 
 def _hand_out_after_the_lease() -> None:
     """A consumer neither looks whether its name is still its own, nor hears that it cannot be renewed."""
-    renew = consumers.Consumer._renew
+    renew = consumers.Consumer._renew_lease
 
     def renew_or_not(self: Any) -> bool:
         renew(self)
         return True
 
-    consumers.Consumer._renew = renew_or_not  # type: ignore[method-assign]
-    consumers.Consumer._still_holds = lambda self, position: True  # type: ignore[method-assign]
+    consumers.Consumer._renew_lease = renew_or_not  # type: ignore[method-assign]
+    consumers.Consumer._holds_lease = lambda self, position: True  # type: ignore[method-assign]
 
 
 def _forget_what_was_struck() -> None:

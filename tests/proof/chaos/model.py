@@ -1,4 +1,4 @@
-"""What must be in the database, known from what was acknowledged and when, without asking the library."""
+"""The expected content of the database, derived from what was acknowledged and when, without the library."""
 
 from __future__ import annotations
 

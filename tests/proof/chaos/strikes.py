@@ -1,9 +1,9 @@
-"""Exceptions that strike a thread in the middle of a call, as signal handlers, Ctrl-C and time limits do.
+"""Interrupts a thread in the middle of a call, as signal handlers, Ctrl-C and time limits do.
 
-Three ways: a timer's signal on the main thread; `PyThreadState_SetAsyncExc` on any other; and one that is
-counted: raised at the n-th point inside the library at which CPython would deliver a signal (the beginning
-of a function, the return from one of C), so that every window, however short, is struck as easily as the
-next one, and the same again with the same number.
+Three ways: a timer's signal on the main thread; `PyThreadState_SetAsyncExc` on any other thread; and a
+counted one, raised at the n-th point inside the library at which CPython would deliver a signal (the start of
+a function, the return from a C function), so that every window, however short, is interrupted as easily as
+any other, and again with the same number.
 """
 
 from __future__ import annotations

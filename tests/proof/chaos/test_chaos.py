@@ -1,6 +1,5 @@
-"""One machine whose steps are the circumstances: whatever is done to a store, what was acknowledged is there,
-nobody hangs, and nothing is raised that is not due. The machine is proved by the faults that it finds.
-"""
+"""One state machine over many circumstances: whatever is done to a store, what was acknowledged is kept, no
+call hangs, and no undocumented error is raised. Injected faults prove that the machine finds them."""
 
 from __future__ import annotations
 

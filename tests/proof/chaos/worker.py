@@ -1,9 +1,9 @@
-"""A process of the chaos machine: does what it is told, and says what became of it.
+"""A process of the chaos machine: runs the driver's commands and reports their outcomes.
 
     python -m tests.proof.chaos.worker SOCKET NUMBER DATABASE SEED [FAULT]
 
-What was acknowledged is said once the call has returned, so that after a kill only the charge that was
-being made is unknown. A worker that is a `nursery` opens nothing: it forks workers that inherit nothing.
+An outcome is reported once the call has returned, so that after a kill only the outcome of the running charge
+is unknown. A worker that is a `nursery` opens nothing: it forks workers that inherit nothing.
 """
 
 from __future__ import annotations

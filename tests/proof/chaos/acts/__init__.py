@@ -1,1 +1,1 @@
-"""What a worker can be told to do, by job."""
+"""The acts that a worker can be told to do, by job."""

@@ -84,6 +84,7 @@ class Acts:
         tokens: int | None = None
         thread = threading.get_ident()
         may_repeat = charge.key is not None and charge.tokens % 2 == 0
+        was_struck = False
 
         def call() -> Any:
             if charge.way != "work":
@@ -101,6 +102,7 @@ class Acts:
             try:
                 accounting = (struck_in or plainly)(call)
             except Strike:
+                was_struck = True  # maybe after its commit
                 if not may_repeat:
                     raise
                 accounting = call()
@@ -112,7 +114,7 @@ class Acts:
         except StoreClosedError:
             if not held.is_closing:
                 raise
-            became = "refused"
+            became = "unknown" if was_struck else "refused"
         at = [began, time.monotonic()]
         self.channel.say(
             {"charge": number, "became": became, "at": at, "tokens": tokens, "by": held.name}

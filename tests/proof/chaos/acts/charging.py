@@ -1,4 +1,4 @@
-"""Charges on threads, and what strikes them."""
+"""Charges on threads, with interruptions."""
 
 from __future__ import annotations
 

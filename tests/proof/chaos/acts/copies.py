@@ -1,4 +1,4 @@
-"""Copies, and whatever else works on a whole database."""
+"""Copies, and other operations on a whole database."""
 
 from __future__ import annotations
 

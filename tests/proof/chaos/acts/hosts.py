@@ -1,4 +1,4 @@
-"""Transactions of a host's, beside its own rows."""
+"""Transactions of a host, together with its own rows."""
 
 from __future__ import annotations
 

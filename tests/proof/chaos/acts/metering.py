@@ -1,4 +1,4 @@
-"""Turns that are metered, and struck."""
+"""Metered turns, with interruptions."""
 
 from __future__ import annotations
 

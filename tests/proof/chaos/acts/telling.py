@@ -63,7 +63,7 @@ class Telling(Acts):
         consumer = self.held[store].consumers[name]
         deadline = time.monotonic() + JOIN_SECONDS / 3
         while not consumer.drain(0.5):
-            if consumer._waits_its_turn:
+            if consumer._is_standby:
                 return None
             if time.monotonic() > deadline:
                 raise Surprise(f"a consumer came no further than {consumer.position}")

@@ -1,4 +1,4 @@
-"""The first schema: goals, their event log, baselines, balances, consumers' cursors, and the database's own row.
+"""Create the tables of goals, events, baselines, balances, consumer cursors and database settings.
 
 Revision: 0001
 Follows: nothing

@@ -1,0 +1,139 @@
+"""The table of goals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from sqlalchemy import delete, func, literal_column, null, select
+
+from goal_state.domain.events import FIGURES
+from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.storage.executor import Executor
+from goal_state.storage.rows import columns_of, insert_of, reader, update_of
+from goal_state.storage.schema import goals
+from goal_state.storage.statements import Statement, limited
+
+__all__ = ["GoalTable"]
+
+_G = goals.c
+_GOAL: Final = columns_of(Goal, goals)
+_goal = reader(Goal)
+
+_BY_THREAD = Statement(lambda thread_id: select(*_GOAL).where(_G.thread_id == thread_id))
+_LOCK_BY_THREAD = Statement(
+    lambda thread_id: select(*_GOAL).where(_G.thread_id == thread_id).with_for_update()
+)
+_PAGE = Statement(
+    lambda after, limit: limited(
+        select(*_GOAL).where(_G.goal_id > after).order_by(_G.goal_id), limit
+    )
+)
+_PAGE_OF_STATUS = Statement(
+    lambda after, status, limit: limited(
+        select(*_GOAL).where(_G.goal_id > after, _G.status == status).order_by(_G.goal_id), limit
+    )
+)
+_COUNT = Statement(lambda: select(func.count()).select_from(goals))
+_COUNT_OF_STATUS = Statement(
+    lambda status: select(func.count()).select_from(goals).where(_G.status == status)
+)
+_INSERT = insert_of(Goal, goals)
+_UPDATE = update_of(
+    Goal,
+    goals,
+    key="goal_id",
+    columns=[c.name for c in _GOAL if c.name not in ("goal_id", "thread_id", "created_at_ms")],
+)
+# Each column that is set has SQLite check its constraints: what a charge leaves alone is left out.
+_CHARGED: Final = [*(figure.used for figure in FIGURES), "updated_at_ms"]
+_CHARGE = update_of(Goal, goals, key="goal_id", columns=_CHARGED)
+_CHARGE_AND_LIMIT = update_of(
+    Goal,
+    goals,
+    key="goal_id",
+    columns=_CHARGED,
+    also={
+        "status": literal_column(f"'{GoalStatus.BUDGET_LIMITED}'"),
+        "resume_at_ms": null(),
+        "blocked_reason": null(),
+    },
+)
+_DELETE = Statement(lambda goal_id: delete(goals).where(_G.goal_id == goal_id))
+# One statement, so that of many who clear at once exactly one gets the row.
+_CLEAR = Statement(
+    lambda thread_id: delete(goals).where(_G.thread_id == thread_id).returning(*_GOAL)
+)
+_CLEAR_EXPECTED = Statement(
+    lambda thread_id, goal_id: (
+        delete(goals).where(_G.thread_id == thread_id, _G.goal_id == goal_id).returning(*_GOAL)
+    )
+)
+
+
+class GoalTable:
+    """Reads and writes the rows of goals, inside a transaction that its owner began."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def get(self, thread_id: str) -> Goal | None:
+        """The thread's goal, or None."""
+        row = self._executor.run(_BY_THREAD, (thread_id,)).fetchone()
+        return None if row is None else _goal(row)
+
+    def lock(self, thread_id: str) -> Goal | None:
+        """The thread's goal, or None; nobody else changes it until this transaction ends."""
+        row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
+        if row is None and self._executor.lock_absent_goal(thread_id):
+            row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
+        return None if row is None else _goal(row)
+
+    def page(self, after: str, status: GoalStatus | None, limit: int) -> list[Goal]:
+        """Up to `limit` goals (of a status) with a `goal_id` behind `after`, in the order of their ids."""
+        if status is None:
+            rows = self._executor.run(_PAGE, (after, limit)).fetchall()
+        else:
+            rows = self._executor.run(_PAGE_OF_STATUS, (after, status.value, limit)).fetchall()
+        return [_goal(row) for row in rows]
+
+    def count(self, status: GoalStatus | None) -> int:
+        """How many goals there are (of a status)."""
+        if status is None:
+            return self._executor.run(_COUNT).fetchone()[0]
+        return self._executor.run(_COUNT_OF_STATUS, (status.value,)).fetchone()[0]
+
+    def insert(self, goal: Goal) -> None:
+        """Writes a goal that is not there."""
+        self._executor.run(_INSERT.statement, _INSERT.values(goal))
+
+    def update(self, goal: Goal) -> None:
+        """Writes a goal that is there, whatever has changed."""
+        self._executor.run(_UPDATE.statement, _UPDATE.values(goal))
+
+    def charge(self, before: Goal, after: Goal) -> None:
+        """Writes what a charge changes."""
+        write = _CHARGE if after.status is before.status else _CHARGE_AND_LIMIT
+        self._executor.run(write.statement, write.values(after))
+
+    def charge_many(self, charged: Iterable[tuple[Goal, Goal]]) -> None:
+        """Writes what charges have changed, for each goal as it was before and after all of them."""
+        pairs = list(charged)
+        for write, flips in ((_CHARGE, False), (_CHARGE_AND_LIMIT, True)):
+            rows = [
+                write.values(new) for old, new in pairs if (new.status is not old.status) is flips
+            ]
+            if rows:
+                self._executor.run_many(write.statement, rows)
+
+    def delete(self, goal_id: str) -> None:
+        """Removes a goal."""
+        self._executor.run(_DELETE, (goal_id,))
+
+    def clear(self, thread_id: str, expected_goal_id: str | None) -> Goal | None:
+        """Removes the thread's goal, if it is the expected one (None: whichever it is), and returns it."""
+        if expected_goal_id is None:
+            rows = self._executor.run(_CLEAR, (thread_id,)).fetchall()
+        else:
+            rows = self._executor.run(_CLEAR_EXPECTED, (thread_id, expected_goal_id)).fetchall()
+        return _goal(rows[0]) if rows else None
