@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, cast
 
 from goal_state.domain.usage import TokenUsage
-from goal_state.domain.values import check_amount, check_name
-from goal_state.errors import InvalidValueError
+from goal_state.domain.values import MAX_INTEGER, check_amount, check_name
+from goal_state.errors import InvalidValueError, UsageOverflowError
 
 __all__ = ["CountedTokens", "Counting", "CountingFunction"]
 
@@ -90,9 +90,12 @@ class CountedTokens:
         """How many tokens of a usage count.
 
         Raises:
-            InvalidValueError: the host's function returned no int of 0 or more, or one of 2^63 or more.
+            InvalidValueError: the host's function returned no int of 0 or more.
+            UsageOverflowError: it counts 2^63 tokens or more.
         """
         count = self._count(usage)
+        if isinstance(count, int) and count > MAX_INTEGER:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageOverflowError("tokens", "the usage counts 2^63 tokens or more")
         try:
             return check_amount("counted_tokens", count)
         except InvalidValueError as error:
