@@ -163,7 +163,7 @@ from goal_state import GoalStore
 from goal_state.testing import begin_goal
 from goal_state.testing.contract import StoreContract
 
-pytest_plugins = ["goal_state.testing"]
+pytest_plugins = ["goal_state.testing.fixtures"]
 
 
 def test_agent_has_a_budget(goal_store):

@@ -11,7 +11,7 @@ import pytest
 from goal_state import GoalMeter, GoalStatus, GoalStore
 from goal_state.testing import Clock, begin_goal
 
-pytest_plugins = ["goal_state.testing"]
+pytest_plugins = ["goal_state.testing.fixtures"]
 
 
 def test_goal_store_has_nothing_in_it_and_works(goal_store: GoalStore) -> None:

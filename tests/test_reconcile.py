@@ -324,13 +324,13 @@ def test_each_fall_of_a_total_begins_a_count_of_the_next_number(store: GoalStore
         getattr(store, how)("t", TokenUsage(total), turn_id=f"turn-{number}")
         baseline = baseline_of(store)
         assert baseline is not None
-        assert (baseline.total, baseline.count_number) == (TokenUsage(total), number)
+        assert (baseline.total, baseline.epoch) == (TokenUsage(total), number)
     store.reconcile("t", TokenUsage(50))
     before = baseline_of(store)
     store.reconcile("t", TokenUsage(40))
     assert baseline_of(store) == before
     assert before is not None
-    assert (before.total, before.count_number) == (TokenUsage(50), 3)
+    assert (before.total, before.epoch) == (TokenUsage(50), 3)
 
 
 def test_a_baseline_knows_whose_it_is(store: GoalStore) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, cast
 
 from goal_state.domain.usage import TokenUsage
-from goal_state.domain.values import MAX_INTEGER, check_amount, check_name
-from goal_state.errors import InvalidValueError, UsageOverflowError
+from goal_state.domain.values import check_amount, check_name
+from goal_state.errors import InvalidValueError
 
 __all__ = ["CountedTokens", "Counting", "CountingFunction"]
 
@@ -87,17 +87,14 @@ class CountedTokens:
         return cls(name, _OURS.get(name, refuse))
 
     def __call__(self, usage: TokenUsage) -> int:
-        """How many tokens of a usage count.
+        """How many tokens of a usage count. They may be 2^63 or more: the goal that is to pay them refuses that.
 
         Raises:
             InvalidValueError: the host's function returned no int of 0 or more.
-            UsageOverflowError: so many that no goal can take them: 2^63 or more.
         """
         count = self._count(usage)
-        if type(count) is int and count > MAX_INTEGER:
-            raise UsageOverflowError(
-                "counted_tokens", f"{self.name}() returned a count that must be below 2^63"
-            )
+        if type(count) is int and count >= 0:
+            return count
         try:
             return check_amount("counted_tokens", count)
         except InvalidValueError as error:

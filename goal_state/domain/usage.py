@@ -233,7 +233,7 @@ class UsageBaseline(NamedTuple):
     turn_id: str | None
     goal_id: str | None
     """The goal that the thread had then, which owes what was used since, if it still takes charges."""
-    count_number: int
+    epoch: int
     """How often the count has begun anew: each time that a lower total took its place."""
 
     def to_dict(self) -> dict[str, Any]:

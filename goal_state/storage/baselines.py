@@ -137,7 +137,7 @@ class UsageLog:
         usage: ThreadUsage,
         *,
         goal_id: str | None,
-        count_number: int,
+        epoch: int,
         unpaid_turn_ids: str | None,
         now_ms: int,
     ) -> None:
@@ -152,7 +152,7 @@ class UsageLog:
             model_context_window=info.model_context_window,
             updated_at_ms=now_ms,
             goal_id=goal_id,
-            count_number=count_number,
+            epoch=epoch,
             unpaid_turn_ids=unpaid_turn_ids,
         )
         self._executor.run(_WRITE, values)

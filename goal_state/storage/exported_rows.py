@@ -100,7 +100,7 @@ _BY_NAME: Final[Mapping[str, _Check]] = {
     "through_position": _position,
     "token_budget": _budget,
     "count_id": _count_id,
-    "count_number": _counter,
+    "epoch": _counter,
     "unpaid_turn_ids": _names,
     "holder": _nothing,
     "lease_expires_at_ms": _nothing,

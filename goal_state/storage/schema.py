@@ -177,7 +177,7 @@ baselines: Final = Table(
     Column("updated_at_ms", _INT64, nullable=False),
     Column("goal_id", Text),  # the thread's goal when this was recorded
     # How often the count began anew: each time that a lower total took its place.
-    Column("count_number", _INT64, nullable=False),
+    Column("epoch", _INT64, nullable=False),
     Column("warned_goal_id", Text),  # the goal that a meter has called exhausted, while it is so
     # Turns that reported totals and paid nothing, so that no event names them: a JSON list, latest last.
     Column("unpaid_turn_ids", Text),
@@ -186,7 +186,7 @@ baselines: Final = Table(
     CheckConstraint(
         " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in COUNTS), name="counts"
     ),
-    CheckConstraint("count_number >= 0", name="count_number"),
+    CheckConstraint("epoch >= 0", name="epoch"),
     sqlite_strict=True,
 )
 

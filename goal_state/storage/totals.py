@@ -159,14 +159,14 @@ class Totals:
         if before is None and usage is None:  # a further count whose first total is zero
             usage, _ = next_baseline(None, request.total, request.turn_id, self._counted_tokens)
         if usage is not None:
-            number = 0 if before is None else before.count_number
+            number = 0 if before is None else before.epoch
             falls = before is not None and usage.info.total.is_below(before.total)
             self._usage_log.write(
                 request.thread_id,
                 request.count_id,
                 usage,
                 goal_id=goal_id,
-                count_number=number + falls,
+                epoch=number + falls,
                 unpaid_turn_ids=unpaid,
                 now_ms=now_ms,
             )

@@ -1,6 +1,6 @@
 """For the tests of those who use this library (extra `testing`), and of those who write a backend for it.
 
-    pytest_plugins = ["goal_state.testing"]  # in the topmost conftest.py: the fixtures goal_store, goal_clock …
+    pytest_plugins = ["goal_state.testing.fixtures"]  # in the topmost conftest.py
 
     def test_my_agent_stops_at_its_budget(goal_store):
         begin_goal(goal_store, "thread-1", token_budget=1_000, tokens_used=990)
@@ -12,61 +12,15 @@ What every backend must pass is in `goal_state.testing.contract`.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from goal_state import AccountingMode, Goal, GoalStatus, GoalStore
 from goal_state.testing.clock import Clock
 
-__all__ = [
-    "Clock",
-    "begin_goal",
-    "empty_goal_file",
-    "goal_clock",
-    "goal_file",
-    "goal_store",
-    "goal_store_in_memory",
-]
+__all__ = ["Clock", "begin_goal"]
 
 # The contract's assertions say what they compared, too.
 pytest.register_assert_rewrite("goal_state.testing.contract")
-
-
-@pytest.fixture(scope="session")
-def empty_goal_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without a row in it, not to be opened: it is made once and copied for each test."""
-    path = tmp_path_factory.mktemp("goal_state") / "goals.db"
-    GoalStore.open(path).close()
-    return path
-
-
-@pytest.fixture
-def goal_file(empty_goal_file: Path, tmp_path: Path) -> Path:
-    """A database without a row in it, for one test. `goal_store` has it open."""
-    return Path(shutil.copy(empty_goal_file, tmp_path / "goals.db"))
-
-
-@pytest.fixture
-def goal_store(goal_file: Path) -> Iterator[GoalStore]:
-    """A store on a file of its own, for one test; other stores and processes may open `goal_file` too."""
-    with GoalStore.open(goal_file, durability="normal") as store:
-        yield store
-
-
-@pytest.fixture
-def goal_store_in_memory() -> Iterator[GoalStore]:
-    """A store in memory, for one test. It takes longer to open than `goal_store`."""
-    with GoalStore.open(":memory:") as store:
-        yield store
-
-
-@pytest.fixture
-def goal_clock() -> Clock:
-    """A clock for a meter that only the test moves: `GoalMeter(store, thread_id, clock_ns=goal_clock)`."""
-    return Clock()
 
 
 def begin_goal(

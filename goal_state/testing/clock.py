@@ -12,7 +12,7 @@ class Clock:
     """Called like `time.monotonic_ns`: `GoalMeter(store, "thread-1", clock_ns=clock)`."""
 
     def __init__(self) -> None:
-        self.now_ns = NS_PER_S
+        self.now_ns: int = NS_PER_S
 
     def __call__(self) -> int:
         """The time, in nanoseconds."""

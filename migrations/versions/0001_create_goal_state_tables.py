@@ -141,7 +141,7 @@ def upgrade() -> None:
         sa.Column("model_context_window", _INT64),
         sa.Column("updated_at_ms", _INT64, nullable=False),
         sa.Column("goal_id", sa.Text()),
-        sa.Column("count_number", _INT64, nullable=False),
+        sa.Column("epoch", _INT64, nullable=False),
         sa.Column("warned_goal_id", sa.Text()),
         sa.Column("unpaid_turn_ids", sa.Text()),
         sa.PrimaryKeyConstraint("thread_id", "count_id", name=op.f("pk_goal_state_baselines")),
@@ -155,7 +155,7 @@ def upgrade() -> None:
             " AND ".join(f"{name} >= 0 AND last_{name} >= 0" for name in _COUNTS),
             name=op.f("ck_goal_state_baselines_counts"),
         ),
-        sa.CheckConstraint("count_number >= 0", name=op.f("ck_goal_state_baselines_count_number")),
+        sa.CheckConstraint("epoch >= 0", name=op.f("ck_goal_state_baselines_epoch")),
         sqlite_strict=True,
     )
 

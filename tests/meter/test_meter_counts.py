@@ -328,7 +328,7 @@ def test_a_baseline_that_the_host_lowers_is_a_new_count(store: GoalStore) -> Non
     store.set_baseline(THREAD, total(50))
     baseline = store.baseline(THREAD)
     assert baseline is not None
-    assert (baseline.total, baseline.count_number) == (total(50), 1)
+    assert (baseline.total, baseline.epoch) == (total(50), 1)
     meter.record_total(total(60))
     assert used(store) == 310
 
@@ -341,7 +341,7 @@ def test_only_a_fall_is_a_new_count(store: GoalStore) -> None:
         store.reconcile(THREAD, total(tokens))
         baseline = store.baseline(THREAD)
         assert baseline is not None
-        numbers.append(baseline.count_number)
+        numbers.append(baseline.epoch)
     assert numbers == [0, 0, 0, 1, 1, 1, 2]
 
 

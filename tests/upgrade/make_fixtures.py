@@ -142,7 +142,7 @@ class _Rows:
         row |= {f"last_{name}": first + 10 - number for number, name in enumerate(names)}
         row |= {"model_context_window": None, "updated_at_ms": self.tick()}
         row["goal_id"] = row["warned_goal_id"] = None if goal is None else goal["goal_id"]
-        row |= {"count_number": first % 7, "unpaid_turn_ids": None}
+        row |= {"epoch": first % 7, "unpaid_turn_ids": None}
         self.tables["goal_state_baselines"].append(row | values)
 
     def cursor(self, name: str, position: int, holder: str | None = None) -> None:

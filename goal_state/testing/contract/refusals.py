@@ -20,10 +20,28 @@ from goal_state.testing.contract.subjects import (
 
 __all__ = ["Refusals"]
 
-NAMES = {"": "1 to 256", "x" * 257: "1 to 256", "a\0b": "NUL", "\ud800": "surrogate", 5: "text"}
-AMOUNTS = {-1: "0 or more", 2**63: "below 2^63", 10**5000: "below 2^63", 1.0: "int", "1": "int"}
-BUDGETS = {0: "more than 0", -5: "more than 0", 2**63: "below 2^63", 1.5: "int", "1": "int"}
-SECONDS = {
+NAMES: dict[Any, str] = {
+    "": "1 to 256",
+    "x" * 257: "1 to 256",
+    "a\0b": "NUL",
+    "\ud800": "surrogate",
+    5: "text",
+}
+AMOUNTS: dict[Any, str] = {
+    -1: "0 or more",
+    2**63: "below 2^63",
+    10**5000: "below 2^63",
+    1.0: "int",
+    "1": "int",
+}
+BUDGETS: dict[Any, str] = {
+    0: "more than 0",
+    -5: "more than 0",
+    2**63: "below 2^63",
+    1.5: "int",
+    "1": "int",
+}
+SECONDS: dict[Any, str] = {
     -0.0001: "0 or more",
     -1: "0 or more",
     float("nan"): "finite",
@@ -32,7 +50,7 @@ SECONDS = {
     1e300: "below 2^63 milliseconds",
     "1": "number of seconds",
 }
-OBJECTIVES = {
+OBJECTIVES: dict[Any, str] = {
     "": "1 to 4000",
     " \n\t": "1 to 4000",
     "x" * 4001: "1 to 4000",
@@ -40,7 +58,12 @@ OBJECTIVES = {
     "\udfff": "surrogate",
     None: "text",
 }
-STATUSES = {"Active": "one of active", "": "one of active", None: "one of active", 1: "one of"}
+STATUSES: dict[Any, str] = {
+    "Active": "one of active",
+    "": "one of active",
+    None: "one of active",
+    1: "one of",
+}
 
 BOUNDS: dict[str, dict[Any, str]] = {
     "thread_id": NAMES | {None: "text"},
