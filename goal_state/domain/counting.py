@@ -87,7 +87,7 @@ class CountedTokens:
         return cls(name, _OURS.get(name, refuse))
 
     def __call__(self, usage: TokenUsage) -> int:
-        """How many tokens of a usage count. They may be 2^63 or more: the goal that is to pay them refuses that.
+        """How many tokens of a usage count. They may be 2^63 or more: the goal that is to pay refuses that.
 
         Raises:
             InvalidValueError: the host's function returned no int of 0 or more.
