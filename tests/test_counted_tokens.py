@@ -100,6 +100,7 @@ def test_a_count_that_is_no_64_bit_integer_overflows() -> None:
 # -- what a goal pays --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "count"), [("uncached", 150), ("all", 1050), (weighted_tokens, 390)]
 )
@@ -130,6 +131,7 @@ def engine(tmp_path: Path) -> Any:
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"), [("uncached", "all"), ("all", "uncached"), (weighted_tokens, "all")]
 )

@@ -392,6 +392,7 @@ def test_the_repository_of_transact_is_refused_once_its_transaction_is_over(host
 # -- transactions of a connection --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", ["before", "by the repository", "by the host's own statement"])
 @pytest.mark.parametrize("end", ["commit", "rollback", "close"])
 def test_the_hosts_end_of_the_transaction_is_the_charges(
@@ -417,6 +418,7 @@ def test_the_hosts_end_of_the_transaction_is_the_charges(
     assert notes(host) == (1 + (begun == "by the host's own statement")) * is_kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", WITH_SAVEPOINTS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("first", ["in the savepoint", "before it"])
 @pytest.mark.parametrize("inner", ["commit", "rollback"])

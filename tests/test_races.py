@@ -56,6 +56,7 @@ def _verified(store: GoalStore) -> Iterator[None]:
 # -- clear -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_", range(5))
 @pytest.mark.parametrize("target", ["file", "memory"])
 def test_of_many_threads_that_clear_exactly_one_gets_the_goal(

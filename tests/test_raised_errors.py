@@ -42,6 +42,7 @@ def raised(call: Callable[[], object]) -> GoalStateError:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("where", ["file", ":memory:"])
 def test_a_closed_stores_refusal_is_raised_afresh(path: Path, where: str, call: str) -> None:

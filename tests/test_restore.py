@@ -283,6 +283,7 @@ SOURCES: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_is_no_backup_is_refused_and_nothing_changes(
     path: Path, backup: Path, source: str

@@ -210,6 +210,7 @@ EVIL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thread_id", EVIL)
 def test_a_thread_that_looks_like_a_path_leads_nowhere(tmp_path: Path, thread_id: str) -> None:
     home = tmp_path / "home"

@@ -203,6 +203,7 @@ def test_a_store_in_memory_can_be_backed_up(tmp_path: Path) -> None:
         assert copy.verify() == []
 
 
+@pytest.mark.slow
 def test_the_commands(database: Path, tmp_path: Path) -> None:
     runner = CliRunner()
 
@@ -323,6 +324,7 @@ def test_what_older_versions_wrote_can_be_moved(tmp_path: Path) -> None:
         assert list(target.export_lines()) == lines
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("next_revision")
 def test_a_store_that_was_downgraded_and_upgraded_can_be_moved(database: Path) -> None:
     engine = create_engine(database)

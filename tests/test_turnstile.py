@@ -496,6 +496,7 @@ def test_who_let_go_queues_up_again_by_itself(path: Path, queue: Path) -> None:
             assert descriptors(queue) == 1
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_dropped_without_having_been_closed_leaves_no_descriptor(
     path: Path, queue: Path
 ) -> None:

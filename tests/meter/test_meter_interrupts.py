@@ -56,12 +56,13 @@ class Strikes:
         if place is None:
             return call(), False
         self.left, self.after_commit = place, place == 0
+        before = sys.gettrace()  # coverage's
         try:
             sys.settrace(self if place else None)
             try:
                 return call(), False
             finally:
-                sys.settrace(None)
+                sys.settrace(before)
         except Struck:
             return call(), True
 
@@ -138,10 +139,11 @@ def test_struck_several_times_in_a_row(
         with pytest.raises(TurnError, match="is not running"):
             meter.record_total(TokenUsage(120), turn_id="another")
         strikes.left = 12
+        before = sys.gettrace()
         sys.settrace(strikes)
         with pytest.raises(Struck):
             meter.flush()
-        sys.settrace(None)
+        sys.settrace(before)
     reading = meter.flush()
     assert reading.budget_exhausted
     assert reading.goal is not None

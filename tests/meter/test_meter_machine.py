@@ -640,4 +640,7 @@ def _template(made_once: Path) -> None:
 
 TestMeterMachine = MeterMachine.TestCase
 TestMeterMachine.settings = settings(stateful_step_count=60 if PROOF else 50)
-TestMeterMachine.pytestmark = [pytest.mark.timeout(7200 if PROOF else 120)]
+TestMeterMachine.pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(7200 if PROOF else 120),
+]

@@ -155,6 +155,7 @@ def test_next_revision_without_a_fault_passes(
     with_next_revision(tmp_path, check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [
@@ -174,6 +175,7 @@ def test_next_revision_that_changes_a_row_fails(tmp_path: Path, statement: str) 
         with_next_revision(tmp_path, upgrade_by_opening, upgrade=upgrade)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "instead"),
     [
