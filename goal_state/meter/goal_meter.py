@@ -20,23 +20,22 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from copy import copy as copy_of
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Final, Literal, NoReturn, TypeVar
+from dataclasses import replace
+from typing import Final, NoReturn, TypeVar
 
-from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
-from goal_state.domain.plain import plain_fields
-from goal_state.domain.requests import Charge, RecordTotal, SetBaseline, check_total
-from goal_state.domain.totals import cumulative
+from goal_state.domain.goals import Accounting, Goal, GoalStatus
+from goal_state.domain.requests import Charge, check_total
 from goal_state.domain.usage import TokenUsage, TokenUsageInfo
 from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import TurnError
+from goal_state.meter.changes import GoalChanges
+from goal_state.meter.settling import Settling
+from goal_state.meter.state import Attempt, Reading, State, Turn
 from goal_state.storage.blocks import Block
-from goal_state.storage.repository import GoalRepository, wall_clock_ms
+from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 
-__all__ = ["GoalMeter", "Reading"]
+__all__ = ["GoalMeter"]
 
 Result = TypeVar("Result")
 
@@ -44,75 +43,7 @@ _NS_PER_MS: Final = 1_000_000
 _LEAST_TIME_ALONE_MS: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the meter did with a report.
-
-    Attributes:
-        goal: the thread's goal after it, or None.
-        charged: whether the goal paid for something.
-        budget_exhausted: True once for each time that the goal's budget fills, with the first charge that
-            a meter makes on the full budget: tell the model to wrap up. A goal that was resumed with a
-            higher budget, and fills it, says so again.
-    """
-
-    goal: Goal | None
-    charged: bool
-    budget_exhausted: bool
-
-    @property
-    def over_budget(self) -> bool:
-        """Whether the goal has used its budget up: True with every reading for as long as it has."""
-        return self.goal is not None and self.goal.remaining_tokens == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: every field, and `over_budget`."""
-        return plain_fields(self) | {"over_budget": self.over_budget}
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    turn_id: str
-    charge_tokens: bool
-    count_id: str | None
-    reports_totals: bool = False
-    """Whether a total of it was recorded, which contains the responses before it."""
-
-
-@dataclass(slots=True)
-class _State:
-    """What a meter knows besides the database."""
-
-    turn: _Turn | None = None
-    paying_goal_id: str | None = None
-    """The goal that takes the charges of now: fixed when the turn starts or a goal becomes active."""
-    marked_ns: int = 0
-    """Up to here active time was charged, or is in the rest, or was nobody's."""
-    rest_ns: int = 0
-    """Active time that is still due."""
-    rest_goal_id: str | None = None
-    """The goal that owes it."""
-    unheard_goal_id: str | None = None
-    """A goal whose budget was found to be full by a call that did not come to tell it."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A call, and what it leaves. Whether it does is known once its transaction has ended, or (where an
-    exception struck on the way back) once the log was asked.
-    """
-
-    state: _State | None = None
-    event_id: str | None = None
-    """The last event that it wrote, if it wrote any."""
-    position: int = 0
-    exhausted_goal_id: str | None = None
-    """The goal whose budget it found to be full."""
-    is_committed: bool = False
-    is_struck: bool = False
-
-
-class GoalMeter:
+class GoalMeter(GoalChanges):
     """Meters one thread. Safe to call from several threads; several meters may share a thread id, in one
     process or many, and never charge the same tokens twice, whichever of them hears of them first or late.
     They do so within one turn, or where their totals have one `count_id`: see `GoalStore.record_total` for
@@ -151,17 +82,18 @@ class GoalMeter:
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        self.thread_id: Final = check_name("thread_id", thread_id)
+        self.thread_id: str = check_name("thread_id", thread_id)
         self._store = store
         self._count_idle_time = count_idle_time
         self._clock_ns = clock_ns
+        self._settling = Settling(self.thread_id, clock_ns, count_idle_time=count_idle_time)
         self._lock = threading.RLock()
         self._at_work = False
-        self._state = _State(marked_ns=clock_ns())
-        self._last: _Attempt | None = None
+        self._state = State(marked_ns=clock_ns())
+        self._last: Attempt | None = None
         """The last call, until the next one finds out what became of it and makes that the state."""
         if count_idle_time:
-            self._bind(self._state, store.get(self.thread_id))
+            self._settling.bind(self._state, store.get(self.thread_id))
 
     @property
     def turn_id(self) -> str | None:
@@ -208,7 +140,7 @@ class GoalMeter:
             TurnError: a turn is running.
             InvalidValueError: a value is out of its bounds.
         """
-        turn = _Turn(
+        turn = Turn(
             check_name("turn_id", turn_id),
             charge_tokens,
             check_optional_name("count_id", count_id),
@@ -223,16 +155,16 @@ class GoalMeter:
                     " finish or abort that one first"
                 )
 
-        def work(repository: GoalRepository, state: _State) -> Accounting:
+        def work(repository: GoalRepository, state: State) -> Accounting:
             if self._count_idle_time:
-                idle = self._settle(repository, state).applied
+                idle = self._settling.settle(repository, state).applied
             else:
                 idle = False
                 state.marked_ns = self._clock_ns()
             state.turn = turn
-            caught_up = self._catch_up(repository, turn, total)
+            caught_up = self._settling.catch_up(repository, turn, total)
             goal = repository.get(self.thread_id)
-            self._bind(state, goal)
+            self._settling.bind(state, goal)
             return Accounting(goal, applied=idle or caught_up)
 
         return self._report(check, work)
@@ -285,8 +217,8 @@ class GoalMeter:
                     " leave charge() out, or charge the responses of a turn instead of its totals"
                 )
 
-        def work(repository: GoalRepository, state: _State) -> Accounting:
-            return self._settle_charge(repository, state, charge, used)
+        def work(repository: GoalRepository, state: State) -> Accounting:
+            return self._settling.settle_charge(repository, state, charge, used)
 
         return self._report(check, work)
 
@@ -317,11 +249,11 @@ class GoalMeter:
         named = check_optional_name("turn_id", turn_id)
         count = check_optional_name("count_id", count_id)
 
-        def work(repository: GoalRepository, state: _State) -> Accounting:
+        def work(repository: GoalRepository, state: State) -> Accounting:
             if state.turn is not None:
                 of_count = state.turn.count_id if count is None else count
                 state.turn = replace(state.turn, count_id=of_count, reports_totals=True)
-            return self._settle(repository, state, total)
+            return self._settling.settle(repository, state, total)
 
         return self._report(lambda: self._check_running(named), work)
 
@@ -331,7 +263,7 @@ class GoalMeter:
         Raises:
             TurnError: no turn runs.
         """
-        return self._report(self._check_running, self._settle)
+        return self._report(self._check_running, self._settling.settle)
 
     def turn(
         self,
@@ -384,88 +316,6 @@ class GoalMeter:
         """
         return self._end_turn()
 
-    # -- changes caused by the turn ----------------------------------------------------------------
-
-    def create_goal(self, objective: str, *, token_budget: int | None = None) -> Goal:
-        """The model makes a goal; it pays from now on. As `GoalStore.create`."""
-        return self._change(
-            lambda repository, turn_id: repository.create(
-                self.thread_id, objective, token_budget=token_budget, turn_id=turn_id
-            )
-        )
-
-    def complete_goal(self) -> Goal:
-        """The model has reached the goal, which takes its last charge first.
-
-        Raises:
-            GoalNotFoundError: there is no goal.
-        """
-        return self._change(
-            lambda repository, turn_id: repository.set(
-                self.thread_id, status=GoalStatus.COMPLETE, turn_id=turn_id
-            )
-        )
-
-    def block_goal(self, reason: str | None = None) -> Goal:
-        """The turn failed, or waits for somebody; the goal is blocked.
-
-        Args:
-            reason: kept on the goal while it is blocked, 1 to 4000 characters; never in an event.
-
-        Raises:
-            GoalNotFoundError: there is no goal.
-            InvalidValueError: the reason is out of its bounds.
-        """
-        return self._change(
-            lambda repository, turn_id: repository.set(
-                self.thread_id, status=GoalStatus.BLOCKED, blocked_reason=reason, turn_id=turn_id
-            )
-        )
-
-    def usage_limited(self, resume_at: datetime | None = None) -> Goal:
-        """The provider refuses more usage for now.
-
-        Args:
-            resume_at: when it will take it again, if it said so; kept on the goal meanwhile.
-
-        Raises:
-            GoalNotFoundError: there is no goal.
-            InvalidValueError: the time has no time zone.
-        """
-        return self._change(
-            lambda repository, turn_id: repository.set(
-                self.thread_id,
-                status=GoalStatus.USAGE_LIMITED,
-                resume_at=resume_at,
-                turn_id=turn_id,
-            )
-        )
-
-    # -- changes from outside ----------------------------------------------------------------------
-
-    def set_goal(
-        self,
-        *,
-        objective: str | Literal[Keep.KEEP] = KEEP,
-        status: GoalStatus | str | Literal[Keep.KEEP] = KEEP,
-        token_budget: int | Literal[Keep.KEEP] | None = KEEP,
-        turn_id: str | None = None,
-    ) -> Goal:
-        """Somebody changes the goal, or makes one. As `GoalStore.set`; charges what is due first."""
-        return self._change(
-            lambda repository, _: repository.set(
-                self.thread_id,
-                objective=objective,
-                status=status,
-                token_budget=token_budget,
-                turn_id=turn_id,
-            )
-        )
-
-    def clear_goal(self, *, turn_id: str | None = None) -> Goal | None:
-        """Somebody removes the goal. As `GoalStore.clear`; charges what is due first."""
-        return self._change(lambda repository, _: repository.clear(self.thread_id, turn_id=turn_id))
-
     def __repr__(self) -> str:
         turn_id = self.turn_id
         turn = "" if turn_id is None else f", in turn {turn_id!r}"
@@ -480,7 +330,7 @@ class GoalMeter:
     # -- calls -------------------------------------------------------------------------------------
 
     @property
-    def _turn(self) -> _Turn | None:
+    def _turn(self) -> Turn | None:
         """The turn that runs. A call that was struck has neither begun nor ended one."""
         last = self._last
         if last is not None and last.is_committed and not last.is_struck and last.state is not None:
@@ -495,23 +345,23 @@ class GoalMeter:
             raise TurnError(f"turn {turn_id!r} is not running; turn {turn.turn_id!r} is")
 
     def _end_turn(self) -> Reading:
-        def work(repository: GoalRepository, state: _State) -> Accounting:
-            accounting = self._settle(repository, state)
+        def work(repository: GoalRepository, state: State) -> Accounting:
+            accounting = self._settling.settle(repository, state)
             state.turn = None
-            self._bind(state, accounting.goal)
+            self._settling.bind(state, accounting.goal)
             return accounting
 
         return self._report(self._check_running, work)
 
     def _report(
-        self, check: Callable[[], None], work: Callable[[GoalRepository, _State], Accounting]
+        self, check: Callable[[], None], work: Callable[[GoalRepository, State], Accounting]
     ) -> Reading:
         """Makes a report that is answered by a reading."""
 
-        def attempt(repository: GoalRepository, state: _State, call: _Attempt) -> Reading:
+        def attempt(repository: GoalRepository, state: State, call: Attempt) -> Reading:
             accounting = work(repository, state)
             goal = accounting.goal
-            self._note_payer(repository, state, goal)
+            self._settling.note_payer(repository, state, goal)
             reading = Reading(goal, accounting.applied, budget_exhausted=False)
             if goal is None or not reading.over_budget:
                 state.unheard_goal_id = None
@@ -529,14 +379,14 @@ class GoalMeter:
     def _change(self, change: Callable[[GoalRepository, str | None], Result]) -> Result:
         """Makes a change of the goal, after what is due was charged."""
 
-        def attempt(repository: GoalRepository, state: _State, _: _Attempt) -> Result:
-            self._settle(repository, state)
+        def attempt(repository: GoalRepository, state: State, _: Attempt) -> Result:
+            self._settling.settle(repository, state)
             before = repository.get(self.thread_id)
             result = change(repository, None if state.turn is None else state.turn.turn_id)
             goal = repository.get(self.thread_id)
             if state.turn is None or state.paying_goal_id is None or _begins(goal, before):
-                self._bind(state, goal)
-            self._note_payer(repository, state, goal)
+                self._settling.bind(state, goal)
+            self._settling.note_payer(repository, state, goal)
             return result
 
         return self._call(None, attempt)
@@ -544,14 +394,14 @@ class GoalMeter:
     def _call(
         self,
         check: Callable[[], None] | None,
-        attempt: Callable[[GoalRepository, _State, _Attempt], Result],
+        attempt: Callable[[GoalRepository, State, Attempt], Result],
     ) -> Result:
         """One call at a time: runs an attempt on a copy of the state, in a transaction.
 
         A live listener is called while the call that caused its event is not finished yet, so it cannot
         make another.
         """
-        call = _Attempt()
+        call = Attempt()
 
         def work(repository: GoalRepository) -> Result:
             self._find_out(repository)
@@ -584,147 +434,9 @@ class GoalMeter:
 
     def _find_out(self, repository: GoalRepository) -> None:
         """Makes what the last call left the state, if it was committed."""
-        last = self._last
-        if last is not None and last.state is not None:
-            if not last.is_struck:
-                if last.is_committed:
-                    self._state = last.state
-            elif last.is_committed or (
-                last.event_id is not None and repository.log.holds(last.event_id, last.position)
-            ):
-                # It charged, and its caller does not know: the time and the notice are not due again.
-                # Its turn is left as it was, so that it can be repeated.
-                before, after = self._state, last.state
-                self._state = replace(
-                    after,
-                    turn=before.turn,
-                    paying_goal_id=after.paying_goal_id
-                    if (after.turn is None) is (before.turn is None)
-                    else before.paying_goal_id,
-                    unheard_goal_id=last.exhausted_goal_id or after.unheard_goal_id,
-                )
+        if self._last is not None:
+            self._state = self._last.outcome(self._state, repository.log)
         self._last = None
-
-    # -- shared steps ------------------------------------------------------------------------------
-
-    def _bind(self, state: _State, goal: Goal | None) -> None:
-        """From now on the goal pays, if it is active and somebody is at work."""
-        pays = state.turn.charge_tokens if state.turn is not None else self._count_idle_time
-        active = goal is not None and goal.status is GoalStatus.ACTIVE
-        state.paying_goal_id = goal.goal_id if goal is not None and active and pays else None
-        if state.paying_goal_id not in (None, state.rest_goal_id):
-            state.rest_goal_id, state.rest_ns = state.paying_goal_id, 0
-
-    def _note_payer(self, repository: GoalRepository, state: _State, goal: Goal | None) -> None:
-        """Keeps beside the baseline who pays for what the running turn uses beyond it, so that after a
-        crash nobody else does.
-        """
-        if state.turn is None:
-            return
-        payer = state.paying_goal_id if _takes_charges(goal, state.paying_goal_id) else None
-        stored = repository.usage_log.baseline(self.thread_id, state.turn.count_id)
-        if stored is not None and stored.baseline.goal_id != payer:
-            repository.usage_log.set_owners(
-                self.thread_id,
-                state.turn.count_id,
-                turn_id=stored.baseline.turn_id,
-                goal_id=payer,
-                unpaid_turn_ids=stored.unpaid_turn_ids,
-                now_ms=wall_clock_ms(),
-            )
-
-    def _settle(
-        self,
-        repository: GoalRepository,
-        state: _State,
-        total: TokenUsage | TokenUsageInfo | None = None,
-    ) -> Accounting:
-        """Charges the time since the mark, and what is new in the total, to the paying goal."""
-        thread_id, turn_id, count_id = self.thread_id, None, None
-        if state.turn is not None:
-            turn_id, count_id = state.turn.turn_id, state.turn.count_id
-        now_ns = self._clock_ns()
-        elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
-        if state.paying_goal_id is None:
-            if total is not None:
-                repository.apply(SetBaseline(thread_id, total, turn_id, count_id, is_stated=False))
-            accounting = Accounting(repository.get(thread_id), applied=False)
-            # A goal that somebody made or activated without this meter pays from the next report on.
-            self._bind(state, accounting.goal)
-            return accounting
-        due_ns = state.rest_ns + elapsed_ns
-        due_ms, below_ms_ns = divmod(due_ns, _NS_PER_MS)
-        if total is not None:
-            accounting = repository.apply(
-                RecordTotal(
-                    thread_id,
-                    total,
-                    due_ms / 1000,
-                    AccountingMode.ACTIVE_ONLY,
-                    state.paying_goal_id,
-                    turn_id,
-                    count_id,
-                    least_time_alone_ms=_LEAST_TIME_ALONE_MS,
-                )
-            )
-        else:
-            accounting = repository.charge(
-                thread_id,
-                seconds=due_ms / 1000 if due_ms >= _LEAST_TIME_ALONE_MS else 0,
-                expected_goal_id=state.paying_goal_id,
-                turn_id=turn_id,
-            )
-        if _takes_charges(accounting.goal, state.paying_goal_id):
-            state.rest_ns = below_ms_ns if accounting.applied else due_ns
-        return accounting
-
-    def _settle_charge(
-        self, repository: GoalRepository, state: _State, charge: Charge, used: TokenUsage | None
-    ) -> Accounting:
-        """Charges a response (its counted tokens), and the time with it, to the paying goal."""
-        thread_id, turn = self.thread_id, state.turn
-        turn_id, count_id = (None, None) if turn is None else (turn.turn_id, turn.count_id)
-        now_ns = self._clock_ns()
-        elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
-        if state.paying_goal_id is None:
-            accounting = Accounting(repository.get(thread_id), applied=False)
-            # A goal that somebody made or activated without this meter pays from the next report on.
-            self._bind(state, accounting.goal)
-        else:
-            due_ns = state.rest_ns + elapsed_ns
-            due_ms, below_ms_ns = divmod(due_ns, _NS_PER_MS)
-            rides = charge.tokens > 0 or due_ms >= _LEAST_TIME_ALONE_MS
-            charge = copy_of(charge)
-            charge.time_ms = due_ms if rides else 0
-            charge.expected_goal_id, charge.turn_id = state.paying_goal_id, turn_id
-            accounting = repository.apply(charge)
-            if accounting.duplicate:
-                accounting = replace(accounting, goal=repository.get(thread_id), applied=False)
-            if _takes_charges(accounting.goal, state.paying_goal_id):
-                state.rest_ns = below_ms_ns if accounting.applied and rides else due_ns
-        if used is not None and not accounting.duplicate:
-            stored = repository.baseline(thread_id, count_id)
-            if stored is not None or count_id is not None:
-                total = used if stored is None else stored.total + used
-                repository.apply(SetBaseline(thread_id, total, turn_id, count_id, is_stated=False))
-        return accounting
-
-    def _catch_up(
-        self, repository: GoalRepository, turn: _Turn, total: TokenUsage | TokenUsageInfo | None
-    ) -> bool:
-        """Brings the baseline to what the host knows when a turn starts; whether a goal paid for it."""
-        thread_id, count_id = self.thread_id, turn.count_id
-        stored = repository.baseline(thread_id, count_id)
-        if stored is None and total is None:
-            if count_id is None and repository.usage_log.knows(thread_id):
-                return False
-            total = TokenUsage()
-        if total is None:
-            return False
-        if stored is not None and cumulative(total).is_below(stored.total):
-            repository.apply(SetBaseline(thread_id, total, turn.turn_id, count_id, is_stated=False))
-            return False
-        return repository.reconcile(thread_id, total, count_id=count_id).applied
 
 
 def _begins(goal: Goal | None, before: Goal | None) -> bool:
@@ -732,12 +444,3 @@ def _begins(goal: Goal | None, before: Goal | None) -> bool:
     if goal is None or before is None or goal.goal_id != before.goal_id:
         return True
     return goal.status is GoalStatus.ACTIVE and before.status is not GoalStatus.ACTIVE
-
-
-def _takes_charges(goal: Goal | None, goal_id: str | None) -> bool:
-    """Whether it is that goal, and in a status in which a turn that it began may charge it."""
-    return (
-        goal is not None
-        and goal.goal_id == goal_id
-        and goal.status in (GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED)
-    )
