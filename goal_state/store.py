@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -16,7 +16,7 @@ from goal_state.delivery.listeners import Listeners, Subscription
 from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.operations import GoalOperations
-from goal_state.domain.requests import Charge, ChargeMany, Request
+from goal_state.domain.requests import Request
 from goal_state.domain.values import (
     check_amount,
     check_name,
@@ -65,6 +65,7 @@ class GoalStore(GoalOperations, GoalReads):
         """Use `GoalStore.open`."""
         self._backend = backend
         self._listeners = listeners
+        self._counted_tokens = backend.writes_with.counted_tokens
         self._consumers: set[Consumer] = set()
         self._closes_after_call = False
         self._is_closed = False
@@ -125,7 +126,7 @@ class GoalStore(GoalOperations, GoalReads):
     @property
     def counted_tokens(self) -> CountedTokens:
         """Which tokens of a usage the goals pay for; called with a usage, it says how many."""
-        return self._backend.writes_with.counted_tokens
+        return self._counted_tokens
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -317,8 +318,7 @@ class GoalStore(GoalOperations, GoalReads):
 
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request in a transaction of its own and returns its result once it is durable."""
-        if isinstance(request, Charge | ChargeMany):
-            request = cast("Request[Result]", request.counted(self.counted_tokens))
+        request = request.counted(self._counted_tokens)
         return self._carry_out(lambda repository: repository.apply(request))
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:

@@ -55,6 +55,12 @@ class Request(Generic[Result_co]):
 
     __slots__ = ()
 
+    def counted(self, counted_tokens: CountingFunction) -> Self:  # noqa: ARG002
+        """The request with the tokens of its usages counted, where it is a charge of any. A host's own
+        function may do that, so it is done once, on the caller's thread, before the transaction.
+        """
+        return self
+
 
 class ThreadRequest(Request[Result_co]):
     """Something to be done with one thread's goal or usage."""
@@ -171,6 +177,7 @@ class Charge(ThreadRequest[Accounting]):
     __slots__ = (
         "expected_goal_id",
         "idempotency_key",
+        "key",
         "mode",
         "response_id",
         "time_ms",
@@ -206,6 +213,8 @@ class Charge(ThreadRequest[Accounting]):
         self.idempotency_key: str | None = (
             None if idempotency_key is None else check_name("idempotency_key", idempotency_key)
         )
+        self.key: str | None = self.response_id or self.idempotency_key
+        """What the charge is known by in its thread, however often it is repeated; None if by nothing."""
         if self.usage is not None and self.tokens:
             raise InvalidValueError(
                 "tokens",
@@ -227,15 +236,8 @@ class Charge(ThreadRequest[Accounting]):
                 "must be the response_id, or be left out: the response_id is the key of the charge",
             )
 
-    @property
-    def key(self) -> str | None:
-        """What the charge is known by in its thread, however often it is repeated; None if by nothing."""
-        return self.idempotency_key if self.response_id is None else self.response_id
-
     def counted(self, counted_tokens: CountingFunction) -> Self:
-        """The charge with the tokens of its usage counted. A host's own function may do that, so it is done
-        once, on the caller's thread, before the transaction.
-        """
+        """See `Request`."""
         if self.usage is None:
             return self
         charge = copy_of(self)
@@ -276,7 +278,7 @@ class ChargeMany(Request[list[Accounting]]):
                 )
 
     def counted(self, counted_tokens: CountingFunction) -> Self:
-        """See `Charge.counted`."""
+        """See `Request`."""
         if all(charge.usage is None for charge in self.charges):
             return self
         many = copy_of(self)

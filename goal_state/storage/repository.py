@@ -182,7 +182,8 @@ class GoalRepository(GoalOperations):
         if handler is None:
             raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
         self.executor.join_transaction()
-        self.settings.agree()
+        if not self.settings.are_agreed:
+            self.settings.agree()
         return handler(request)
 
     def _create(self, request: CreateGoal) -> Goal:
@@ -312,7 +313,9 @@ class GoalRepository(GoalOperations):
     # -- charging ----------------------------------------------------------------------------------
 
     def _charge(self, request: Charge) -> Accounting:
-        return self._charges.charge(request.counted(self.counted_tokens), wall_clock_ms())
+        if request.usage is not None:
+            request = request.counted(self.counted_tokens)
+        return self._charges.charge(request, wall_clock_ms())
 
     def _charge_many(self, request: ChargeMany) -> list[Accounting]:
         return self._charges.charge_many(request.counted(self.counted_tokens), wall_clock_ms())

@@ -39,7 +39,8 @@ class Settings:
     def __init__(self, executor: Executor, counted_tokens: CountedTokens) -> None:
         self._executor = executor
         self._counted_tokens = counted_tokens
-        self._are_agreed = False
+        self.are_agreed: bool = False
+        """Whether the row was found, and is what we were asked for."""
 
     def identity(self) -> str | None:
         """The id that tells the database from its copies; None where there is no settings row yet."""
@@ -59,16 +60,12 @@ class Settings:
     def agree(self) -> None:
         """Stores the settings asked for, or makes sure that the stored ones are the same.
 
-        Once the row was found, this costs nothing.
-
         Raises:
             SettingsConflictError: they are not the same.
         """
-        if self._are_agreed:
-            return
         row = self._executor.run(_READ).fetchone()
         if row is None:  # the transaction may be rolled back, so the next one reads again
             self._executor.run(_WRITE, (new_id(), self._counted_tokens.name))
         else:
             check_counted_tokens(row[1], self._counted_tokens.name)
-            self._are_agreed = True
+            self.are_agreed = True
