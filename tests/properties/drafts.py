@@ -299,7 +299,7 @@ _BAD: dict[str, list[Any]] = {
     "expected_goal_id": _BAD_NAME,
     "response_id": _BAD_NAME,
     "idempotency_key": _BAD_NAME,
-    "usage": [5, "usage", {}, {"input_tokens": -1}, {"tokens": 5}, object()],
+    "usage": [5, "usage", {}, {"input_token": 1}, {"tokens": 5}, object()],
     "objective": [
         "",
         " \n\t ",
