@@ -28,5 +28,5 @@ def _within(name: str, value: object) -> Iterator[tuple[str, Statement]]:
     elif isinstance(value, Write):
         yield name, value.statement
     elif isinstance(value, Mapping):
-        for key, member in value.items():
+        for key, member in list(value.items()):  # some change meanwhile
             yield from _within(f"{name}[{key}]", member)
