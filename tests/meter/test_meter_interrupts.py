@@ -18,7 +18,15 @@ THREAD = "thread-1"
 
 Result = TypeVar("Result")
 
-WHERE = ("meter", "repository", "usage_log", "event_log", "charging", "totals", "requests")
+WHERE = tuple(
+    f"goal_state.{name}"
+    for name in (
+        *("meter.goal_meter", "meter.changes", "meter.settling", "meter.state"),
+        *("storage.repository", "storage.charges", "storage.totals"),
+        *("storage.goals", "storage.baselines", "storage.ledger"),
+        *("domain.charging", "domain.totals", "domain.requests"),
+    )
+)
 
 
 class Struck(BaseException):
@@ -43,8 +51,7 @@ class Strikes:
         monkeypatch.setattr(store, "transact", struck)
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        module = frame.f_globals.get("__name__", "")
-        if event == "call" and module.removeprefix("goal_state.") in WHERE:
+        if event == "call" and frame.f_globals.get("__name__") in WHERE:
             self.left -= 1
             if self.left == 0:
                 raise Struck
