@@ -317,7 +317,13 @@ class GoalStore(GoalOperations, GoalReads):
     # -- transactions ------------------------------------------------------------------------------
 
     def apply(self, request: Request[Result]) -> Result:
-        """Carries out a request in a transaction of its own and returns its result once it is durable."""
+        """Carries out a request in a transaction of its own and returns its result once it is durable.
+
+        Raises:
+            InvalidValueError: it is no request.
+        """
+        if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
         request = request.counted(self._counted_tokens)
         return self._carry_out(lambda repository: repository.apply(request))
 
