@@ -139,7 +139,7 @@ class GoalReads:
             InvalidValueError: an argument is out of its bounds.
         """
         after, limit = check_amount("after", after), check_amount("limit", limit)
-        return self._backend.read(lambda reader: reader.log.page(after, limit))
+        return self._backend.read(lambda reader: reader.log.settled_page(after, limit))
 
     def read_cursor(self, name: str) -> ConsumerCursor | None:
         """How far the durable consumers of a name have got and who holds it; None if there was none ever.

@@ -17,15 +17,8 @@ from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Request
-from goal_state.domain.values import (
-    check_amount,
-    check_name,
-    check_path,
-    check_time_ms,
-)
-from goal_state.errors import (
-    InvalidValueError,
-)
+from goal_state.domain.values import check_amount, check_name, check_path, check_time_ms
+from goal_state.errors import InvalidValueError
 from goal_state.reading import GoalReads
 from goal_state.storage.backend import Backend
 from goal_state.storage.blocks import Block

@@ -158,6 +158,26 @@ def test_a_consumer_is_given_whole_events(store: GoalStore) -> None:
     assert taken == list(store.events())
 
 
+def test_a_consumer_is_given_no_event_before_what_stands_in_front_of_it_is_settled(
+    store: GoalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store, 5)
+    settled = 3
+    # As where several may write at once: an event before the fourth may be on its way still.
+    monkeypatch.setattr(
+        "goal_state.storage.sqlite.executor.Executor.settled_through",
+        lambda _, last: min(last, settled),
+    )
+    sink = Sink()
+    with store.consume("audit", sink) as consumer:
+        assert not consumer.drain(0.2)
+        assert sink.positions == [1, 2, 3]
+        settled = 6
+        write(store, 1)
+        assert consumer.drain(PATIENCE_SECONDS)
+    assert sink.positions == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_consumer_goes_on_where_it_stopped(database: Path) -> None:
     first, second = Sink(), Sink()
     with GoalStore.open(database) as store:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from goal_state import (
     DatabaseLocationError,
     DatabaseReadOnlyError,
     ForeignDatabaseError,
+    Goal,
     GoalStateError,
     GoalStore,
     InvalidValueError,
@@ -392,3 +396,41 @@ def test_closing_leaves_one_file(path: Path) -> None:
         store.create("t", "Ship")
         store.get("t")
     assert [file.name for file in path.parent.iterdir()] == ["goals.db"]
+
+
+@pytest.mark.parametrize("kind", ["path", "url", "engine"])
+def test_a_relative_path_leads_to_the_same_file_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    engine = sqlalchemy.create_engine("sqlite:///goals.db") if kind == "engine" else None
+    with GoalStore.open(
+        engine or ("goals.db" if kind == "path" else "sqlite:///goals.db")
+    ) as store:
+        store.create("t", "Ship")
+        monkeypatch.chdir(elsewhere)
+        with ThreadPoolExecutor(4) as threads:  # each reader has a connection of its own
+            together = threading.Barrier(4)
+
+            def read(_: int) -> Goal | None:
+                together.wait(20)
+                return store.get("t")
+
+            assert list(threads.map(read, range(4))) == [store.get("t")] * 4
+            assert list(store.export_lines())
+        child = os.fork()  # parent and child connect anew
+        if child == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                status = int(store.charge("t", tokens=1).goal is None)
+            os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        goal = store.get("t")
+        assert goal is not None
+        assert goal.tokens_used == 1
+    if engine is not None:
+        engine.dispose()
+    assert list(elsewhere.iterdir()) == []
+    assert [name.name for name in sorted(tmp_path.iterdir())] == ["elsewhere", "goals.db"]

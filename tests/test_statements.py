@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import pysqlite
 
 from goal_state.storage.schema import goals
 from goal_state.storage.statements import Statement
+from tests.processes import python
 from tests.statements import find_statements
 
 DIALECTS: dict[str, Dialect] = {
@@ -65,6 +66,47 @@ def test_a_statement_compiles_with_its_parameters_in_their_order(name: str, data
     text = statement.compile(dialect)  # refuses any other order
     assert statement.texts[dialect.name] == text
     assert text.count(PLACEHOLDERS[database]) == len(statement.parameters)
+
+
+# The n-th call of a function raises, for each n until the statement is compiled. In a process of its own,
+# where nothing was compiled before.
+STRUCK_AND_COMPILED = """
+import sys
+from sqlalchemy.dialects.sqlite import pysqlite
+from tests.statements import find_statements
+
+class Struck(BaseException): pass
+
+def struck(work, n):
+    def count(frame, event, _):
+        nonlocal n
+        n -= event == "call"
+        if n == 0:
+            sys.setprofile(None)
+            raise Struck
+    sys.setprofile(count)
+    try:
+        work()
+    except Struck:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+dialect = pysqlite.dialect()
+strikes = 0
+for statement in find_statements().values():
+    for n in range(1, 150):
+        if not struck(lambda: statement.compile(dialect), n):
+            break
+        strikes += 1
+    statement.compile(dialect)
+print(strikes)
+"""
+
+
+def test_a_statement_compiles_after_an_interruption_of_its_first_compilation() -> None:
+    assert int(python(STRUCK_AND_COMPILED)) > 50 * len(STATEMENTS)
 
 
 def test_a_goal_is_locked_where_the_database_locks_rows() -> None:

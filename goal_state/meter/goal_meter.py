@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Final, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from goal_state.domain.goals import Accounting, Goal, GoalStatus
 from goal_state.domain.requests import Charge, check_total
@@ -38,9 +38,6 @@ from goal_state.store import GoalStore
 __all__ = ["GoalMeter"]
 
 Result = TypeVar("Result")
-
-_NS_PER_MS: Final = 1_000_000
-_LEAST_TIME_ALONE_MS: Final = 1000
 
 
 class GoalMeter(GoalChanges):

@@ -18,6 +18,7 @@ __all__ = ["Settling"]
 
 _NS_PER_MS: Final = 1_000_000
 _LEAST_TIME_ALONE_MS: Final = 1000
+_MOST_UNPAID_KEYS: Final = 16
 
 
 class Settling:
@@ -125,11 +126,14 @@ class Settling:
                 accounting = replace(accounting, goal=repository.get(thread_id), applied=False)
             if _takes_charges(accounting.goal, state.paying_goal_id):
                 state.rest_ns = below_ms_ns if accounting.applied and rides else due_ns
-        if used is not None and not accounting.duplicate:
-            stored = repository.baseline(thread_id, count_id)
-            if stored is not None or count_id is not None:
-                total = used if stored is None else stored.total + used
-                repository.apply(SetBaseline(thread_id, total, turn_id, count_id, is_stated=False))
+        if used is None or accounting.duplicate or charge.key in state.unpaid_keys:
+            return accounting
+        if not accounting.applied and charge.key is not None:
+            state.unpaid_keys = (*state.unpaid_keys, charge.key)[-_MOST_UNPAID_KEYS:]
+        stored = repository.baseline(thread_id, count_id)
+        if stored is not None or count_id is not None:
+            total = used if stored is None else stored.total + used
+            repository.apply(SetBaseline(thread_id, total, turn_id, count_id, is_stated=False))
         return accounting
 
     def catch_up(

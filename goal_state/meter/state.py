@@ -64,6 +64,8 @@ class State:
     """The goal that owes it."""
     unheard_goal_id: str | None = None
     """A goal whose budget was found to be full by a call that did not come to tell it."""
+    unpaid_keys: tuple[str, ...] = ()
+    """Of responses for which no goal paid, so that no event tells that they were taken; the latest ones."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from sqlalchemy import exists, null, select, update
+from sqlalchemy import Executable, exists, null, select, update
 
 from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
@@ -15,7 +15,6 @@ from goal_state.storage.schema import COUNTS, LAST_COUNTS, baselines
 from goal_state.storage.statements import Parameter, Statement, Upsert, limited
 
 __all__ = ["StoredBaseline", "UsageLog"]
-
 
 _U = baselines.c
 _KEY: Final = ["thread_id", "count_id"]
@@ -62,22 +61,26 @@ _SET_OWNERS = Statement(
         )
     )
 )
-_ANOTHER: Final = baselines.alias()
-# All counts of the thread are marked, and one mark is enough to know by: a count may begin later. What is
-# looked up names the thread by itself: were it asked for each row anew, it would see the mark just made.
-_WARN = Statement(
-    lambda goal_id, thread_id, same_thread_id, same_goal_id: (
+
+
+def _warn(
+    goal_id: Parameter, thread_id: Parameter, same_thread_id: Parameter, same_goal_id: Parameter
+) -> Executable:
+    another = baselines.alias()
+    # All counts of the thread are marked, and one mark is enough to know by: a count may begin later. What
+    # is looked up names the thread by itself: were it asked for each row anew, it would see the mark just
+    # made.
+    is_marked = exists().where(
+        another.c.thread_id == same_thread_id, another.c.warned_goal_id == same_goal_id
+    )
+    return (
         update(baselines)
-        .where(
-            _U.thread_id == thread_id,
-            ~exists().where(
-                _ANOTHER.c.thread_id == same_thread_id,
-                _ANOTHER.c.warned_goal_id == same_goal_id,
-            ),
-        )
+        .where(_U.thread_id == thread_id, ~is_marked)
         .values(warned_goal_id=goal_id)
     )
-)
+
+
+_WARN = Statement(_warn)
 _FORGET_WARNING = Statement(
     lambda thread_id, goal_id: (
         update(baselines)

@@ -43,11 +43,6 @@ class Executor(Protocol):
         """An object that all executors on the same database have in common."""
         ...
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction is open."""
-        ...
-
     def run(self, statement: Statement, values: Sequence[Any] = ()) -> Rows:
         """Runs a statement."""
         ...

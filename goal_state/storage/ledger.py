@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import func, literal_column, select
+from sqlalchemy import Executable, func, literal_column, select
 
 from goal_state.domain.events import EventKind, GoalEvent, finished_event, new_event_draft
 from goal_state.domain.goals import Goal, GoalStatus
@@ -13,14 +13,13 @@ from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.rows import columns_of, insert_of, reader
 from goal_state.storage.schema import events
-from goal_state.storage.statements import Statement, limited
+from goal_state.storage.statements import Parameter, Statement, limited
 
 __all__ = ["EventDraft", "EventLog", "charge_events"]
 
 _E = events.c
 _EVENT: Final = columns_of(GoalEvent, events)
 _event = reader(GoalEvent)
-_CREATIONS: Final = events.alias()
 # As text, so that the partial index serves.
 _CREATED: Final = _E.kind == literal_column("'created'")
 
@@ -48,22 +47,25 @@ _CHARGE_BY_KEY = Statement(
         _E.thread_id == thread_id, _E.idempotency_key == key
     )
 )
-# By the thread's goals: an index on turns would cost each charge, and this is asked when a total falls.
-_CHARGE_OF_TURN = Statement(
-    lambda thread_id, turn_id, limit: limited(
-        select(_E.position).where(
-            _E.goal_id.in_(
-                select(_CREATIONS.c.goal_id).where(
-                    _CREATIONS.c.thread_id == thread_id,
-                    _CREATIONS.c.kind == literal_column("'created'"),
-                )
-            ),
-            _E.turn_id == turn_id,
-            _E.tokens_delta > literal_column("0"),
+
+
+def _charge_of_turn(thread_id: Parameter, turn_id: Parameter, limit: Parameter) -> Executable:
+    creations = events.alias()
+    # By the thread's goals: an index on turns would cost each charge, and this is asked when a total falls.
+    query = select(_E.position).where(
+        _E.goal_id.in_(
+            select(creations.c.goal_id).where(
+                creations.c.thread_id == thread_id,
+                creations.c.kind == literal_column("'created'"),
+            )
         ),
-        limit,
+        _E.turn_id == turn_id,
+        _E.tokens_delta > literal_column("0"),
     )
-)
+    return limited(query, limit)
+
+
+_CHARGE_OF_TURN = Statement(_charge_of_turn)
 _ID_AT = Statement(lambda position: select(_E.event_id).where(_E.position == position))
 _LAST_POSITION = Statement(lambda: select(func.max(_E.position)))
 
@@ -159,6 +161,16 @@ class EventLog:
     def page(self, after: int, limit: int) -> list[GoalEvent]:
         """Up to `limit` events behind a position, in order."""
         return [_event(row) for row in self._executor.run(_PAGE, (after, limit)).fetchall()]
+
+    def settled_page(self, after: int, limit: int) -> list[GoalEvent]:
+        """As `page`, up to where the log is settled: for those who keep a cursor, since no event can appear
+        behind it later.
+        """
+        events = self.page(after, limit)
+        if not events:
+            return events
+        through = self._executor.settled_through(events[-1].position)
+        return [event for event in events if event.position <= through]
 
     def page_of_goal(self, goal_id: str, after: int, limit: int) -> list[GoalEvent]:
         """Up to `limit` events of one goal behind a position, in order."""

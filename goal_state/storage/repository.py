@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -59,8 +58,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 __all__ = ["GoalRepository", "wall_clock_ms"]
-
-_logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 

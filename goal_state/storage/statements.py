@@ -83,7 +83,8 @@ class Statement:
     def __init__(self, build: _Build, parameters: Sequence[str] | None = None) -> None:
         """
         Args:
-            build: makes the expression from its parameters.
+            build: makes the expression from its parameters, with aliases and joins of its own: SQLAlchemy
+                completes them at their first use, and an asynchronous exception there leaves them half made.
             parameters: their names, where `build` takes any number of them.
         """
         self._build = cast("Callable[..., _Built]", build)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import literal_column, select, union
+from sqlalchemy import ColumnElement, Executable, literal_column, select, union
 
 from goal_state.domain.events import FIGURES, EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus
@@ -15,38 +15,39 @@ from goal_state.storage.executor import Executor
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.rows import columns_of, reader
 from goal_state.storage.schema import balances, events, goals
-from goal_state.storage.statements import Statement
+from goal_state.storage.statements import Parameter, Statement
 
 __all__ = ["Difference", "verify"]
 
 _E = events.c
 _B = balances.c
-_CREATED = events.alias("created")
 _EVENT: Final = columns_of(GoalEvent, events)
 _event = reader(GoalEvent)
 _BALANCE: Final = [_B.status, *(_B[figure.balance] for figure in FIGURES)]
-_FROM = events.outerjoin(balances, _B.goal_id == _E.goal_id)
-_LEDGERS = Statement(
-    lambda: select(*_EVENT, *_BALANCE).select_from(_FROM).order_by(_E.goal_id, _E.position)
-)
-_LEDGERS_OF_THREAD = Statement(
-    lambda thread_id, same_thread_id: (
+
+
+def _in_ledgers(*criteria: ColumnElement[bool]) -> Executable:
+    return (
         select(*_EVENT, *_BALANCE)
-        .select_from(_FROM)
-        .where(
-            _E.goal_id.in_(
-                union(
-                    select(_CREATED.c.goal_id).where(
-                        _CREATED.c.thread_id == thread_id,
-                        _CREATED.c.kind == literal_column("'created'"),
-                    ),
-                    select(goals.c.goal_id).where(goals.c.thread_id == same_thread_id),
-                )
-            )
-        )
+        .select_from(events.outerjoin(balances, _B.goal_id == _E.goal_id))
+        .where(*criteria)
         .order_by(_E.goal_id, _E.position)
     )
-)
+
+
+def _ledgers_of_thread(thread_id: Parameter, same_thread_id: Parameter) -> Executable:
+    created = events.alias()
+    goal_ids = union(
+        select(created.c.goal_id).where(
+            created.c.thread_id == thread_id, created.c.kind == literal_column("'created'")
+        ),
+        select(goals.c.goal_id).where(goals.c.thread_id == same_thread_id),
+    )
+    return _in_ledgers(_E.goal_id.in_(goal_ids))
+
+
+_LEDGERS = Statement(_in_ledgers)
+_LEDGERS_OF_THREAD = Statement(_ledgers_of_thread)
 _REPLACED = Statement(
     lambda thread_id, goal_id: (
         select(_E.position)

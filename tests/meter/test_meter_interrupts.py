@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,6 +32,10 @@ WHERE = tuple(
 
 class Struck(BaseException):
     """As `KeyboardInterrupt`, but nobody else's."""
+
+
+def test_the_modules_to_be_struck_in_are_those_that_there_are() -> None:
+    assert [name for name in WHERE if find_spec(name) is None] == []
 
 
 class Strikes:

@@ -160,6 +160,21 @@ def test_charge_in_a_turn_before_one_of_totals_is_paid_once(
     assert used(store)[0] == 57
 
 
+def test_charge_repeated_where_no_goal_pays_moves_the_baseline_once(
+    store: GoalStore, make_meter: MakeMeter
+) -> None:
+    first = make_meter()
+    first.start_turn("turn-1", total=TokenUsage(1_000))
+    for response in ("r1", "r2", "r1", "r2"):
+        first.charge(TokenUsage(50), response_id=response)
+    first.finish_turn()
+    store.create(THREAD, "work")
+    second = make_meter()
+    second.start_turn("turn-2")
+    second.record_total(TokenUsage(1_107))
+    assert used(store)[0] == 7
+
+
 def test_charge_of_a_further_count_moves_the_baseline_of_that_count(
     store: GoalStore, meter: GoalMeter
 ) -> None:

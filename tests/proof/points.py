@@ -83,7 +83,7 @@ class Points:
             self_: executor.Executor, statement: Statement, *values: Any
         ) -> sqlite3.Cursor | None:
             result = inner(self_, statement, *values)
-            if self_.in_transaction:
+            if self_.driver.in_transaction:
                 self.reach(f"after {names.get(id(statement), 'another statement')}")
             return result
 

@@ -201,14 +201,12 @@ class SqliteBackend:
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
         """See `Backend`."""
-        if self._refusal is not None:
-            raise fresh(self._refusal)
+        self.check_open()
         return self._writer.alone(work)
 
     def block(self) -> Generator[GoalRepository, bool, None]:
         """See `Backend`."""
-        if self._refusal is not None:
-            raise fresh(self._refusal)
+        self.check_open()
         return self._writer.block()
 
     def between_transactions(self, work: Callable[[], Result]) -> Result:

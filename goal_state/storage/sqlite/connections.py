@@ -94,7 +94,7 @@ def create_engine(
 
 
 def connect_to_file(path: str, durability: Durability, timeout_ms: int) -> sqlite3.Connection:
-    """A connection to a database file of our own, made by the driver alone.
+    """A connection to a database file of our own (an absolute path), made by the driver alone.
 
     Making an engine at each open costs time and takes a lock of Python's `logging`, which before Python 3.13
     an asynchronous exception could leave held.
@@ -105,7 +105,7 @@ def connect_to_file(path: str, durability: Durability, timeout_ms: int) -> sqlit
     check_not_barred(path)
     with translating():
         driver = sqlite3.connect(
-            os.path.abspath(path),  # noqa: PTH100  a name such as "file:" must not be a URI
+            path,
             timeout=timeout_ms / 1000,
             isolation_level=None,
             check_same_thread=False,

@@ -159,11 +159,6 @@ class Executor:
         """An object that all executors on the same database have in common."""
         return self._connected.origin
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction is open."""
-        return self.driver.in_transaction
-
     def join_transaction(self) -> None:
         """Makes sure that a transaction is open that its owner will end.
 

@@ -54,8 +54,10 @@ class FileSource:
     is_hosts = False
 
     def __init__(self, path: Path, durability: Durability, timeout_ms: int) -> None:
-        self.path: Path | None = path
-        self._name = str(path)
+        # Absolute: connections are made later, too, when the process may be in another folder. And SQLite
+        # may take a name that begins with "file:" for a URI.
+        self.path: Path | None = path.absolute()
+        self._name = str(self.path)
         self._durability: Durability = durability
         self._timeout_ms = timeout_ms
 
@@ -83,7 +85,8 @@ class EngineSource:
     def __init__(
         self, engine: Engine, durability: Durability, timeout_ms: int, *, is_hosts: bool
     ) -> None:
-        self.path: Path | None = database_path(engine)
+        path = database_path(engine)
+        self.path: Path | None = None if path is None else path.absolute()
         self.is_hosts: bool = is_hosts
         self._engine = engine
         self._durability: Durability = durability

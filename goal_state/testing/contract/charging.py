@@ -82,7 +82,7 @@ def _without_ids(record: Goal | GoalEvent) -> dict[str, Any]:
 class Charging:
     """`charge` and `charge_many`."""
 
-    def test_account_adds_usage(self, subject: Subject) -> None:
+    def test_charge_adds_usage(self, subject: Subject) -> None:
         created = subject.create("t", "Ship", token_budget=1000)
         first = subject.charge("t", tokens=250, seconds=3.2, turn_id="turn-1")
         second = subject.charge("t", tokens=50, seconds=0.9, turn_id="turn-2")
@@ -137,12 +137,12 @@ class Charging:
         assert charge.turn_id == change.turn_id == "turn-1"
         assert charge.position < change.position
 
-    def test_account_without_a_goal_changes_nothing(self, subject: Subject) -> None:
+    def test_charge_without_a_goal_changes_nothing(self, subject: Subject) -> None:
         tables = subject.tables()
         assert subject.charge("t", tokens=5, seconds=1) == Accounting(None, applied=False)
         assert subject.tables() == tables
 
-    def test_account_for_another_goal_than_expected_changes_nothing(self, subject: Subject) -> None:
+    def test_charge_for_another_goal_than_expected_changes_nothing(self, subject: Subject) -> None:
         goal = subject.create("t", "Ship")
         tables = subject.tables()
         stale = subject.charge("t", tokens=5, expected_goal_id=NO_GOAL)
@@ -241,7 +241,7 @@ class Charging:
         assert subject.charge("t", TokenUsage(), response_id="r1").applied
         assert subject.charge("t", TokenUsage(), response_id="r1").duplicate
 
-    def test_account_many_does_as_account_one_after_the_other(
+    def test_charge_many_does_as_charge_one_after_the_other(
         self, subject: Subject, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("goal_state.storage.repository.wall_clock_ms", lambda: 1_000)
@@ -275,7 +275,7 @@ class Charging:
         ],
         ids=["overflow", "conflict"],
     )
-    def test_account_many_makes_all_or_none(
+    def test_charge_many_makes_all_or_none(
         self, subject: Subject, last: Charge, error: type[RequestError]
     ) -> None:
         subject.create("t", "Ship")
@@ -284,7 +284,7 @@ class Charging:
             subject.charge_many([Charge("t", tokens=1, idempotency_key="k"), last])
         assert subject.tables() == tables
 
-    def test_account_many_of_what_no_goal_takes_changes_nothing(self, subject: Subject) -> None:
+    def test_charge_many_of_what_no_goal_takes_changes_nothing(self, subject: Subject) -> None:
         goal = subject.create("t", "Ship", status=PAUSED)
         tables = subject.tables()
         assert subject.charge_many([]) == []
@@ -311,7 +311,7 @@ class Charging:
         ],
         ids=["none", "one alone", "text", "a mapping among them"],
     )
-    def test_account_many_refuses_what_are_no_charges(
+    def test_charge_many_refuses_what_are_no_charges(
         self, subject: Subject, charges: Any, problem: str
     ) -> None:
         subject.create("t", "Ship")

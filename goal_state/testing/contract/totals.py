@@ -20,7 +20,7 @@ __all__ = ["Totals"]
 class Totals:
     """`record_total`, `set_baseline` and `usage`."""
 
-    def test_record_usage_charges_what_is_new(self, subject: Subject) -> None:
+    def test_record_total_charges_what_is_new(self, subject: Subject) -> None:
         subject.create("t", "Ship")
         assert subject.usage("t") is None
         assert not subject.record_total("t", TokenUsage(1000, 0, 0, 100), turn_id="turn-1").applied
