@@ -9,6 +9,8 @@ WITH ?=
 ARGS ?=
 # Test processes: a number, or auto for one per core.
 JOBS ?= auto
+# A process that has nothing left to do takes tests over from another.
+SPREAD := -n $(JOBS) --dist worksteal
 # What is quick among the tests: see the markers in pyproject.toml.
 FAST := -m 'not proof and not slow' --ignore=tests/proof
 
@@ -92,18 +94,19 @@ venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml h
 
 # -- using it ----------------------------------------------------------------------------------------
 
-demo: $(VENV)/.installed ## meter recorded rollouts under and over their budget, clear a goal; a small agent
+demo: $(VENV)/.installed ## recorded rollouts under and over their budget; a small agent; budgets that hold
 	@$(BIN)/python examples/demo.py $(ARGS)
 	@echo; echo '# A small agent with a budget, against a scripted model.'; echo
 	@$(BIN)/python examples/agent.py
+	@$(BIN)/python examples/budgets.py
 
 # -- checks ------------------------------------------------------------------------------------------
 
 test: $(VENV)/.installed ## run the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-fast: $(VENV)/.installed ## run the tests that take seconds in all: every module, no proof
-	HYPOTHESIS_PROFILE=fast $(BIN)/python -m pytest -n $(JOBS) $(FAST) $(ARGS)
+	HYPOTHESIS_PROFILE=fast $(BIN)/python -m pytest $(SPREAD) $(FAST) $(ARGS)
 
 test-benchmarks: $(VENV)/.installed ## run every benchmark once, in short: that they work
 	$(BIN)/python -m pytest benchmarks $(ARGS)
@@ -162,7 +165,7 @@ bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their o
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
 proof: $(VENV)/.installed ## the evidence at length (about an hour): crashes, power cuts, faults, properties
-	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest -n $(JOBS) tests/proof tests/properties tests/meter \
+	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest $(SPREAD) tests/proof tests/properties tests/meter \
 		tests/codex tests/upgrade tests/test_contention.py tests/test_bad_input.py \
 		tests/test_tampered_exports.py $(ARGS)
 
@@ -178,8 +181,8 @@ mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
 lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(PYTHON) -m venv $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip install -qq $(UV)
-	$(COMPILE) --group dev --extra cli --extra http --extra otel --extra zstd pyproject.toml \
-		-o requirements/dev.txt
+	$(COMPILE) --group dev --extra cli --extra http --extra otel --extra prices --extra zstd \
+		pyproject.toml -o requirements/dev.txt
 	$(COMPILE) --group build --extra bench --extra cli --constraint requirements/dev.txt pyproject.toml \
 		-o requirements/bench.txt
 	$(COMPILE) --group sdks --extra cli --constraint requirements/dev.txt pyproject.toml \

@@ -175,7 +175,7 @@ def test_agent_has_a_budget(goal_store):
 class TestBackend(StoreContract):
     @pytest.fixture
     def open_store(self, goal_file):
-        return lambda: GoalStore.open(goal_file, durability="normal")
+        return lambda **options: GoalStore.open(goal_file, durability="normal", **options)
 """
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from goal_state import GoalRepository, GoalStore, TokenUsage
+from goal_state import Goal, GoalRepository, GoalStore, TokenUsage
 
 __all__ = ["BUDGET", "OBJECTIVE", "Limit", "new_file"]
 
@@ -22,23 +22,24 @@ OBJECTIVE: Final = "Ship the parser, with tests for every branch of it"
 BUDGET: Final = 10**15
 
 _GOAL = (
-    "SELECT goal_id, status, token_budget, tokens_used, time_used_ms, updated_at_ms"
+    "SELECT goal_id, status, token_budget, tokens_used, time_used_ms, updated_at_ms, unpriced_tokens"
     " FROM goal_state_goals WHERE thread_id = ?"
 )
-_WHOLE_GOAL = (
-    "SELECT thread_id, goal_id, objective, status, token_budget, tokens_used, time_used_ms,"
-    " created_at_ms, updated_at_ms, resume_at_ms, blocked_reason FROM goal_state_goals WHERE thread_id = ?"
+_WHOLE_GOAL = f"SELECT {', '.join(Goal.__slots__)} FROM goal_state_goals WHERE thread_id = ?"
+_CHARGE = (
+    "UPDATE goal_state_goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ?,"
+    " unpriced_tokens = ? WHERE goal_id = ?"
 )
-_CHARGE = "UPDATE goal_state_goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ? WHERE goal_id = ?"
 _CHARGE_AND_LIMIT = (
     "UPDATE goal_state_goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
-    " updated_at_ms = ? WHERE goal_id = ?"
+    " updated_at_ms = ?, unpriced_tokens = ? WHERE goal_id = ?"
 )
 _EVENT = (
     "INSERT INTO goal_state_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
     " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
-    " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)"
+    " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms, unpriced_tokens_delta,"
+    " cumulative_cost_nanos, cumulative_calls)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?)"
 )
 _KEY = (
     "SELECT goal_id, tokens_delta, time_delta_ms FROM goal_state_events"
@@ -112,7 +113,8 @@ class Limit:
     ) -> str:
         """One charge inside of the transaction that is open."""
         execute = self.cursor.execute
-        goal_id, before, budget, used, time_used, updated = execute(_GOAL, (thread_id,)).fetchone()
+        goal = execute(_GOAL, (thread_id,)).fetchone()
+        goal_id, before, budget, used, time_used, updated, unpriced = goal
         if before not in ("active", "budget_limited"):
             return goal_id
         used += tokens
@@ -123,7 +125,7 @@ class Limit:
         now_ms = time.time_ns() // 1_000_000
         execute(
             _CHARGE if status == before else _CHARGE_AND_LIMIT,
-            (used, time_used, max(now_ms, updated), goal_id),
+            (used, time_used, max(now_ms, updated), unpriced + tokens, goal_id),
         )
         execute(
             _EVENT,
@@ -142,6 +144,9 @@ class Limit:
                 time_used,
                 key,
                 now_ms,
+                tokens,
+                0,
+                0,
             ),
         )
         if status != before:
@@ -162,6 +167,9 @@ class Limit:
                     None,
                     None,
                     now_ms,
+                    0,
+                    None,
+                    None,
                 ),
             )
         return goal_id

@@ -22,12 +22,17 @@ _TOKENS = 100
 _TIME_MS = 250
 _BEGAN_MS = 1_700_000_000_000
 
-_GOAL = "INSERT INTO goal_state_goals VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, NULL, NULL)"
+_GOAL = (
+    "INSERT INTO goal_state_goals (thread_id, goal_id, objective, status, token_budget, tokens_used,"
+    " time_used_ms, created_at_ms, updated_at_ms, unpriced_tokens)"
+    " VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, ?)"
+)
 _EVENT = (
     "INSERT INTO goal_state_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
     " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
-    " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms)"
-    " VALUES (?, ?, ?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, NULL, NULL, ?)"
+    " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms, unpriced_tokens_delta,"
+    " cumulative_cost_nanos, cumulative_calls)"
+    " VALUES (?, ?, ?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, NULL, NULL, ?, ?, ?, ?)"
 )
 
 
@@ -94,6 +99,7 @@ def _goals(numbers: range) -> Iterator[tuple[object, ...]]:
             _CHARGES * _TIME_MS,
             _made_at(number),
             last,
+            _CHARGES * _TOKENS,
         )
 
 
@@ -117,6 +123,9 @@ def _events(numbers: range) -> Iterator[tuple[object, ...]]:
             None,
             None,
             now_ms,
+            0,
+            None,
+            None,
         )
     now_ms = _events_end(numbers)
     for charge in range(1, _CHARGES + 1):
@@ -134,4 +143,7 @@ def _events(numbers: range) -> Iterator[tuple[object, ...]]:
                 charge * _TOKENS,
                 charge * _TIME_MS,
                 now_ms,
+                _TOKENS,
+                0,
+                0,
             )

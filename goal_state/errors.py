@@ -12,7 +12,10 @@ from copy import copy as copy_of
 from typing import TypeVar
 
 __all__ = [
+    "BudgetExceededError",
     "BudgetExhaustedError",
+    "ClaimHeldError",
+    "ClaimOvertakenError",
     "CodexSchemaError",
     "DatabaseBusyError",
     "DatabaseCorruptError",
@@ -28,8 +31,11 @@ __all__ = [
     "GoalExistsError",
     "GoalNotFoundError",
     "GoalStateError",
+    "HoldEndedError",
+    "HoldNotFoundError",
     "IdempotencyConflictError",
     "InvalidValueError",
+    "MissingGenaiPricesError",
     "MissingZstandardError",
     "NestedCallError",
     "NotADatabaseError",
@@ -48,7 +54,9 @@ __all__ = [
     "StoreNotEmptyError",
     "ThreadNotFoundError",
     "TransactionError",
+    "TreeError",
     "TurnError",
+    "UnknownPriceError",
     "UnsupportedDatabaseError",
     "UsageOverflowError",
 ]
@@ -71,7 +79,10 @@ class GoalStateError(Exception):
 
 
 class RequestError(GoalStateError):
-    """The call cannot be carried out as it was made. Nothing was written."""
+    """The call cannot be carried out as it was made. Nothing that it asked for was written."""
+
+    overdue_thread_id: str | None = None
+    """The thread whose goal was past its deadline, if it was: that is written all the same."""
 
 
 class InvalidValueError(RequestError, ValueError):
@@ -120,7 +131,70 @@ class StaleGoalError(RequestError):
 
 
 class BudgetExhaustedError(RequestError):
-    """The goal would still be at or over its token budget, so it cannot become active."""
+    """A budget of the goal would still be reached, so it cannot become active."""
+
+
+class BudgetExceededError(RequestError):
+    """What was to be set aside is not left of a budget, of the goal's own or of one above it, or one of these
+    goals is not active. Nothing was reserved, and nothing needs to be sent.
+
+    Attributes:
+        thread_id, goal_id: whose budget it is.
+        kind: `"tokens"`, `"cost"` or `"calls"`; None where the goal is not active.
+        budget, used, held, asked: the figures, as they are stored: costs in 10^-9 of the currency.
+        waiting_helps: whether holds of others are all that is in the way.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        thread_id: str = "",
+        goal_id: str = "",
+        kind: str | None = None,
+        budget: int | None = None,
+        used: int | None = None,
+        held: int | None = None,
+        asked: int | None = None,
+        waiting_helps: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.thread_id = thread_id
+        self.goal_id = goal_id
+        self.kind = kind
+        self.budget = budget
+        self.used = used
+        self.held = held
+        self.asked = asked
+        self.waiting_helps = waiting_helps
+
+
+class UnknownPriceError(RequestError):
+    """Nobody can tell what the call will cost at most, and a cost budget bounds it. Nothing was reserved."""
+
+
+class HoldNotFoundError(RequestError):
+    """There is no such hold, or it ended so long ago that it was pruned."""
+
+
+class HoldEndedError(RequestError):
+    """The hold has ended, and in another way than was asked for now. What it charged stands, and nothing was
+    added to it.
+    """
+
+
+class ClaimHeldError(RequestError):
+    """Another owner runs the goal, and its claim has not expired."""
+
+
+class ClaimOvertakenError(RequestError):
+    """The claim that was named is no longer the goal's: another owner has taken it over. Nothing was changed;
+    stop working on the goal.
+    """
+
+
+class TreeError(RequestError):
+    """The goal cannot have that parent: it would work for itself, or the tree would be too deep."""
 
 
 class IdempotencyConflictError(RequestError):
@@ -163,6 +237,10 @@ class TurnError(RequestError):
 
 class ThreadNotFoundError(RequestError):
     """No such thread is live, and there is neither a rollout nor a record of it."""
+
+
+class MissingGenaiPricesError(RequestError):
+    """Prices of models were asked for, and the package `genai-prices` is not installed."""
 
 
 class RolloutError(RequestError):

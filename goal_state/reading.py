@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from goal_state.domain.breakdown import Breakdown
 from goal_state.domain.events import GoalEvent
-from goal_state.domain.goals import Goal, GoalStatus, check_status
+from goal_state.domain.goals import Goal, GoalStatus, check_status, utc_from_ms
+from goal_state.domain.holds import Headroom, HoldRecord
 from goal_state.domain.usage import ThreadUsage, UsageBaseline
 from goal_state.domain.values import check_amount, check_name, check_optional_name
 from goal_state.storage.backend import Backend
@@ -60,8 +63,8 @@ class GoalReads:
         return self._backend.read(lambda reader: reader.count(status))
 
     def usage(self, thread_id: str) -> ThreadUsage | None:
-        """What the thread has used, all its counts together, and the turn that reported last, as
-        `(info, turn_id)`; None if none was recorded.
+        """What the thread has used, all its counts together, and the turn that reported last; None
+        if none was recorded.
 
         Raises:
             InvalidValueError: the thread id is out of its bounds.
@@ -80,6 +83,53 @@ class GoalReads:
             InvalidValueError: the thread id or the count id is out of its bounds.
         """
         return self._backend.read(lambda reader: reader.baseline(thread_id, count_id))
+
+    def children(self, thread_id: str) -> list[Goal]:
+        """The goals that were made under the thread's goal of now, in the order in which they were made.
+
+        Raises:
+            InvalidValueError: the thread id is out of its bounds.
+        """
+        return self._backend.read(lambda reader: reader.children(thread_id))
+
+    def headroom(self, thread_id: str) -> Headroom | None:
+        """What the thread's goal may still use: of each kind of budget the tightest, its own or one above it,
+        with holds taken off; None where the thread has no goal.
+
+        Raises:
+            InvalidValueError: the thread id is out of its bounds.
+        """
+        return self._backend.read(lambda reader: reader.headroom(thread_id))
+
+    def holds(self, thread_id: str | None = None) -> list[HoldRecord]:
+        """The holds (of a thread) that have not ended, in the order in which they were made.
+
+        Raises:
+            InvalidValueError: the thread id is out of its bounds.
+        """
+        if thread_id is None:
+            return self._backend.read(lambda reader: list(reader.all_holds()))
+        return self._backend.read(lambda reader: reader.holds(thread_id))
+
+    def breakdown(self, thread_id: str, by: str = "child") -> Breakdown | None:
+        """What the usage of the thread's goal is made up of; None where the thread has no goal.
+
+        Args:
+            thread_id: the conversation.
+            by: `"child"` (the goal's own part, and that of each goal under it with all below), `"model"`,
+                `"turn"`, or the name of a tag. Charges that name none are a part without a name.
+
+        Raises:
+            InvalidValueError: an argument is out of its bounds.
+        """
+        return self._backend.read(lambda reader: reader.breakdown(thread_id, by))
+
+    def next_resume_at(self) -> datetime | None:
+        """When the next provider's limit ends, in UTC, so that `resume_due` is worth a call; None where no
+        goal waits for one.
+        """
+        at_ms = self._backend.read(lambda reader: reader.next_resume_at_ms())
+        return None if at_ms is None else utc_from_ms(at_ms)
 
     def events(
         self,

@@ -15,10 +15,13 @@ from goal_state import migrate as migrations
 from goal_state.delivery.listeners import Listeners, Subscription
 from goal_state.domain.counting import CountedTokens, Counting
 from goal_state.domain.events import EventKind, GoalEvent
-from goal_state.domain.operations import GoalOperations
+from goal_state.domain.prices import Prices
 from goal_state.domain.requests import Request
+from goal_state.domain.tariff import Tariff
 from goal_state.domain.values import check_amount, check_name, check_path, check_time_ms
-from goal_state.errors import InvalidValueError
+from goal_state.errors import InvalidValueError, RequestError
+from goal_state.operations.goal_operations import GoalOperations
+from goal_state.pricing import tariff_of
 from goal_state.reading import GoalReads
 from goal_state.storage.backend import Backend
 from goal_state.storage.blocks import Block
@@ -58,7 +61,7 @@ class GoalStore(GoalOperations, GoalReads):
         """Use `GoalStore.open`."""
         self._backend = backend
         self._listeners = listeners
-        self._counted_tokens = backend.writes_with.counted_tokens
+        self._tariff = backend.writes_with.tariff
         self._consumers: set[Consumer] = set()
         self._closes_after_call = False
         self._is_closed = False
@@ -73,6 +76,7 @@ class GoalStore(GoalOperations, GoalReads):
         busy_timeout_seconds: float = 10.0,
         migrate: bool = True,
         counted_tokens: Counting = "uncached",
+        prices: Prices | None = None,
     ) -> GoalStore:
         """Opens a store, creating or upgrading its schema.
 
@@ -86,9 +90,14 @@ class GoalStore(GoalOperations, GoalReads):
             counted_tokens: which tokens of a usage a goal pays for: `"uncached"` (input without cached, plus
                 output), `"all"` (with cached), or a named function of a `TokenUsage`. The first store on a
                 database chooses; its name is kept there, so that no goal adds up different counts.
+            prices: what usage costs: a function of a `TokenUsage` and a model's name (or None) that returns a
+                `Decimal`, or None where it does not know; `goal_state.prices.GenaiPrices()` is one. It is
+                called once for each response, on the caller's thread. All prices of a database are in one
+                currency; where the function has a `currency`, its name is kept there and checked.
 
         Raises:
-            SettingsConflictError: the database's goals are charged with other `counted_tokens`.
+            SettingsConflictError: the database's goals are charged with other `counted_tokens`, or in another
+                currency.
             DatabaseLocationError: there is no such folder, or the path is a directory.
             NotADatabaseError: the file is no SQLite database.
             ForeignDatabaseError: the file is another application's database.
@@ -105,7 +114,7 @@ class GoalStore(GoalOperations, GoalReads):
         return cls(
             open_backend(
                 target,
-                counted_tokens=CountedTokens.of(counted_tokens),
+                tariff=tariff_of(counted_tokens, prices),
                 durability=durability,
                 busy_timeout_seconds=busy_timeout_seconds,
                 migrations=migrations,
@@ -119,7 +128,12 @@ class GoalStore(GoalOperations, GoalReads):
     @property
     def counted_tokens(self) -> CountedTokens:
         """Which tokens of a usage the goals pay for; called with a usage, it says how many."""
-        return self._counted_tokens
+        return self._tariff.counted_tokens
+
+    @property
+    def tariff(self) -> Tariff:
+        """How usage is counted and priced before it is charged."""
+        return self._tariff
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -197,7 +211,7 @@ class GoalStore(GoalOperations, GoalReads):
         What `verify` needs is kept: of each goal the `created` event and a balance of what was pruned. Of
         a goal that is gone nothing is left once its last event is pruned. No event is pruned that a
         durable consumer has not taken yet. An idempotency key is forgotten with its event: a repeat of a
-        charge older than `before` would be charged again.
+        charge older than `before` would be charged again. Holds that ended before it are forgotten, too.
 
         Args:
             before: an aware datetime.
@@ -208,7 +222,12 @@ class GoalStore(GoalOperations, GoalReads):
         Raises:
             InvalidValueError: the time has no time zone.
         """
-        from goal_state.storage.retention import last_prunable_position, prune_chunk, prune_ended
+        from goal_state.storage.retention import (
+            last_prunable_position,
+            prune_chunk,
+            prune_ended,
+            prune_holds,
+        )
 
         before_ms = check_time_ms("before", before)
         through = self._backend.read(lambda reader: last_prunable_position(reader, before_ms))
@@ -219,6 +238,7 @@ class GoalStore(GoalOperations, GoalReads):
             pruned += count
         while count := self._carry_out(lambda repository: prune_ended(repository, through)):
             pruned += count
+        self._carry_out(lambda repository: prune_holds(repository, before_ms))
         return pruned
 
     def backup(
@@ -317,8 +337,14 @@ class GoalStore(GoalOperations, GoalReads):
         """
         if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
-        request = request.counted(self._counted_tokens)
-        return self._carry_out(lambda repository: repository.apply(request))
+        request = request.rated(self._tariff)
+        try:
+            return self._carry_out(lambda repository: repository.apply(request))
+        except RequestError as error:
+            thread_id = error.overdue_thread_id
+            if thread_id is not None:  # the transaction that noticed it was rolled back
+                self._carry_out(lambda repository: repository.notice(thread_id))
+            raise
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Runs several operations in one transaction: all of them or none.

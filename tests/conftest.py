@@ -35,6 +35,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)  # after the folders' own, which mark their tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Among several processes the longest tests begin, so that none is left alone with one at the end.
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in ("proof", "slow")])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Each process that runs tests ends with the threads, children and open files that it began with.

@@ -352,6 +352,12 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "export": (),
     "import": ("{folder}/export.jsonl",),
     "restore": ("{folder}/backup.db", "--yes"),
+    "charge": ("t", "--tokens", "5"),
+    "tree": ("t",),
+    "breakdown": ("t", "--by", "model"),
+    "holds": (),
+    "expire-holds": (),
+    "resume-due": (),
 }
 """Every command, with what it needs beside `--db`."""
 

@@ -67,18 +67,20 @@ def running(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[str], *, patience_seconds: float = PATIENCE_SECONDS) -> str:
     """Waits for the end of a running program and returns what else it printed; fails if it failed."""
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    out, err = process.communicate(timeout=patience_seconds)
     assert process.returncode == 0, err
     return out
 
 
-def all_at_once(code: str, argument: object, *, processes: int) -> list[str]:
-    """Runs a program several times at once, with the argument and a number. Each prints a line when it is
+def all_at_once(
+    code: str, *arguments: object, processes: int, patience_seconds: float = PATIENCE_SECONDS
+) -> list[str]:
+    """Runs a program several times at once, with the arguments and a number. Each prints a line when it is
     ready, and begins when it can read one. What each printed after that."""
     with ExitStack() as stack:
-        started = [stack.enter_context(running(code, argument, n)) for n in range(processes)]
+        started = [stack.enter_context(running(code, *arguments, n)) for n in range(processes)]
         for process in started:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -86,7 +88,7 @@ def all_at_once(code: str, argument: object, *, processes: int) -> list[str]:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        return [finish(process) for process in started]
+        return [finish(process, patience_seconds=patience_seconds) for process in started]
 
 
 def peak_memory_mib() -> float:

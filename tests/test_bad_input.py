@@ -38,8 +38,8 @@ from goal_state import (
     GoalStateError,
     GoalStatus,
     GoalStore,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
     migrate,
 )
 from goal_state.analytics import JsonLinesSink, send_events
@@ -146,7 +146,7 @@ plain = st.one_of(
     st.none(),
     st.binary(max_size=4),
     st.sampled_from([Ellipsis, object(), KEEP, int, print, GoalStatus.ACTIVE, EventKind.CREATED]),
-    st.sampled_from([TokenUsage(1), TokenUsageInfo(TokenUsage(1), TokenUsage())]),
+    st.sampled_from([TokenUsage(1), ThreadUsage(TokenUsage(1), TokenUsage())]),
 )
 anything = st.one_of(
     plain,
@@ -163,7 +163,7 @@ budgets = st.none() | st.integers(1, 2**63 - 1)
 usages = st.builds(
     TokenUsage, st.integers(0, 2**62 - 1), st.integers(0, 9), st.just(0), st.integers(0, 2**62 - 1)
 )
-totals = usages | st.builds(TokenUsageInfo, usages, usages, st.none() | st.integers(0, 9))
+totals = usages | st.builds(ThreadUsage, usages, usages, st.none() | st.integers(0, 9))
 charges = st.builds(Charge, names, tokens=st.integers(0, 9), idempotency_key=optional_names)
 counts = st.integers(0, 9)
 
@@ -260,25 +260,42 @@ def _taken(result: Any) -> Any:
 
 
 _WHOSE: Arguments = {"thread_id": names, "turn_id": optional_names}
-_NEW: Arguments = _WHOSE | {
-    "objective": st.sampled_from(["Ship", *SQL]),
+_BUDGETS: Arguments = {
     "token_budget": budgets,
-    "status": statuses,
+    "cost_budget": st.none() | st.sampled_from([1, "0.25", Decimal("1e-9")]),
+    "call_budget": budgets,
+    "time_budget": st.none() | st.floats(0.001, 10),
+    "deadline": st.none() | st.just(NOW),
+}
+_WARNING: Arguments = {"warn_at": st.none() | st.just((0.5, 0.8))}
+_CHANGED: Arguments = (
+    _WHOSE
+    | _BUDGETS
+    | _WARNING
+    | {"objective": st.sampled_from(["Ship", *SQL]), "status": statuses}
+)
+_NEW: Arguments = _CHANGED | {"parent": optional_names}
+_OF_RESPONSES: Arguments = {
+    "cost": st.none() | st.sampled_from([0, 1, "0.25", Decimal("1e-9")]),
+    "model": optional_names,
+    "tags": st.none() | st.dictionaries(st.sampled_from(["user", "tool"]), st.just("x")),
 }
 OPERATIONS: dict[str, Arguments] = {
     "get": {"thread_id": names},
     "usage": {"thread_id": names},
     "count": {"status": st.none() | statuses},
     "create": _NEW,
+    "ensure": _NEW,
     "replace": _NEW,
-    "set": _NEW
+    "set": _CHANGED
     | {
         "resume_at": st.none() | st.just(NOW),
         "blocked_reason": st.none() | st.sampled_from(SQL),
         "expected_goal_id": optional_names,
     },
-    "resume": _WHOSE | {"token_budget": budgets, "expected_goal_id": optional_names},
+    "resume": _WHOSE | _BUDGETS | {"expected_goal_id": optional_names},
     "charge": _WHOSE
+    | _OF_RESPONSES
     | {
         "usage": st.none() | usages,
         "tokens": counts,
@@ -290,8 +307,10 @@ OPERATIONS: dict[str, Arguments] = {
     },
     "charge_many": {"charges": st.lists(charges, max_size=3)},
     "record_total": _WHOSE
+    | _OF_RESPONSES
     | {
         "total": totals,
+        "calls": counts,
         "seconds": st.floats(0, 10),
         "mode": st.sampled_from(AccountingMode),
         "expected_goal_id": optional_names,
@@ -451,9 +470,14 @@ CALLS: dict[str, Call] = {
     ),
     "Charge": Call(lambda _, **given: Charge(**given), OPERATIONS["charge"]),
     "TokenUsage": Call(lambda _, **given: TokenUsage(**given), _COUNTS),
-    "TokenUsageInfo": Call(
-        lambda _, **given: TokenUsageInfo(**given),
-        {"total": usages, "last": usages, "model_context_window": st.none() | counts},
+    "ThreadUsage": Call(
+        lambda _, **given: ThreadUsage(**given),
+        {
+            "total": usages,
+            "last": usages,
+            "model_context_window": st.none() | counts,
+            "turn_id": optional_names,
+        },
     ),
     "TokenUsage.from_codex": _from(TokenUsage.from_codex, ["inputTokens", "output_tokens"]),
     "TokenUsage.of": _from(
@@ -472,8 +496,8 @@ CALLS: dict[str, Call] = {
         st.dictionaries(st.sampled_from(["cached_tokens", "type", "input_tokens"]), anything),
         st.integers(0, 9),
     ),
-    "TokenUsageInfo.from_mapping": _from(
-        TokenUsageInfo.from_mapping,
+    "ThreadUsage.from_mapping": _from(
+        ThreadUsage.from_mapping,
         ["total", "last_token_usage", "modelContextWindow"],
         st.dictionaries(st.just("input_tokens"), anything),
     ),
@@ -498,7 +522,7 @@ CALLS: dict[str, Call] = {
         "usage_updated",
         thread_id=names,
         turn_id=names,
-        info=st.builds(TokenUsageInfo, usages, usages),
+        usage=st.builds(ThreadUsage, usages, usages),
     ),
     "hub.start": _of_hub("start", thread_id=names, result=st.none() | st.just({})),
     "hub.resume": _of_hub("resume", thread_id=names, **_ATTACHED),

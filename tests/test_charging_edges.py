@@ -18,8 +18,8 @@ from goal_state import (
     GoalStore,
     IdempotencyConflictError,
     InvalidValueError,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
     UsageOverflowError,
 )
 from tests.databases import Rows, rows
@@ -526,7 +526,7 @@ def test_what_nobody_paid_for_a_later_goal_does_not_pay(store: GoalStore, nobody
     assert not charge.applied
     usage = store.usage("t")
     assert usage is not None
-    assert (usage.info.total, usage.turn_id) == (TokenUsage(900), "turn-1")
+    assert (usage.total, usage.turn_id) == (TokenUsage(900), "turn-1")
 
     store.replace("t", "Ship more")
     assert record(store, 1000) == [100]
@@ -561,22 +561,19 @@ def test_no_count_that_fell_is_refunded(store: GoalStore) -> None:
 
 def test_the_last_response_and_the_window_come_with_the_total(store: GoalStore) -> None:
     store.create("t", "Ship")
-    info = TokenUsageInfo(TokenUsage(100), TokenUsage(7), 258_400)
-    store.record_total("t", info, turn_id="turn-1")
-    usage = store.usage("t")
-    assert usage == (info, "turn-1")
+    first = ThreadUsage(TokenUsage(100), TokenUsage(7), 258_400, "turn-1")
+    store.record_total("t", first)
+    assert store.usage("t") == first
 
-    store.record_total("t", TokenUsageInfo(TokenUsage(130), TokenUsage(30), None), turn_id="turn-2")
+    store.record_total("t", ThreadUsage(TokenUsage(130), TokenUsage(30), None), turn_id="turn-2")
     usage = store.usage("t")
     assert usage is not None
-    assert (usage.info.last, usage.turn_id) == (TokenUsage(30), "turn-2")
+    assert (usage.last, usage.turn_id) == (TokenUsage(30), "turn-2")
     assert used(store) == 30
 
-    store.set_baseline("t", info)
+    store.set_baseline("t", first)
     store.record_total("t", TokenUsage(140))
-    usage = store.usage("t")
-    assert usage is not None
-    assert usage.info == TokenUsageInfo(TokenUsage(140), TokenUsage(40), 258_400)
+    assert store.usage("t") == ThreadUsage(TokenUsage(140), TokenUsage(40), 258_400, "turn-1")
 
 
 def test_record_usage_names_the_turn_of_its_events(store: GoalStore) -> None:
@@ -603,7 +600,7 @@ def test_a_clock_that_jumps_back_does_not_break_a_charge(
 ) -> None:
     created = store.create("t", "Ship")
     monkeypatch.setattr(
-        "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms - 9999
+        "goal_state.storage.wall_clock.now_ms", lambda: created.created_at_ms - 9999
     )
     goal = store.charge("t", tokens=1).goal
     assert goal is not None

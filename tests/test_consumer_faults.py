@@ -24,7 +24,7 @@ from goal_state import (
     RequestError,
     StoreClosedError,
 )
-from goal_state.storage.repository import wall_clock_ms
+from goal_state.storage.wall_clock import now_ms
 from tests.databases import execute
 from tests.interrupts import interrupts
 from tests.processes import PATIENCE_SECONDS, finish, python, running
@@ -394,7 +394,7 @@ def _position(store: GoalStore) -> int | None:
 
 def take_over(database: Path) -> None:
     """Another one holds the name, as if the lease had ended meanwhile."""
-    ends_ms = wall_clock_ms() + 200_000
+    ends_ms = now_ms() + 200_000
     execute(
         database,
         f"UPDATE goal_state_cursors SET holder = 'another', lease_expires_at_ms = {ends_ms}",
@@ -463,9 +463,7 @@ def test_a_clock_that_jumps_loses_no_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jumped_ms = 0
-    monkeypatch.setattr(
-        "goal_state.delivery.consumers.wall_clock_ms", lambda: wall_clock_ms() + jumped_ms
-    )
+    monkeypatch.setattr("goal_state.storage.wall_clock.now_ms", lambda: now_ms() + jumped_ms)
     taken: list[int] = []
     with GoalStore.open(database) as other:
         both = [
@@ -508,7 +506,7 @@ def test_after_a_restored_backup_a_consumer_finds_its_place_again(
         database,
         "DELETE FROM goal_state_events WHERE position > 4",
         "UPDATE sqlite_sequence SET seq = 4 WHERE name = 'goal_state_events'",
-        "UPDATE goal_state_goals SET tokens_used = 3",
+        "UPDATE goal_state_goals SET tokens_used = 3, unpriced_tokens = 3",
         "UPDATE goal_state_cursors SET position = 4"
         + (", holder = NULL, lease_expires_at_ms = NULL" if holder == "nobody" else ""),
     )

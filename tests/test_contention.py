@@ -11,11 +11,10 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ from goal_state import EventKind, GoalEvent, GoalStore
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
 from tests.databases import contents
 from tests.next_schema import NEXT_REVISION
-from tests.processes import running
+from tests.processes import all_at_once
 from tests.upgrade.make_fixtures import fixture
 
 AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
@@ -32,27 +31,6 @@ STEPS = 400 if AT_LENGTH else 10
 PATIENCE_SECONDS = 1500.0 if AT_LENGTH else 100.0
 
 pytestmark = pytest.mark.timeout(PATIENCE_SECONDS + 20)
-
-
-def run_all(code: str, *arguments: object) -> list[Any]:
-    """Runs a program in all processes at once; the JSON document that each printed."""
-    with ExitStack() as stack:
-        started = [
-            stack.enter_context(running(code, *arguments, number)) for number in range(PROCESSES)
-        ]
-        for process in started:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in started:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        printed: list[Any] = []
-        for process in started:
-            out, err = process.communicate(timeout=PATIENCE_SECONDS)
-            assert process.returncode == 0, err
-            printed.append(json.loads(out))
-        return printed
 
 
 # -- mixed operations --------------------------------------------------------------------------------
@@ -142,7 +120,7 @@ def work_on(store, me):
         if (goal := timed(store.clear, pot)) is not None:
             cleared.append(goal.goal_id)
         assert timed(store.get, me).tokens_used == (5 + 11 + 2) * (step + 1)
-        assert timed(store.usage, me).info.total.input_tokens == 10 * (step + 1)
+        assert timed(store.usage, me).total.input_tokens == 10 * (step + 1)
         timed(lambda: list(store.events(goal_id=timed(store.get, me).goal_id, limit=20)))
         assert timed(store.count) >= 1
     reports.append([me, waits, unkeyed, first_uses, refusals, cleared])
@@ -193,7 +171,15 @@ def test_many_threads_of_many_processes_on_one_file(
         with consumed.open("a") as file:
             file.write(f"{[event.position for event in batch]}\n")
 
-    printed = run_all(_WORKING, next_revision, path, consumed, STEPS, THREADS, PROCESSES)
+    printed = [
+        json.loads(document)
+        for document in all_at_once(
+            _WORKING,
+            *(next_revision, path, consumed, STEPS, THREADS, PROCESSES),
+            processes=PROCESSES,
+            patience_seconds=PATIENCE_SECONDS,
+        )
+    ]
     workers = [Worker(*report) for one in printed for report in one["reports"]]
     # A thread that raised reported nothing.
     assert len(workers) == PROCESSES * THREADS

@@ -26,13 +26,17 @@ def _plain_engine(path: Path) -> Engine:
     return sqlalchemy.create_engine(f"sqlite:///{path}")
 
 
-SUBJECTS: dict[str, Callable[[Path], Subject]] = {
-    "file": lambda path: Subject(GoalStore.open(path, durability="normal")),
-    "memory": lambda _: Subject(GoalStore.open(":memory:")),
-    "host": lambda path: CommittingHost(create_engine(path)),
-    "host-with-plain-engine": lambda path: CommittingHost(_plain_engine(path)),
-    "host-rolls-back": lambda path: HesitantHost(create_engine(path)),
-    "host-with-plain-engine-rolls-back": lambda path: HesitantHost(_plain_engine(path)),
+SUBJECTS: dict[str, Callable[..., Subject]] = {
+    "file": lambda path, **options: Subject(GoalStore.open(path, durability="normal", **options)),
+    "memory": lambda _, **options: Subject(GoalStore.open(":memory:", **options)),
+    "host": lambda path, **options: CommittingHost(create_engine(path), **options),
+    "host-with-plain-engine": lambda path, **options: CommittingHost(
+        _plain_engine(path), **options
+    ),
+    "host-rolls-back": lambda path, **options: HesitantHost(create_engine(path), **options),
+    "host-with-plain-engine-rolls-back": lambda path, **options: HesitantHost(
+        _plain_engine(path), **options
+    ),
 }
 
 
@@ -43,8 +47,10 @@ class TestStore(StoreContract):
             for name in SUBJECTS
         ]
     )
-    def make_subject(self, request: pytest.FixtureRequest, database: Path) -> Callable[[], Subject]:
-        return lambda: SUBJECTS[request.param](database)
+    def make_subject(
+        self, request: pytest.FixtureRequest, database: Path
+    ) -> Callable[..., Subject]:
+        return lambda **options: SUBJECTS[request.param](database, **options)
 
 
 class TestRepository(RepositoryContract):

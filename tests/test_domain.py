@@ -18,17 +18,20 @@ import goal_state
 from goal_state import (
     KEEP,
     AccountingMode,
+    Charge,
     EventKind,
     Goal,
     GoalStateError,
     GoalStatus,
     InvalidValueError,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
     errors,
 )
+from goal_state.domain.budgets import BudgetKind
+from goal_state.domain.charging import charge_goal
 from goal_state.domain.counting import CountedTokens
-from goal_state.domain.events import check_kind
+from goal_state.domain.events import Estimate, check_kind
 from goal_state.domain.goals import (
     charged_status,
     check_goal,
@@ -36,6 +39,7 @@ from goal_state.domain.goals import (
     check_status,
     requested_status,
     status_by_budget,
+    takes_charge,
     utc_from_ms,
 )
 from goal_state.domain.totals import next_baseline
@@ -164,7 +168,7 @@ def test_from_codex_refuses_a_malformed_count_by_name(value: Any) -> None:
     assert caught.value.field == "cached_input_tokens"
 
 
-@pytest.mark.parametrize("constructor", [TokenUsage.from_codex, TokenUsageInfo.from_mapping])
+@pytest.mark.parametrize("constructor", [TokenUsage.from_codex, ThreadUsage.from_mapping])
 def test_what_is_no_mapping_is_told_what_it_is(constructor: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"must be a mapping, not int$"):
         constructor(5)
@@ -175,7 +179,7 @@ def test_a_mapping_without_a_count_is_told_the_names_there_are() -> None:
         TokenUsage.from_codex({"tokens": 5})
 
 
-# -- TokenUsageInfo ----------------------------------------------------------------------------------
+# -- ThreadUsage -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,25 +198,29 @@ def test_a_mapping_without_a_count_is_told_the_names_there_are() -> None:
         },
     ],
 )
-def test_an_info_from_the_mappings_that_there_are(mapping: dict[str, Any]) -> None:
-    assert TokenUsageInfo.from_mapping(mapping) == TokenUsageInfo(TokenUsage(5), TokenUsage(2), 9)
+def test_a_thread_usage_from_the_mappings_that_there_are(mapping: dict[str, Any]) -> None:
+    assert ThreadUsage.from_mapping(mapping) == ThreadUsage(TokenUsage(5), TokenUsage(2), 9)
 
 
 @given(usages, usages, st.none() | counts)
-def test_an_info_to_a_mapping_and_back(total: TokenUsage, last: TokenUsage, window: Any) -> None:
-    info = TokenUsageInfo(total, last, window)
-    assert TokenUsageInfo.from_mapping(info.to_mapping()) == info
+def test_a_thread_usage_to_a_mapping_and_back_is_of_no_turn(
+    total: TokenUsage, last: TokenUsage, window: Any
+) -> None:
+    usage = ThreadUsage(total, last, window, "turn-1")
+    assert ThreadUsage.from_mapping(usage.to_mapping()) == ThreadUsage(total, last, window)
 
 
-def test_an_info_with_its_total_alone() -> None:
-    info = TokenUsageInfo.from_mapping({"total": {"inputTokens": 5}})
-    assert info == TokenUsageInfo(TokenUsage(5), TokenUsage(), None)
+def test_a_thread_usage_with_its_total_alone() -> None:
+    usage = ThreadUsage.from_mapping({"total": {"inputTokens": 5}})
+    assert (
+        usage == ThreadUsage(TokenUsage(5)) == ThreadUsage(TokenUsage(5), TokenUsage(), None, None)
+    )
 
 
 @pytest.mark.parametrize("mapping", [{}, None, 5, {"last": {"inputTokens": 5}}, {"total": None}])
-def test_a_mapping_that_is_no_info_is_refused(mapping: Any) -> None:
-    with pytest.raises(InvalidValueError, match=r"^info: must"):
-        TokenUsageInfo.from_mapping(mapping)
+def test_a_mapping_that_is_no_thread_usage_is_refused(mapping: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^usage: must"):
+        ThreadUsage.from_mapping(mapping)
 
 
 @pytest.mark.parametrize(
@@ -222,21 +230,29 @@ def test_a_mapping_that_is_no_info_is_refused(mapping: Any) -> None:
         ((TokenUsage(), None), "last"),
         ((TokenUsage(), TokenUsage(), -1), "model_context_window"),
         ((TokenUsage(), TokenUsage(), 1.0), "model_context_window"),
+        ((TokenUsage(), TokenUsage(), None, ""), "turn_id"),
+        ((TokenUsage(), TokenUsage(), None, 5), "turn_id"),
     ],
 )
-def test_a_malformed_info_is_refused(arguments: Any, field: str) -> None:
+def test_a_malformed_thread_usage_is_refused(arguments: Any, field: str) -> None:
     with pytest.raises(InvalidValueError) as caught:
-        TokenUsageInfo(*arguments)
+        ThreadUsage(*arguments)
     assert caught.value.field == field
+
+
+def test_a_thread_usage_of_another_turn_differs_in_its_turn_alone() -> None:
+    usage = ThreadUsage(TokenUsage(5), TokenUsage(2), 9, "turn-1")
+    assert usage.of_turn("turn-2") == ThreadUsage(TokenUsage(5), TokenUsage(2), 9, "turn-2")
+    assert usage.of_turn(None) == ThreadUsage(TokenUsage(5), TokenUsage(2), 9)
+    with pytest.raises(InvalidValueError, match=r"^turn_id: "):
+        usage.of_turn("")
 
 
 def test_the_first_total_of_a_thread_is_its_baseline_and_costs_nothing() -> None:
     total = TokenUsage(100, output_tokens=50)
-    info = TokenUsageInfo(total, TokenUsage())
-    for either in (total, info):
+    for either in (total, ThreadUsage(total), ThreadUsage(total, turn_id="turn-0")):
         after, tokens = next_baseline(None, either, "turn-1", CountedTokens.of("uncached"))
-        assert after is not None
-        assert (after.info, after.turn_id, tokens) == (info, "turn-1", 0)
+        assert (after, tokens) == (ThreadUsage(total, turn_id="turn-1"), 0)
 
 
 # -- statuses ----------------------------------------------------------------------------------------
@@ -257,7 +273,7 @@ def test_the_status_that_a_request_leads_to(
         expected = BUDGET_LIMITED
     else:
         expected = asked
-    assert requested_status(current, requested, tokens_used=used, token_budget=budget) is expected
+    assert requested_status(current, requested, exhausted=spent) is expected
 
 
 @pytest.mark.parametrize("mode", AccountingMode)
@@ -265,19 +281,33 @@ def test_the_status_that_a_request_leads_to(
 def test_without_a_budget_a_charge_changes_no_status(
     current: GoalStatus, mode: AccountingMode
 ) -> None:
-    after = charged_status(current, mode, tokens_used=LARGEST, token_budget=None)
-    assert after in (current, None)
+    goal = _goal(status=current, tokens_used=LARGEST - 1)
+    charge = Charge("t", tokens=1, mode=mode)
+    charged = charge_goal(charge, goal, charge.amounts, None, 5).goal
+    assert charged is not None
+    assert charged.status is current
 
 
 @pytest.mark.parametrize("mode", AccountingMode)
-@pytest.mark.parametrize("budget", [1, 100])
 @pytest.mark.parametrize("current", GoalStatus)
-def test_no_charge_leaves_a_spent_goal_active(
-    current: GoalStatus, budget: int, mode: AccountingMode
-) -> None:
-    after = charged_status(current, mode, tokens_used=100, token_budget=budget)
+def test_no_charge_leaves_a_spent_goal_active(current: GoalStatus, mode: AccountingMode) -> None:
+    flips = current is ACTIVE or mode is AccountingMode.ACTIVE_OR_STOPPED
+    after = charged_status(current, mode)
+    assert after is (BUDGET_LIMITED if flips else current)
     assert after is not ACTIVE
-    assert after in (None, current, BUDGET_LIMITED)
+
+
+@pytest.mark.parametrize(
+    ("mode", "takers"),
+    [
+        ("active_status_only", {ACTIVE}),
+        ("active_only", {ACTIVE, BUDGET_LIMITED}),
+        ("active_or_complete", {ACTIVE, BUDGET_LIMITED, COMPLETE}),
+        ("active_or_stopped", {ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED}),
+    ],
+)
+def test_a_mode_says_which_statuses_take_a_charge(mode: str, takers: set[GoalStatus]) -> None:
+    assert {one for one in GoalStatus if takes_charge(one, AccountingMode(mode))} == takers
 
 
 def test_the_texts_that_are_stored_and_sent() -> None:
@@ -294,7 +324,11 @@ def test_the_texts_that_are_stored_and_sent() -> None:
         "usage_accounted",
         "status_changed",
         "cleared",
+        "budget_changed",
+        "threshold_crossed",
     ]
+    assert [str(kind) for kind in BudgetKind] == ["tokens", "cost", "calls", "time", "deadline"]
+    assert [str(estimate) for estimate in Estimate] == ["made", "resolved"]
     assert [str(mode) for mode in AccountingMode] == [
         "active_status_only",
         "active_only",
@@ -379,6 +413,11 @@ def test_a_goal_does_not_change() -> None:
 # -- a goal from elsewhere ---------------------------------------------------------------------------
 
 LAST_MS = 253_402_300_799_999
+ROOT, PARENT = (f"019b7600-0000-7000-8000-00000000000{number}" for number in (1, 2))
+
+
+def _deep(ancestors: int) -> list[str]:
+    return [f"019b7600-0000-7000-8000-{number:012x}" for number in range(1, ancestors + 1)]
 
 
 def _from_elsewhere(**changes: Any) -> Goal:
@@ -397,6 +436,19 @@ def _from_elsewhere(**changes: Any) -> Goal:
         {"created_at_ms": LAST_MS, "updated_at_ms": LAST_MS},
         {"status": USAGE_LIMITED, "resume_at_ms": 0},
         {"status": BLOCKED, "blocked_reason": "Which of the two?"},
+        {"cost_budget_nanos": 1, "call_budget": LARGEST, "time_budget_ms": 1, "deadline_ms": 1},
+        {
+            "cost_budget_nanos": LARGEST,
+            "cost_used_nanos": LARGEST - 1,
+            "call_budget": 2,
+            "calls_used": 1,
+            "warn_fractions": "0.000001 0.5 0.999999",
+        },
+        {"status": PAUSED, "deadline_ms": 0},
+        {"tokens_used": 4, "unpriced_tokens": 4, "estimated_tokens": 4},
+        {"ancestor_goal_ids": f"{ROOT} {PARENT}", "parent_goal_id": PARENT},
+        {"ancestor_goal_ids": " ".join(_deep(15)), "parent_goal_id": _deep(15)[-1]},
+        {"claim_number": 3, "claim_owner": "worker-1", "claim_expires_at_ms": 5},
     ],
 )
 def test_a_goal_within_its_bounds_is_taken_as_it_is(changes: dict[str, Any]) -> None:
@@ -441,8 +493,59 @@ def test_a_goal_from_elsewhere_is_stored_as_one_made_here() -> None:
         ),
         (
             {"token_budget": 10, "tokens_used": 10},
-            "status: must not be active: the token budget is used up",
+            "status: must not be active: a budget is used up",
         ),
+        (
+            {"cost_budget_nanos": 5, "cost_used_nanos": 5},
+            "status: must not be active: a budget is used up",
+        ),
+        ({"call_budget": 2, "calls_used": 3}, "status: must not be active: a budget is used up"),
+        (
+            {"time_budget_ms": 7, "time_used_ms": 7},
+            "status: must not be active: a budget is used up",
+        ),
+        (
+            {"deadline_ms": 5, "updated_at_ms": 5},
+            "status: must not be active: a budget is used up",
+        ),
+        ({"cost_budget_nanos": 0}, "cost_budget_nanos: must be more than 0"),
+        ({"call_budget": True}, "call_budget: must be an int"),
+        ({"time_budget_ms": -1}, "time_budget_ms: must be more than 0"),
+        ({"deadline_ms": LAST_MS + 1}, "deadline_ms: must be a time from the year 1 to 9999"),
+        ({"warn_fractions": "0.8 0.5"}, "warn_fractions: must be rising fractions"),
+        ({"warn_fractions": "1"}, "warn_fractions: must be rising fractions"),
+        ({"warn_fractions": "x"}, "warn_fractions: must be rising fractions"),
+        ({"warn_fractions": ""}, "warn_fractions: must be rising fractions"),
+        ({"cost_used_nanos": -1}, "cost_used_nanos: must be 0 or more"),
+        ({"calls_used": 2**63}, "calls_used: must be below 2^63"),
+        ({"unpriced_tokens": 1}, "unpriced_tokens: must not be more than tokens_used"),
+        (
+            {"tokens_used": 4, "estimated_tokens": 5},
+            "estimated_tokens: must not be more than tokens_used",
+        ),
+        ({"parent_goal_id": PARENT}, "parent_goal_id: must be the last of ancestor_goal_ids"),
+        ({"ancestor_goal_ids": PARENT}, "parent_goal_id: must be the last of ancestor_goal_ids"),
+        (
+            {"ancestor_goal_ids": f"{PARENT} {ROOT}", "parent_goal_id": PARENT},
+            "parent_goal_id: must be the last of ancestor_goal_ids",
+        ),
+        (
+            {"ancestor_goal_ids": f"{PARENT} {PARENT}", "parent_goal_id": PARENT},
+            "ancestor_goal_ids: must not hold a goal twice",
+        ),
+        (
+            {"goal_id": PARENT, "ancestor_goal_ids": PARENT, "parent_goal_id": PARENT},
+            "ancestor_goal_ids: must not hold a goal twice, nor the goal itself",
+        ),
+        (
+            {"ancestor_goal_ids": " ".join(_deep(16)), "parent_goal_id": _deep(16)[-1]},
+            "ancestor_goal_ids: must be fewer than 16",
+        ),
+        ({"ancestor_goal_ids": "x"}, "ancestor_goal_ids: must be a UUID of 36 characters"),
+        ({"claim_owner": "worker-1"}, "claim_owner: goes with claim_expires_at_ms"),
+        ({"claim_expires_at_ms": 5}, "claim_owner: goes with claim_expires_at_ms"),
+        ({"claim_number": -1}, "claim_number: must be 0 or more"),
+        ({"held_tokens": -1}, "held_tokens: must be 0 or more"),
         (
             {"status": USAGE_LIMITED, "resume_at_ms": LAST_MS + 1},
             "resume_at_ms: must be a time from the year 1 to 9999",

@@ -21,7 +21,7 @@ from goal_state import (
 )
 from tests.processes import PATIENCE_SECONDS, python
 
-CREATED, ACCOUNTED, STATUS_CHANGED, CLEARED = EventKind
+CREATED, ACCOUNTED, STATUS_CHANGED, CLEARED, BUDGET_CHANGED, THRESHOLD_CROSSED = EventKind
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -31,8 +31,8 @@ def any_store(request: pytest.FixtureRequest, database: Path) -> Iterator[GoalSt
 
 
 def live_through(store: GoalStore, thread_id: str = "t") -> None:
-    """A goal with all kinds of events: five of them."""
-    store.create(thread_id, "Ship", token_budget=5)
+    """A goal with all kinds of events: seven of them."""
+    store.create(thread_id, "Ship", token_budget=5, warn_at=(0.8,))
     store.charge(thread_id, tokens=5)
     store.resume(thread_id, token_budget=9)
     store.clear(thread_id)
@@ -47,6 +47,8 @@ def test_a_listener_hears_what_is_in_the_log_in_order(any_store: GoalStore) -> N
         CREATED,
         ACCOUNTED,
         STATUS_CHANGED,
+        THRESHOLD_CROSSED,
+        BUDGET_CHANGED,
         STATUS_CHANGED,
         CLEARED,
     ]
@@ -307,7 +309,7 @@ def test_listeners_hear_of_many_threads_in_the_order_of_commits(any_store: GoalS
         thread.join()
     assert overlapped == []
     assert heard == list(any_store.events())
-    assert len(heard) == 8 * 8 * 5
+    assert len(heard) == 8 * 8 * 7
 
 
 @pytest.mark.slow

@@ -87,13 +87,13 @@ class Forgetful(Subject):
 class TestForgetful(StoreContract):
     @pytest.fixture
     def make_subject(self):
-        return lambda: Forgetful(GoalStore.open(":memory:"))
+        return lambda **options: Forgetful(GoalStore.open(":memory:", **options))
 
 
 class TestSound(StoreContract):
     @pytest.fixture
     def open_store(self):
-        return lambda: GoalStore.open(":memory:")
+        return lambda **options: GoalStore.open(":memory:", **options)
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from goal_state import GoalStore
 from tests.processes import python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+Run = Callable[..., str]
 
 FORKS = 100
 """Under a writing thread."""
@@ -58,10 +61,27 @@ def refused(call):
         raise AssertionError("it was not refused")
 
 
+def refuse_all(store):
+    refused(lambda: store.get("t"))
+    refused(lambda: store.charge("t", tokens=1))
+    refused(lambda: GoalStore.open(path))
+
+
 def in_thread(work, *arguments):
     thread = threading.Thread(target=work, args=arguments, daemon=True)
     thread.start()
     return thread
+
+
+def end(thread):
+    thread.join(20)
+    assert not thread.is_alive(), "a thread hangs"
+
+
+def store_with_goal(**options):
+    store = GoalStore.open(path, **options)
+    store.create("t", "Ship")
+    return store
 
 
 def charge(store, thread_id="t", tokens=1):
@@ -71,8 +91,10 @@ def charge(store, thread_id="t", tokens=1):
 """
 
 
-def run(code: str, *arguments: object) -> str:
-    return python(PRELUDE + code, *arguments)
+@pytest.fixture
+def run(database: Path) -> Run:
+    """Runs a program on a database, with what else it is given, and returns what it printed."""
+    return lambda code, *arguments: python(PRELUDE + code, database, *arguments)
 
 
 def tokens(path: Path, thread_id: str = "t") -> int:
@@ -90,11 +112,9 @@ def tokens(path: Path, thread_id: str = "t") -> int:
 
 
 @pytest.mark.slow
-def test_the_store_works_on_in_the_child_and_in_the_parent(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+def test_the_store_works_on_in_the_child_and_in_the_parent(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal() as store:
     store.get("t")  # so that a reader's connection is open as well
 
     def work():
@@ -109,18 +129,14 @@ with GoalStore.open(path) as store:
     join(process)
     charge(store)
     assert store.get("t").tokens_used == 3
-""",
-        database,
-    )
+""")
     assert tokens(database) == 3
 
 
 @pytest.mark.slow
-def test_parent_and_child_charging_at_once_lose_nothing(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+def test_parent_and_child_charging_at_once_lose_nothing(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal() as store:
 
     def work():
         for _ in range(100):
@@ -129,18 +145,14 @@ with GoalStore.open(path) as store:
     process = child(work)
     work()
     join(process)
-""",
-        database,
-    )
+""")
     assert tokens(database) == 200
 
 
 @pytest.mark.slow
-def test_the_childs_own_store_beside_the_parents_loses_nothing(database: Path) -> None:
-    run(
-        """
-store = GoalStore.open(path)
-store.create("t", "Ship")
+def test_the_childs_own_store_beside_the_parents_loses_nothing(run: Run, database: Path) -> None:
+    run("""
+store = store_with_goal()
 
 def work():
     with GoalStore.open(path) as own:
@@ -154,24 +166,21 @@ for _ in range(50):
 join(process)
 charge(store)
 os._exit(0)  # without closing
-""",
-        database,
-    )
+""")
     assert tokens(database) == 102
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["store", "own store"])
 def test_what_a_child_acknowledged_is_there_after_the_parent_left_and_the_child_was_killed(
-    database: Path, how: str
+    run: Run, database: Path, how: str
 ) -> None:
     """The parent is the last one to close that anybody knows of, if the child's locks are not there."""
     run(
         """
 import subprocess
 begun, ended = os.pipe(), os.pipe()
-store = GoalStore.open(path)
-store.create("t", "Ship")
+store = store_with_goal()
 charge(store, tokens=11)
 
 def list_goals():
@@ -204,7 +213,6 @@ assert os.read(ended[0], 1) == b"."
 assert os.read(ended[0], 1) == b""  # the other end is closed: it is dead
 os._exit(0)
 """,
-        database,
         how,
     )
     assert tokens(database) == 11 + 1 + 201
@@ -216,12 +224,10 @@ os._exit(0)
 )
 @pytest.mark.parametrize("close", ["store.close()", "pass"])
 def test_a_child_that_ends_in_the_usual_way_harms_nothing(
-    database: Path, leave: str, close: str
+    run: Run, database: Path, leave: str, close: str
 ) -> None:
-    run(
-        f"""
-store = GoalStore.open(path)
-store.create("t", "Ship")
+    run(f"""
+store = store_with_goal()
 process = os.fork()
 if process == 0:
     signal.alarm(30)
@@ -232,18 +238,14 @@ charge(store)
 join(process)
 charge(store)
 store.close()
-""",
-        database,
-    )
+""")
     assert tokens(database) == 3
 
 
 @pytest.mark.slow
-def test_a_child_that_never_calls_harms_nothing(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+def test_a_child_that_never_calls_harms_nothing(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal() as store:
     go = os.pipe()
     process = child(lambda: os.read(go[0], 1))
     for _ in range(50):
@@ -253,18 +255,14 @@ with GoalStore.open(path) as store:
     os.write(go[1], b".")
     join(process)
     charge(store)
-""",
-        database,
-    )
+""")
     assert tokens(database) == 52
 
 
 @pytest.mark.slow
-def test_a_closed_store_stays_closed_in_the_child(database: Path) -> None:
-    run(
-        """
-store = GoalStore.open(path)
-store.create("t", "Ship")
+def test_a_closed_store_stays_closed_in_the_child(run: Run) -> None:
+    run("""
+store = store_with_goal()
 store.close()
 
 def work():
@@ -275,19 +273,15 @@ def work():
     raise AssertionError
 
 join(child(work))
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow
-def test_a_child_of_a_child_that_has_ended_works(database: Path) -> None:
+def test_a_child_of_a_child_that_has_ended_works(run: Run, database: Path) -> None:
     """As a daemon is made."""
-    run(
-        """
+    run("""
 read, write = os.pipe()
-store = GoalStore.open(path)
-store.create("t", "Ship")
+store = store_with_goal()
 
 def grandchild():
     charge(store)
@@ -306,9 +300,7 @@ join(child(work))
 charge(store)
 assert os.read(read, 1) == os.read(read, 1) == b"."
 store.close()
-""",
-        database,
-    )
+""")
     assert tokens(database) == 5
 
 
@@ -316,12 +308,13 @@ store.close()
 
 
 @pytest.mark.slow
-def test_many_forks_under_writing_and_reading_threads_lose_nothing(database: Path) -> None:
+def test_many_forks_under_writing_and_reading_threads_lose_nothing(
+    run: Run, database: Path
+) -> None:
     said = run(
         """
 forks = int(sys.argv[2])
-store = GoalStore.open(path, durability="normal")
-store.create("t", "Ship")
+store = store_with_goal(durability="normal")
 store.create("parent", "Ship")
 stopping, made, failed = [], [0, 0], []
 
@@ -357,14 +350,12 @@ for number in range(forks):
 join(*waiting)
 stopping.append(True)
 for thread in threads:
-    thread.join(20)
-    assert not thread.is_alive(), "a thread hangs"
+    end(thread)
 assert not failed, failed
 assert store.get("parent").tokens_used == sum(made)
 store.close()
 print(sum(made))
 """,
-        database,
         FORKS,
     )
     assert int(said) > 0
@@ -373,12 +364,12 @@ print(sum(made))
 
 
 @pytest.mark.slow
-def test_children_of_a_warm_parent_that_goes_on_charging_lose_nothing(database: Path) -> None:
+def test_children_of_a_warm_parent_that_goes_on_charging_lose_nothing(
+    run: Run, database: Path
+) -> None:
     """Servers that fork before they serve; workers whose parent has a store of its own."""
-    run(
-        """
-store = GoalStore.open(path, durability="normal")
-store.create("t", "Ship")
+    run("""
+store = store_with_goal(durability="normal")
 charge(store)
 list(store.goals())
 
@@ -389,8 +380,7 @@ def serve():
             assert store.get("t") is not None
     threads = [in_thread(some) for _ in range(3)]
     for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+        end(thread)
     store.close()
 
 processes = [child(serve) for _ in range(4)]
@@ -398,22 +388,19 @@ for _ in range(60):
     charge(store)
 join(*processes)
 store.close()
-""",
-        database,
-    )
+""")
     assert tokens(database) == 1 + 4 * 3 * 20 + 60
 
 
 @pytest.mark.slow
-def test_children_that_outlive_their_parent_lose_nothing(database: Path) -> None:
+def test_children_that_outlive_their_parent_lose_nothing(run: Run, database: Path) -> None:
     run(
         """
 read, write = os.pipe()
 main = os.getpid()
 
 def parent():
-    store = GoalStore.open(path)
-    store.create("t", "Ship")
+    store = store_with_goal()
     me = os.getpid()
 
     def work():
@@ -435,22 +422,19 @@ join(child(parent))
 for _ in range(3):
     assert os.read(read, 1) == b"."
 """,
-        database,
         "closed",
     )
     assert tokens(database) == 1 + 3 * 21
 
 
 @pytest.mark.slow
-def test_a_pool_of_forked_processes_uses_the_parents_store(database: Path) -> None:
-    run(
-        """
+def test_a_pool_of_forked_processes_uses_the_parents_store(run: Run, database: Path) -> None:
+    run("""
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 fork = multiprocessing.get_context("fork")
-store = GoalStore.open(path, durability="normal")
-store.create("t", "Ship")
+store = store_with_goal(durability="normal")
 
 def work(number):
     charge(store)
@@ -470,16 +454,13 @@ if __name__ == "__main__":
     with fork.Pool(2) as pool:
         pool.map(work, range(10))
     store.close()
-""",
-        database,
-    )
+""")
     assert tokens(database) == 30 + 10 + 1 + 1 + 10
 
 
 @pytest.mark.slow
-def test_stores_on_several_files_all_go_on(database: Path, tmp_path: Path) -> None:
-    run(
-        """
+def test_stores_on_several_files_all_go_on(run: Run, tmp_path: Path) -> None:
+    run("""
 other = path + "-other.db"
 with GoalStore.open(path) as one, GoalStore.open(path) as same, GoalStore.open(other) as two:
     for store in (one, two):
@@ -494,20 +475,16 @@ with GoalStore.open(path) as one, GoalStore.open(path) as same, GoalStore.open(o
     join(process)
     assert one.get("t").tokens_used == same.get("t").tokens_used == 4
     assert two.get("t").tokens_used == 2
-""",
-        database,
-    )
+""")
 
 
 # -- moments ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_fork_waits_for_another_threads_transaction(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+def test_a_fork_waits_for_another_threads_transaction(run: Run) -> None:
+    run("""
+with store_with_goal() as store:
     half_way = threading.Event()
 
     def work(repository):
@@ -519,22 +496,18 @@ with GoalStore.open(path) as store:
     writer = in_thread(store.transact, work)
     assert half_way.wait(20)
     join(child(lambda: charge(store)))
-    writer.join(20)
-    assert not writer.is_alive()
+    end(writer)
     assert store.get("t").tokens_used == 3
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow
 def test_a_fork_beside_a_transaction_of_another_thread_that_does_not_end_refuses_the_child(
+    run: Run,
     database: Path,
 ) -> None:
-    run(
-        """
-with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
-    store.create("t", "Ship")
+    run("""
+with store_with_goal(busy_timeout_seconds=0.3) as store:
     half_way, go_on = threading.Event(), threading.Event()
 
     def work(repository):
@@ -547,30 +520,23 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     assert half_way.wait(20)
 
     def refusals():
-        refused(lambda: store.get("t"))
-        refused(lambda: store.charge("t", tokens=1))
-        refused(lambda: GoalStore.open(path))
+        refuse_all(store)
         store.close()
 
     join(child(refusals))
     go_on.set()
-    writer.join(20)
-    assert not writer.is_alive()
+    end(writer)
     charge(store)
     assert store.get("t").tokens_used == 3
     join(child(lambda: charge(store)))
-""",
-        database,
-    )
+""")
     assert tokens(database) == 4
 
 
 @pytest.mark.slow
-def test_a_fork_from_inside_a_transaction_refuses_the_child_alone(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+def test_a_fork_from_inside_a_transaction_refuses_the_child_alone(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal() as store:
 
     def refusals():
         for call in (
@@ -599,20 +565,18 @@ with GoalStore.open(path) as store:
     charge(store)
     assert store.get("t").tokens_used == 3
     join(child(lambda: charge(store)))  # a later one is not refused
-""",
-        database,
-    )
+""")
     assert tokens(database) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["transaction", "transact"])
 def test_fork_inside_a_transaction_that_the_child_leaves_is_committed_by_the_parent_alone(
-    database: Path, way: str
+    run: Run, database: Path, way: str
 ) -> None:
     run(
         """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+with store_with_goal() as store:
     parent = os.getpid()
 
     def work(repository):
@@ -634,19 +598,16 @@ with GoalStore.open(path) as store:
     assert os.waitpid(pid, 0)[1] == 0
     assert store.get("t").tokens_used == 1
     charge(store)
-""".replace("WAY", repr(way)),
-        database,
+""".replace("WAY", repr(way))
     )
     assert tokens(database) == 2
 
 
 @pytest.mark.slow
-def test_a_refused_child_may_start_programs_that_use_the_file(database: Path) -> None:
-    run(
-        """
+def test_a_refused_child_may_start_programs_that_use_the_file(run: Run, database: Path) -> None:
+    run("""
 import subprocess
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+with store_with_goal() as store:
 
     def start():
         refused(lambda: GoalStore.open(path))
@@ -655,18 +616,14 @@ with GoalStore.open(path) as store:
 
     store.transact(lambda repository: join(child(start)))
     charge(store)
-""",
-        database,
-    )
+""")
     assert tokens(database) == 1
 
 
 @pytest.mark.slow
-def test_a_fork_from_a_listener_works(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+def test_a_fork_from_a_listener_works(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal() as store:
     parent, forked = os.getpid(), []
 
     def listen(event):
@@ -681,18 +638,14 @@ with GoalStore.open(path) as store:
     join(*forked)
     assert len(forked) == 3
     assert store.get("t").tokens_used == 6
-""",
-        database,
-    )
+""")
     assert tokens(database) == 6
 
 
 @pytest.mark.slow
-def test_a_fork_while_another_thread_opens_and_closes_stores_works(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path, durability="normal") as store:
-    store.create("t", "Ship")
+def test_a_fork_while_another_thread_opens_and_closes_stores_works(run: Run) -> None:
+    run("""
+with store_with_goal(durability="normal") as store:
     stopping, failed, opened = [], [], [0]
 
     def open_and_close():
@@ -709,22 +662,17 @@ with GoalStore.open(path, durability="normal") as store:
         join(child(lambda: charge(store)))
         assert not failed, failed
     stopping.append(True)
-    thread.join(20)
-    assert not thread.is_alive()
+    end(thread)
     assert not failed, failed
     assert opened[0]
     assert store.get("t").tokens_used == 20 + opened[0]
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow
-def test_a_fork_while_a_backup_is_made_refuses_the_child_alone(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
-    store.create("t", "Ship")
+def test_a_fork_while_a_backup_is_made_refuses_the_child_alone(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal(busy_timeout_seconds=0.3) as store:
     half_way, go_on = threading.Event(), threading.Event()
 
     def progress(left, total):
@@ -742,54 +690,38 @@ with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
     thread = in_thread(back_up)
     assert half_way.wait(20)
 
-    def refusals():
-        refused(lambda: store.get("t"))
-        refused(lambda: GoalStore.open(path))
-
-    join(child(refusals))
+    join(child(lambda: refuse_all(store)))
     charge(store)
     go_on.set()
-    thread.join(20)
-    assert not thread.is_alive()
+    end(thread)
     assert not failed, failed
     charge(store)
     with GoalStore.open(path + "-copy", migrate=False) as copy:
         assert copy.get("t").tokens_used == 0
     join(child(lambda: charge(store)))
-""",
-        database,
-    )
+""")
     assert tokens(database) == 3
 
 
 @pytest.mark.slow
-def test_a_fork_inside_an_export_refuses_the_child_alone(database: Path) -> None:
-    run(
-        """
-with GoalStore.open(path, busy_timeout_seconds=0.3) as store:
-    store.create("t", "Ship")
+def test_a_fork_inside_an_export_refuses_the_child_alone(run: Run, database: Path) -> None:
+    run("""
+with store_with_goal(busy_timeout_seconds=0.3) as store:
     whole = list(store.export_lines())
     lines = store.export_lines()
     first = next(lines)
 
-    def refusals():
-        refused(lambda: store.get("t"))
-        refused(lambda: GoalStore.open(path))
-
-    join(child(refusals))
+    join(child(lambda: refuse_all(store)))
     charge(store)
     assert [first, *lines] == whole
     join(child(lambda: charge(store)))
-""",
-        database,
-    )
+""")
     assert tokens(database) == 2
 
 
 @pytest.mark.slow
-def test_a_fork_inside_an_iteration_of_goals_or_events_spoils_nothing(database: Path) -> None:
-    run(
-        """
+def test_a_fork_inside_an_iteration_of_goals_or_events_spoils_nothing(run: Run) -> None:
+    run("""
 with GoalStore.open(path, durability="normal") as store:
     for number in range(1_200):  # more than a page
         store.create(f"t{number:04}", "Ship")
@@ -807,17 +739,13 @@ with GoalStore.open(path, durability="normal") as store:
     seen += [goal.thread_id for goal in goals]
     assert len(seen) == len(set(seen)) == 1_200
     assert len(list(events)) >= 1_199
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow
-def test_a_fork_in_a_signal_handler_at_any_moment_harms_nobody(database: Path) -> None:
-    said = run(
-        """
-store = GoalStore.open(path, durability="normal")
-store.create("t", "Ship")
+def test_a_fork_in_a_signal_handler_at_any_moment_harms_nobody(run: Run, database: Path) -> None:
+    said = run("""
+store = store_with_goal(durability="normal")
 forked, made = [], 0
 
 def work():
@@ -858,22 +786,18 @@ for process in forked:
 assert store.get("t").tokens_used == made, (store.get("t").tokens_used, made)
 store.close()
 print(made)
-""",
-        database,
-    )
+""")
     assert tokens(database) == int(said)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", ["forks._gate", "store._backend._readers._gate"])
 def test_a_fork_in_a_signal_handler_leaves_the_lock_that_its_thread_was_holding(
-    database: Path, gate: str
+    run: Run, gate: str
 ) -> None:
-    run(
-        f"""
+    run(f"""
 from goal_state.storage import forks
-store = GoalStore.open(path, durability="normal")
-store.create("t", "Ship")
+store = store_with_goal(durability="normal")
 with {gate}:
     process = os.fork()
     if process == 0:
@@ -884,18 +808,15 @@ with GoalStore.open(path, durability="normal") as second:
     charge(second)
 assert store.get("t").tokens_used == 2
 store.close()
-""",
-        database,
-    )
+""")
 
 
 # -- what stays with the parent -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_listeners_and_consumers_stay_with_the_parent(database: Path) -> None:
-    run(
-        """
+def test_listeners_and_consumers_stay_with_the_parent(run: Run) -> None:
+    run("""
 taken, heard = [], []
 with GoalStore.open(path) as store:
     store.subscribe(lambda event: heard.append(event.position))
@@ -918,18 +839,15 @@ with GoalStore.open(path) as store:
     assert consumer.drain(20)
 assert heard == [1, 4], heard
 assert taken == [1, 2, 3, 4], taken
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow
-def test_the_child_holds_none_of_the_parents_files(database: Path) -> None:
+def test_the_child_holds_none_of_the_parents_files(run: Run) -> None:
     """A lock on a file of the turnstile, if it lived on in the child, would keep everybody waiting."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("this system does not tell which files are open")
-    run(
-        """
+    run("""
 def held():
     found = []
     for name in os.listdir("/proc/self/fd"):
@@ -953,9 +871,7 @@ with GoalStore.open(path) as store, GoalStore.open(path) as other:
         assert held()
 
     join(child(work))
-""",
-        database,
-    )
+""")
 
 
 def test_whose_log_it_is_stays_noted_through_a_fork(database: Path) -> None:
@@ -976,13 +892,12 @@ def test_whose_log_it_is_stays_noted_through_a_fork(database: Path) -> None:
 
 @pytest.mark.slow
 def test_a_fork_after_an_interrupted_open_or_first_call_inherits_nothing_of_it(
-    database: Path,
+    run: Run,
 ) -> None:
     """A connection that was lost on its way stays open until it is collected."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("this system does not tell which files are open")
-    run(
-        """
+    run("""
 import gc
 import goal_state
 
@@ -1022,23 +937,21 @@ def call():
     charge(store)
 
 gc.disable()
-with GoalStore.open(path) as store:
-    store.create("t", "Ship")
+with store_with_goal() as store:
     for work in (open_and_close, call):  # the fork has closed the connections of the calls
         point = 1
         while struck_at(point, work):
             join(child(check))
             point += 7
         assert point > 40
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow
-def test_a_refused_child_that_outlives_a_killed_parent_locks_nobody_out(database: Path) -> None:
-    said = run(
-        """
+def test_a_refused_child_that_outlives_a_killed_parent_locks_nobody_out(
+    run: Run, database: Path
+) -> None:
+    said = run("""
 read, write = os.pipe()
 with GoalStore.open(path, busy_timeout_seconds=5) as outer:
     outer.create("t", "Ship")
@@ -1081,9 +994,7 @@ with GoalStore.open(path, busy_timeout_seconds=5) as store:
         charge(store)
     print(store.get("t").tokens_used, flush=True)
 os._exit(0)
-""",
-        database,
-    )
+""")
     assert int(said) == tokens(database) == 320
 
 
@@ -1091,9 +1002,8 @@ os._exit(0)
 
 
 @pytest.mark.slow
-def test_a_store_in_memory_is_refused_in_the_child_alone() -> None:
-    run(
-        """
+def test_a_store_in_memory_is_refused_in_the_child_alone(run: Run) -> None:
+    run("""
 with GoalStore.open(":memory:") as store:
     store.create("t", "Ship")
 
@@ -1108,15 +1018,12 @@ with GoalStore.open(":memory:") as store:
     join(child(refusals))
     charge(store)
     assert store.get("t").tokens_used == 1
-""",
-        "-",
-    )
+""")
 
 
 @pytest.mark.slow
-def test_a_hosts_engine_with_idle_connections_works_on(database: Path) -> None:
-    run(
-        """
+def test_a_hosts_engine_with_idle_connections_works_on(run: Run, database: Path) -> None:
+    run("""
 from sqlalchemy import create_engine, text
 engine = create_engine(f"sqlite:///{path}")
 with GoalStore.open(engine) as store:
@@ -1136,16 +1043,15 @@ with GoalStore.open(engine) as store:
         assert connection.execute(text("SELECT count(*) FROM theirs")).scalar() == 1
     assert store.get("t").tokens_used == 2
 engine.dispose()
-""",
-        database,
-    )
+""")
     assert tokens(database) == 2
 
 
 @pytest.mark.slow
-def test_a_hosts_engine_with_a_connection_in_use_refuses_the_child_alone(database: Path) -> None:
-    run(
-        """
+def test_a_hosts_engine_with_a_connection_in_use_refuses_the_child_alone(
+    run: Run, database: Path
+) -> None:
+    run("""
 from sqlalchemy import create_engine, text
 engine = create_engine(f"sqlite:///{path}")
 with GoalStore.open(engine) as store:
@@ -1153,29 +1059,20 @@ with GoalStore.open(engine) as store:
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
 
-        def refusals():
-            refused(lambda: store.get("t"))
-            refused(lambda: store.charge("t", tokens=1))
-            refused(lambda: GoalStore.open(path))
-
-        join(child(refusals))
+        join(child(lambda: refuse_all(store)))
         assert connection.execute(text("SELECT 1")).scalar() == 1
     charge(store)
     join(child(lambda: charge(store)))
 engine.dispose()
-""",
-        database,
-    )
+""")
     assert tokens(database) == 2
 
 
 @pytest.mark.slow
-def test_programs_that_are_started_beside_a_writing_thread_harm_nothing(database: Path) -> None:
-    run(
-        """
+def test_programs_that_are_started_beside_a_writing_thread_harm_nothing(run: Run) -> None:
+    run("""
 import subprocess
-with GoalStore.open(path, durability="normal") as store:
-    store.create("t", "Ship")
+with store_with_goal(durability="normal") as store:
     stopping, made, failed = [], [0], []
 
     def write():
@@ -1191,13 +1088,10 @@ with GoalStore.open(path, durability="normal") as store:
         subprocess.run([sys.executable, "-m", "goal_state", "verify", "--db", path], check=True,
                        stdout=subprocess.DEVNULL, preexec_fn=before_exec, timeout=30)
     stopping.append(True)
-    thread.join(20)
-    assert not thread.is_alive()
+    end(thread)
     assert not failed, failed
     assert store.get("t").tokens_used == made[0]
-""",
-        database,
-    )
+""")
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from goal_state import (
     Difference,
     GoalMeter,
     GoalStore,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
 )
 
 
@@ -52,7 +52,7 @@ def test_to_dict_of_what_is_handed_out_is_ready_for_json(store: GoalStore) -> No
     assert baseline is not None
     event = next(store.events())
     handed_out: list[Any] = [
-        *(started, reading, accounting, usage, baseline, event, usage.info, usage.info.total),
+        *(started, reading, accounting, usage, baseline, event, usage.total),
         Difference("t", "g", "tokens_used", 1, 2),
     ]
     for record in handed_out:
@@ -63,10 +63,11 @@ def test_to_dict_of_what_is_handed_out_is_ready_for_json(store: GoalStore) -> No
     assert usage.to_dict()["total"]["cached_input_tokens"] == 10
     assert (usage.to_dict()["turn_id"], baseline.to_dict()["turn_id"]) == ("turn-1", "turn-1")
     assert (event.to_dict()["kind"], event.to_dict()["occurred_at"][-1]) == ("created", "Z")
-    assert TokenUsageInfo(TokenUsage(5), TokenUsage(2), 9).to_dict() == {
+    assert ThreadUsage(TokenUsage(5), TokenUsage(2), 9, "turn-1").to_dict() == {
         "total": TokenUsage(5).to_dict(),
         "last": TokenUsage(2).to_dict(),
         "model_context_window": 9,
+        "turn_id": "turn-1",
     }
 
 
@@ -96,6 +97,7 @@ def test_store_or_meter_that_is_pickled_or_copied_is_refused_in_words(
         hand_on(GoalMeter(store, "t"))
 
 
+@pytest.mark.slow
 def test_version_is_that_of_the_package_and_is_not_looked_up_at_import() -> None:
     assert goal_state.__version__ == version("goal-state")
     script = "import goal_state; print('__version__' in vars(goal_state))"

@@ -58,7 +58,7 @@ class Note(Base):
 @pytest.fixture
 def host(database: Path) -> Iterator[Path]:
     """A database with our tables, a goal of thread `t` and an empty table of a host's."""
-    with GoalStore.open(database) as store:
+    with GoalStore.open(database, durability="normal") as store:
         store.create("t", "Ship")
     engine = sqlalchemy.create_engine(f"sqlite:///{database}")
     Base.metadata.create_all(engine)

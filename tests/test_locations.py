@@ -398,6 +398,7 @@ def test_closing_leaves_one_file(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["goals.db"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["path", "url", "engine"])
 def test_a_relative_path_leads_to_the_same_file_wherever_the_process_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

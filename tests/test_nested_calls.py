@@ -40,8 +40,8 @@ CALLS: dict[str, Callable[[GoalStore, Path], object]] = {
 
 
 @pytest.fixture(params=["file", ":memory:"])
-def either(request: pytest.FixtureRequest, path: Path) -> Any:
-    with GoalStore.open(path if request.param == "file" else ":memory:") as store:
+def either(request: pytest.FixtureRequest, database: Path) -> Any:
+    with GoalStore.open(database if request.param == "file" else ":memory:") as store:
         store.create("t", "Ship")
         yield store
 

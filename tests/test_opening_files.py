@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import sqlite3
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from goal_state import GoalStore
 from goal_state.storage.schema import metadata
-from tests.processes import finish, python, running
+from tests.processes import all_at_once, python, running
 
 SECONDS = 3.0
 """For how long stores are opened and closed."""
@@ -102,8 +102,7 @@ _PER_REQUEST = """
 import sys, threading, time
 from goal_state import GoalStore
 
-path, process = sys.argv[1:3]
-seconds = float(sys.argv[3])
+path, seconds, process = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 acknowledged, failed = [], []
 
 
@@ -165,16 +164,8 @@ def test_stores_opened_for_each_request_in_many_threads_and_processes_lose_nothi
 ) -> None:
     with GoalStore.open(path) as store:
         store.create("t", "Ship")
-    with ExitStack() as stack:
-        started = [stack.enter_context(running(_PER_REQUEST, path, n, SECONDS)) for n in range(2)]
-        for process in started:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in started:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        acknowledged = [key for process in started for key in finish(process).split()]
+    printed = all_at_once(_PER_REQUEST, path, SECONDS, processes=2)
+    acknowledged = [key for keys in printed for key in keys.split()]
     assert len(acknowledged) > 50
     check(path, acknowledged)
 

@@ -78,6 +78,7 @@ def test_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GOAL_STATE_DB", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")  # as wide as the widest of them
     shutil.copytree(CHECKOUT / "examples/rollouts", "examples/rollouts")
     ran = 0
     for block in blocks("console"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -15,19 +15,13 @@ from goal_state import (
     GoalStore,
     IdempotencyConflictError,
     InvalidValueError,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
     UsageBaseline,
 )
 from goal_state.domain.requests import ChargeMany
 
 WINDOW = 258_400
-
-
-@pytest.fixture
-def store() -> Iterator[GoalStore]:
-    with GoalStore.open(":memory:") as store:
-        yield store
 
 
 def goal_of(store: GoalStore, thread_id: str = "t") -> Goal:
@@ -39,7 +33,7 @@ def goal_of(store: GoalStore, thread_id: str = "t") -> Goal:
 def total_of(store: GoalStore) -> int:
     usage = store.usage("t")
     assert usage is not None
-    return usage.info.total.input_tokens
+    return usage.total.input_tokens
 
 
 def charges(store: GoalStore) -> list[tuple[str, int, str | None]]:
@@ -52,7 +46,7 @@ def test_the_first_total_of_a_thread_becomes_its_baseline(store: GoalStore) -> N
     assert (accounting.goal, accounting.applied) == (goal, False)
     usage = store.usage("t")
     assert usage is not None
-    assert (usage.info.total, usage.turn_id) == (TokenUsage(100), "turn-1")
+    assert (usage.total, usage.turn_id) == (TokenUsage(100), "turn-1")
     assert charges(store) == []
 
 
@@ -83,10 +77,10 @@ def test_a_lower_total_changes_nothing(store: GoalStore) -> None:
 
 def test_an_equal_total_with_a_window_is_kept(store: GoalStore) -> None:
     store.set_baseline("t", TokenUsage(100), turn_id="turn-1")
-    store.reconcile("t", TokenUsageInfo(TokenUsage(100), TokenUsage(7), WINDOW))
+    store.reconcile("t", ThreadUsage(TokenUsage(100), TokenUsage(7), WINDOW))
     usage = store.usage("t")
     assert usage is not None
-    assert (usage.info.last, usage.info.model_context_window, usage.turn_id) == (
+    assert (usage.last, usage.model_context_window, usage.turn_id) == (
         TokenUsage(7),
         WINDOW,
         "turn-1",
@@ -137,21 +131,18 @@ def test_a_repeated_total_is_of_the_time_in_which_it_is_repeated(
 
 @pytest.mark.parametrize("how", ["set_baseline", "record_total"])
 def test_a_repeated_total_takes_the_turn_that_is_named(store: GoalStore, how: str) -> None:
-    info = TokenUsageInfo(TokenUsage(100), TokenUsage(3), WINDOW)
-    store.set_baseline("t", info, turn_id="turn-1")
+    usage = ThreadUsage(TokenUsage(100), TokenUsage(3), WINDOW, "turn-1")
+    store.set_baseline("t", usage)
     getattr(store, how)("t", TokenUsage(100))
-    assert store.usage("t") == (info, "turn-1")
+    assert store.usage("t") == usage
     getattr(store, how)("t", TokenUsage(100), turn_id="turn-2")
-    assert store.usage("t") == (info, "turn-2")
+    assert store.usage("t") == replace(usage, turn_id="turn-2")
 
 
 def test_the_last_part_is_found_where_it_is_not_given(store: GoalStore) -> None:
-    store.set_baseline("t", TokenUsageInfo(TokenUsage(100), TokenUsage(3), WINDOW))
+    store.set_baseline("t", ThreadUsage(TokenUsage(100), TokenUsage(3), WINDOW))
     store.set_baseline("t", TokenUsage(140, 5))
-    assert store.usage("t") == (
-        TokenUsageInfo(TokenUsage(140, 5), TokenUsage(40, 5), WINDOW),
-        None,
-    )
+    assert store.usage("t") == ThreadUsage(TokenUsage(140, 5), TokenUsage(40, 5), WINDOW)
 
 
 # -- a charge that is repeated -----------------------------------------------------------------------
@@ -242,7 +233,8 @@ def test_a_naive_time_names_the_field(store: GoalStore) -> None:
 def test_an_unknown_kind_lists_the_known_ones(store: GoalStore) -> None:
     with pytest.raises(
         InvalidValueError,
-        match=r"^kinds: must be among created, usage_accounted, status_changed, cleared, is 'made'$",
+        match=r"^kinds: must be among created, usage_accounted, status_changed, cleared,"
+        r" budget_changed, threshold_crossed, is 'made'$",
     ):
         store.subscribe(print, kinds=["made"])
     with pytest.raises(InvalidValueError, match=r"is int$"):
@@ -262,7 +254,7 @@ def test_an_unknown_kind_lists_the_known_ones(store: GoalStore) -> None:
     with pytest.raises(InvalidValueError, match=r"^tokens: must be 0 or more, is -5$"):
         store.charge("t", tokens=-5)
     with pytest.raises(InvalidValueError, match=r"^total: must be a TokenUsage$"):
-        TokenUsageInfo(5, TokenUsage())  # type: ignore[arg-type]
+        ThreadUsage(5, TokenUsage())  # type: ignore[arg-type]
 
 
 # -- why a goal waits --------------------------------------------------------------------------------
@@ -299,13 +291,9 @@ def test_a_change_moves_the_time_of_the_last_one(
     store: GoalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = store.create("t", "work")
-    monkeypatch.setattr(
-        "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms + 5
-    )
+    monkeypatch.setattr("goal_state.storage.wall_clock.now_ms", lambda: created.created_at_ms + 5)
     assert store.set("t", objective="more").updated_at_ms == created.created_at_ms + 5
-    monkeypatch.setattr(
-        "goal_state.storage.repository.wall_clock_ms", lambda: created.created_at_ms - 5
-    )
+    monkeypatch.setattr("goal_state.storage.wall_clock.now_ms", lambda: created.created_at_ms - 5)
     assert store.set("t", objective="less").updated_at_ms == created.created_at_ms + 5
 
 
@@ -334,7 +322,7 @@ def test_each_fall_of_a_total_begins_a_count_of_the_next_number(store: GoalStore
 
 
 def test_a_baseline_knows_whose_it_is(store: GoalStore) -> None:
-    store.set_baseline("t", TokenUsageInfo(TokenUsage(100), TokenUsage(7), WINDOW))
+    store.set_baseline("t", ThreadUsage(TokenUsage(100), TokenUsage(7), WINDOW))
     assert baseline_of(store) == UsageBaseline(TokenUsage(100), WINDOW, None, None, 0)
     goal = store.create("t", "work")
     store.record_total("t", TokenUsage(100), turn_id="turn-1")

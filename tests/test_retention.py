@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from goal_state.storage.statements import Statement
 
 FUTURE = datetime.now(UTC) + timedelta(days=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def store() -> Iterator[GoalStore]:
-    with GoalStore.open(":memory:") as store:
-        yield store
 
 
 def fill(store: GoalStore) -> None:
@@ -66,12 +59,12 @@ def test_verify_still_finds_what_is_wrong(store: GoalStore) -> None:
     def tamper(repository: object) -> None:
         driver = store._backend._executor.driver  # type: ignore[attr-defined]
         driver.cursor().execute(
-            "UPDATE goal_state_goals SET tokens_used = 1 WHERE thread_id = 'thread-0'"
+            "UPDATE goal_state_goals SET calls_used = 1 WHERE thread_id = 'thread-0'"
         )
 
     store.transact(tamper)
     assert [(d.thread_id, d.column, d.stored) for d in store.verify()] == [
-        ("thread-0", "tokens_used", 1)
+        ("thread-0", "calls_used", 1)
     ]
 
 

@@ -75,9 +75,10 @@ def test_a_row_has_plain_values_and_a_record_members_of_enums() -> None:
 
 
 def test_a_status_that_may_be_missing_is_none_in_row_and_record() -> None:
-    values = (1, "e", "created", "t", "g", None, "active", None, *[None] * 7, 5)
+    values = (1, "e", "created", "t", "g", None, "active", None, *[None] * 7, 5, *[None] * 13)
     event = reader(GoalEvent)(values)
     assert event.previous_status is None
+    assert event.estimate is None
     assert event.kind is EventKind.CREATED
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from goal_state import GoalStatus, GoalStore, TokenUsage, TokenUsageInfo
+from goal_state import GoalStatus, GoalStore, ThreadUsage, TokenUsage
 from goal_state.errors import NotAnExportError
 from goal_state.storage.exported_rows import CHECKED_COLUMNS
 from goal_state.storage.schema import metadata
@@ -26,6 +26,9 @@ Record = dict[str, Any]
 _MAX = 2**63 - 1
 _ID = "019b7600-0000-7000-8000-00000000abcd"
 _LAST_DATE_MS, _FIRST_DATE_MS = 253_402_300_799_999, -62_135_596_800_000
+
+BUDGETS = ("token_budget", "cost_budget", "call_budget", "time_budget", "deadline")
+LATE = datetime(2200, 1, 1, tzinfo=UTC)
 
 USED_OF_A_FIELD, STRIDE = (10**9, 1) if IS_LONG else (1, 8)
 """Of how many values of a field that are taken it is seen that all works afterwards; every which change of a
@@ -59,7 +62,10 @@ def fill(store: GoalStore) -> None:
         thread = f"thread-{number}"
         store.create(thread, f"work {number}", token_budget=500, turn_id="turn-1")
         store.charge(thread, tokens=100 * number, seconds=0.25, idempotency_key="k", turn_id="t")
-        store.set_baseline(thread, TokenUsageInfo(usage, usage, 258_400), turn_id="turn-1")
+        store.set_baseline(thread, ThreadUsage(usage, usage, 258_400), turn_id="turn-1")
+    store.set("thread-5", cost_budget="2.5", call_budget=9, time_budget=60, warn_at=(0.5, 0.8))
+    store.create("thread-8", "for another", parent="thread-5", deadline=LATE)
+    store.charge("thread-8", usage, cost="0.25", model="model-1", tags={"user": "ada"})
     store.set("thread-1", status="blocked", blocked_reason="asks for a key")
     store.set("thread-2", status="usage_limited", resume_at=datetime(2030, 1, 1, tzinfo=UTC))
     store.clear("thread-3", turn_id="turn-2")
@@ -76,6 +82,11 @@ def fill(store: GoalStore) -> None:
     store.set("thread-4", status="paused")
     store.create("thread-7", "goes on")
     store.charge("thread-7", tokens=5, seconds=2)
+    store.resume("thread-5", token_budget=20_000, call_budget=8)
+    store.charge("thread-8", usage, cost="1", model="model-1", tags={"tool": "x"}, turn_id="turn-4")
+    with store.reserve("thread-8", tokens=10, cost="0.125", key="ended") as hold:
+        hold.settle(usage, cost="0.25")
+    store.reserve("thread-8", tokens=100, cost="0.5", key="live", expires_in=10**6)
 
 
 def encoded(value: Any) -> str:
@@ -125,9 +136,13 @@ KINDS = (
     "goal_state_events usage_accounted",
     "goal_state_events status_changed",
     "goal_state_events cleared",
+    "goal_state_events budget_changed",
+    "goal_state_events threshold_crossed",
     "goal_state_balances",
+    "goal_state_parts",
     "goal_state_baselines",
     "goal_state_cursors",
+    "goal_state_holds",
 )
 
 
@@ -180,7 +195,7 @@ def check_all_works(store: GoalStore, again: GoalStore) -> None:
         assert goal.created_at <= goal.updated_at
         assert goal.resume_at is None or goal.resume_at.year > 0
         assert list(store.events(goal_id=goal.goal_id))
-        store.resume(goal.thread_id, token_budget=None)
+        store.resume(goal.thread_id, **dict.fromkeys(BUDGETS))
         store.charge(goal.thread_id, tokens=3, seconds=1, idempotency_key="new", turn_id="new")
         store.set(goal.thread_id, status="paused", token_budget=10_000)
         store.resume(goal.thread_id)

@@ -25,8 +25,8 @@ from goal_state.storage import blocks
 
 
 @pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GoalStore]:
-    target = ":memory:" if request.param == "memory" else tmp_path / "goals.db"
+def store(request: pytest.FixtureRequest, database: Path) -> Iterator[GoalStore]:
+    target = ":memory:" if request.param == "memory" else database
     with GoalStore.open(target, durability="normal") as store:
         store.create("t", "Ship")
         yield store

@@ -23,8 +23,8 @@ from goal_state import (
     DatabaseLocationError,
     GoalStore,
     InvalidValueError,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
     migrate,
 )
 from goal_state.cli.main import program
@@ -45,7 +45,7 @@ def fill(store: GoalStore) -> None:
         store.create(thread, f"work \u2028 目標 {number} \x1b", token_budget=500)
         store.charge(thread, tokens=100 * number, seconds=0.25, idempotency_key="k")
         usage = TokenUsage(1000 + number, 3, 2, 70, 5)
-        store.set_baseline(thread, TokenUsageInfo(usage, usage, 258_400), turn_id="turn")
+        store.set_baseline(thread, ThreadUsage(usage, usage, 258_400), turn_id="turn")
     store.set("thread-1", status="blocked", blocked_reason="asks for a key")
     store.set("thread-2", status="usage_limited", resume_at=datetime(2030, 1, 1, tzinfo=UTC))
     store.clear("thread-3")
@@ -55,12 +55,19 @@ def fill(store: GoalStore) -> None:
     store.charge("thread-4", tokens=1)
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    path = tmp_path / "goals.db"
+@pytest.fixture(scope="session")
+def filled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with rows of every kind in it, not to be opened."""
+    path = tmp_path_factory.mktemp("filled") / "goals.db"
     with GoalStore.open(path) as store:
         fill(store)
     return path
+
+
+@pytest.fixture
+def database(filled_once: Path, path: Path) -> Path:
+    """A database of its own for each test, with rows of every kind in it."""
+    return Path(shutil.copy(filled_once, path))
 
 
 @pytest.fixture
@@ -104,7 +111,13 @@ def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
 
 
 def _header(**changes: Any) -> str:
-    header = {"format": 2, "revision": "0001", "last_position": 1, "counted_tokens": "uncached"}
+    header = {
+        "format": 3,
+        "revision": HEAD_REVISION,
+        "last_position": 1,
+        "counted_tokens": "uncached",
+        "currency": None,
+    }
     return json.dumps({**header, **changes})
 
 
@@ -113,10 +126,12 @@ def _header(**changes: Any) -> str:
     [
         ([], "line 1: is the last one and no trailer"),
         (["[]"], "is no JSON object"),
-        (['{"format": 2}'], "is no header"),
-        ([_header(format=1)], "is of format 1, this version"),
+        (['{"format": 3}'], "is no header"),
+        ([_header(format=2)], "is of format 2, this version"),
         ([_header(revision="0000")], "is of revision '0000'"),
         ([_header(counted_tokens=5)], "is no header"),
+        ([_header(currency=5)], "is no header"),
+        ([_header(currency="")], "line 1: currency: must have 1 to 256 characters"),
         (["HEADER", '{"table": "users", "row": {}}'], "line 2: is no row"),
         (
             ["HEADER", '{"table": "goal_state_goals", "row": {"goal_id": "x"}}'],

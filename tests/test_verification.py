@@ -56,7 +56,11 @@ def test_what_is_sound_has_no_differences(database: Path, target: str) -> None:
     ("change", "expected"),
     [
         ("tokens_used = 121", ("a", "tokens_used", 121, 120)),
-        ("tokens_used = 0", ("a", "tokens_used", 0, 120)),
+        ("tokens_used = 122", ("a", "tokens_used", 122, 120)),
+        ("unpriced_tokens = 119", ("a", "unpriced_tokens", 119, 120)),
+        ("cost_used_nanos = 1", ("a", "cost_used_nanos", 1, 0)),
+        ("calls_used = 1", ("a", "calls_used", 1, 0)),
+        ("estimated_tokens = 5", ("a", "estimated_tokens", 5, 0)),
         ("time_used_ms = 2501", ("a", "time_used_ms", 2501, 2500)),
         ("status = 'paused'", ("a", "status", "paused", "active")),
         ("status = 'complete'", ("a", "status", "complete", "active")),
@@ -81,9 +85,12 @@ def test_a_row_that_was_tampered_with(
     )
 
 
-AGAIN_AS = (
-    "INSERT INTO goal_state_events SELECT NULL, event_id, {}, thread_id, goal_id, turn_id,"
-    " goal_status, previous_status, token_budget, 0, 0, NULL, NULL, NULL, NULL, occurred_at_ms"
+_AGAIN = (
+    "event_id, {}, thread_id, goal_id, turn_id, goal_status, previous_status, token_budget, 0, 0,"
+    " occurred_at_ms"
+)
+AGAIN_AS = f"INSERT INTO goal_state_events ({_AGAIN.format('kind')}) SELECT {_AGAIN}".replace(
+    "0, 0", "tokens_delta, time_delta_ms", 1
 )
 """One event once more, as another kind."""
 
@@ -125,7 +132,7 @@ AGAIN_AS = (
         (
             "DELETE FROM goal_state_events WHERE goal_id = :a AND kind = 'usage_accounted'",
             "a",
-            ["time_used_ms", "tokens_used"],
+            ["time_used_ms", "tokens_used", "unpriced_tokens"],
         ),
         (
             AGAIN_AS.format("'cleared'")

@@ -39,7 +39,8 @@ def send_events(
         store: whose log is read.
         sink: takes a batch of events. Two sinks need two names.
         payload: what is sent of an event, as a function of it: `goal_event`, or the form that a receiver
-            asks for, such as `goal_state.codex.CodexPayload`. If it raises, the batch waits until
+            asks for, such as `goal_state.codex.CodexPayload`; None for an event that it does not send. It may
+            be called twice for an event. If it raises, the batch waits until
             it does not.
         name: under which the position is kept; one worker at a time holds it, in whatever process.
 
@@ -59,6 +60,12 @@ def send_events(
         raise InvalidValueError("payload", "must be a plain function of an event")
 
     def deliver(events: Sequence[GoalEvent]) -> None:
-        sink([AnalyticsEvent(event, payload) for event in events])
+        batch = [
+            AnalyticsEvent(event, payload)
+            for event in events
+            if payload is goal_event or payload(event) is not None
+        ]
+        if batch:
+            sink(batch)
 
     return store.consume(name, deliver, batch_size=_BATCH_EVENTS)

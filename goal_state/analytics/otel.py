@@ -83,8 +83,9 @@ class OpenTelemetrySink:
     def _count(self, event: GoalEvent) -> None:
         status = {"goal_state.goal.status": event.goal_status.value}
         if event.kind is EventKind.USAGE_ACCOUNTED:
-            self._tokens.add(event.tokens_delta, status)
-        elif event.kind is not EventKind.CLEARED:
+            if event.origin_goal_id is None:  # else the goal below has it already
+                self._tokens.add(event.tokens_delta, status)
+        elif event.kind in (EventKind.CREATED, EventKind.STATUS_CHANGED):
             self._goals.add(1, status)
 
 

@@ -10,17 +10,17 @@ from goal_state.domain.events import GoalEvent
 
 __all__ = ["AnalyticsEvent", "PayloadForm", "goal_event"]
 
-PayloadForm: TypeAlias = Callable[[GoalEvent], dict[str, Any]]
-"""Makes of an event what is sent of it, ready for JSON."""
+PayloadForm: TypeAlias = Callable[[GoalEvent], dict[str, Any] | None]
+"""Makes of an event what is sent of it, ready for JSON; None where nothing is to be sent."""
 
 
 def goal_event(event: GoalEvent) -> dict[str, Any]:
     """Every figure, id and time of an event, ready for JSON.
 
-    Token counts are integers, times are seconds exact to the millisecond, `occurred_at` is ISO 8601 in UTC;
-    what an event does not have is null. `event_id` is the same on every delivery, so that a receiver can
-    drop a repeat. The idempotency key is left out: it is the host's own text, which may hold what a
-    receiver must not see. The objective is in no event.
+    Counts are integers, costs are decimal numbers as text, times are seconds exact to the millisecond,
+    `occurred_at` is ISO 8601 in UTC; what an event does not have is null. `event_id` is the same on every
+    delivery, so that a receiver can drop a repeat. The idempotency key is left out: it is the host's own
+    text, which may hold what a receiver must not see. The objective is in no event.
     """
     payload = event.to_dict()
     del payload["idempotency_key"]
@@ -45,6 +45,6 @@ class AnalyticsEvent:
         return self.event.event_id
 
     @property
-    def payload(self) -> dict[str, Any]:
-        """What is sent, ready for JSON."""
+    def payload(self) -> dict[str, Any] | None:
+        """What is sent, ready for JSON. A sink is given no event of which nothing is."""
         return self.form(self.event)

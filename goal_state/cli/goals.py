@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import click
 
+from goal_state.cli.budgets import budget_options, chosen_budgets
+from goal_state.cli.figures import number, printable
 from goal_state.cli.opening import locate, locate_existing, open_existing, open_store
 from goal_state.cli.options import (
     database_option,
@@ -20,12 +22,11 @@ from goal_state.cli.output import (
     out,
     print_event,
     print_goal,
-    printable,
     write_json,
 )
 from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import KEEP, Goal, GoalStatus
-from goal_state.domain.requests import ChangeGoal, ResumeGoal
+from goal_state.domain.requests import ChangeGoal, CreateGoal, Request, ResumeGoal
 from goal_state.errors import GoalNotFoundError
 from goal_state.store import GoalStore
 
@@ -52,11 +53,11 @@ def list_goals(status: str | None, database: str, as_json: bool) -> None:
             for goal in goals:
                 write_json(goal.to_dict())
             return
-        console, number = out(), 0
+        console, listed = out(), 0
         while rows := list(islice(goals, _ROWS_AT_ONCE)):
             console.print(goal_table(console, rows))
-            number += len(rows)
-    console.print(f"{number:,} goal{'' if number == 1 else 's'}", style="dim")
+            listed += len(rows)
+    console.print(number(listed, "goal"), style="dim")
 
 
 @click.command()
@@ -66,26 +67,29 @@ def list_goals(status: str | None, database: str, as_json: bool) -> None:
 def show(thread: str, database: str, as_json: bool) -> None:
     """Show a goal.
 
-    The goal of THREAD, how much of its budget is used, what the thread has used in all (the baseline of
-    the next charge), and the goal's last events.
+    The goal of THREAD, how much of its budgets is used and held, how much of the tightest is left, what the
+    thread has used in all (the baseline of the next charge), and the goal's last events.
     """
     with open_existing(database) as store:
         goal = store.get(thread)
         if goal is None:
             raise GoalNotFoundError(f"thread {thread!r} has no goal")
-        usage = store.usage(thread)
+        usage, headroom, holds = store.usage(thread), store.headroom(thread), store.holds(thread)
+        parent_thread_id = _thread_of(store, goal.parent_goal_id)
         last = _last_events(store, goal)
     if as_json:
         write_json(
             {
                 "goal": goal.to_dict(),
+                "headroom": None if headroom is None else headroom.to_dict(),
+                "holds": [hold.to_dict() for hold in holds],
                 "usage": None if usage is None else usage.to_dict(),
                 "last_events": [event.to_dict() for event in last],
             }
         )
         return
     console = out()
-    print_goal(console, goal, usage)
+    print_goal(console, goal, usage, parent_thread_id=parent_thread_id, headroom=headroom)
     console.print()
     for event in last:
         print_event(console, event, of_many=False)
@@ -95,10 +99,12 @@ def show(thread: str, database: str, as_json: bool) -> None:
 @click.argument("thread")
 @click.option("--objective", metavar="TEXT", help="The objective; makes a goal if there is none.")
 @click.option("--status", type=_STATUS, help="The status asked for.")
-@click.option("--budget", type=int, metavar="N", help="How many tokens it may use, from 1.")
-@click.option("--no-budget", is_flag=True, help="It may use any number of tokens.")
+@budget_options
 @click.option(
-    "--resume", is_flag=True, help="Make it active again, with the new budget if one is given."
+    "--parent", metavar="THREAD", help="Make a new goal, under the goal of this thread, for good."
+)
+@click.option(
+    "--resume", is_flag=True, help="Make it active again, with new budgets if any are given."
 )
 @expected_goal_option
 @turn_option
@@ -108,49 +114,50 @@ def set_goal(
     thread: str,
     objective: str | None,
     status: str | None,
-    budget: int | None,
-    no_budget: bool,
+    parent: str | None,
     resume: bool,
     expected_goal_id: str | None,
     turn: str | None,
     database: str,
     as_json: bool,
+    **bounds: Any,
 ) -> None:
     """Change a goal, or make one.
 
     The goal of THREAD is changed in place and keeps its usage; what is not named stays as it is. If
     there is no goal, --objective makes one (and the database, if there is none).
     """
-    if budget is not None and no_budget:
-        raise click.UsageError("--budget and --no-budget exclude each other")
-    if resume and (objective is not None or status is not None):
-        raise click.UsageError("--resume goes with a budget only, not with --objective or --status")
-    if not (resume or no_budget) and objective is status is budget is None:
+    budgets = chosen_budgets(bounds)
+    if resume and not (objective is status is parent is None):
         raise click.UsageError(
-            "name what to set: --objective, --status, --budget, --no-budget or --resume"
+            "--resume goes with budgets only, not with --objective, --status or --parent"
         )
-    token_budget = None if no_budget else KEEP if budget is None else budget
+    if parent is not None and (objective is None or expected_goal_id is not None):
+        raise click.UsageError(
+            "--parent is for a new goal: give it an --objective, and no --expected-goal-id"
+        )
+    if not (resume or budgets) and objective is status is None:
+        raise click.UsageError("name what to set: --objective, --status, a budget or --resume")
+    request: Request[Goal]
     # Made before the database, so that a value out of bounds leaves no new file behind.
-    request = (
-        ResumeGoal(
-            thread_id=thread,
-            token_budget=token_budget,
-            expected_goal_id=expected_goal_id,
-            turn_id=turn,
-        )
-        if resume
-        else ChangeGoal(
+    if resume:
+        request = ResumeGoal(thread, expected_goal_id, turn, None, **budgets)
+    elif parent is not None:
+        begun = GoalStatus.ACTIVE if status is None else status
+        request = CreateGoal(thread, objective, begun, parent, turn, where="free", **budgets)
+    else:
+        request = ChangeGoal(
             thread_id=thread,
             objective=KEEP if objective is None else objective,
             status=KEEP if status is None else status,
-            token_budget=token_budget,
             resume_at=None,
             blocked_reason=None,
             expected_goal_id=expected_goal_id,
             turn_id=turn,
+            claim=None,
+            **budgets,
         )
-    )
-    makes = objective is not None and expected_goal_id is None
+    makes = objective is not None and expected_goal_id is None and parent is None
     location = locate(database) if makes else locate_existing(database)
     with open_store(location.path) as store:
         _show(store.apply(request), as_json=as_json)
@@ -196,18 +203,18 @@ def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool)
         out(err=True).status("Recomputing from the log"),
     ):
         differences = store.verify(thread)
-        number = store.count() if thread is None else int(store.get(thread) is not None)
+        recomputed = store.count() if thread is None else int(store.get(thread) is not None)
     if as_json:
         write_json(
             {
-                "goals": number,
+                "goals": recomputed,
                 "differences": [difference.to_dict() for difference in differences],
             }
         )
     else:
         for difference in differences:
             click.echo(printable(str(difference)))
-        goals = f"{number:,} goal{'' if number == 1 else 's'}"
+        goals = number(recomputed, "goal")
         if differences:
             click.echo(f"{goals} recomputed, {len(differences):,} differences.")
         else:
@@ -221,6 +228,13 @@ def _show(goal: Goal, *, as_json: bool) -> None:
         write_json(goal.to_dict())
     else:
         print_goal(out(), goal)
+
+
+def _thread_of(store: GoalStore, goal_id: str | None) -> str | None:
+    """The thread of a goal, as far as the log still knows that goal."""
+    if goal_id is None:
+        return None
+    return next((event.thread_id for event in store.events(goal_id=goal_id, limit=1)), None)
 
 
 def _last_events(store: GoalStore, goal: Goal) -> list[GoalEvent]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from goal_state.cli.figures import printable
 from goal_state.cli.opening import locate, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
-from goal_state.cli.output import out, printable, write_json
+from goal_state.cli.output import out, write_json
 from goal_state.codex.importer import CodexHome, ImportReport, import_codex
 from goal_state.store import GoalStore
 

@@ -13,14 +13,18 @@ from typing import Any
 
 import click
 
+from goal_state.cli.charging import charge
 from goal_state.cli.events import events
+from goal_state.cli.figures import printable
 from goal_state.cli.goals import clear, list_goals, set_goal, show, verify
+from goal_state.cli.holds import expire_holds, holds
 from goal_state.cli.importing import import_command
 from goal_state.cli.meter import meter
 from goal_state.cli.moving import backup, export, import_export, restore
-from goal_state.cli.output import printable
 from goal_state.cli.resuming import resume
 from goal_state.cli.schema import db
+from goal_state.cli.trees import breakdown, tree
+from goal_state.cli.waking import resume_due
 from goal_state.errors import DatabaseError, RequestError
 
 __all__ = ["main", "program"]
@@ -57,7 +61,7 @@ class Program(click.Group):
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 def program() -> None:
-    """Goals of AI agents: their token budgets, their usage and their events.
+    """Goals of AI agents: their budgets, their usage and their events.
 
     The database is ./goals.db; --db FILE or the environment variable GOAL_STATE_DB names another one.
     With --json, a command writes JSON for programs.
@@ -66,7 +70,8 @@ def program() -> None:
 
 for _command in (
     *(db, list_goals, show, set_goal, clear, events, verify, meter),
-    *(resume, import_command),
+    *(charge, tree, breakdown, holds, expire_holds),
+    *(resume, resume_due, import_command),
     *(backup, restore, export, import_export),
 ):
     program.add_command(_command)

@@ -11,20 +11,20 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from goal_state.cli.figures import printable
 from goal_state.cli.opening import locate, open_store
 from goal_state.cli.options import json_option
 from goal_state.cli.output import (
     out,
     print_event,
     print_goal,
-    printable,
     write_json,
 )
 from goal_state.codex.rollout import RolloutReader
 from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import Goal
 from goal_state.domain.usage import TokenUsage
-from goal_state.domain.values import check_token_budget
+from goal_state.domain.values import check_budget
 from goal_state.errors import NotARolloutError
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
@@ -63,7 +63,7 @@ def meter(
     thread's baseline is zero, so that the goal pays for all of its usage; a fork's baseline is the usage that
     it inherited, which its parent paid for.
     """
-    check_token_budget(budget)
+    check_budget("token_budget", budget)
     database_file = None if database is None else locate(database).path
     _check_events_file(events_file, (rollout, database_file))
     reader = RolloutReader(rollout)
@@ -77,8 +77,7 @@ def meter(
             ):
                 charges += store.record_total(
                     goal.thread_id,
-                    usage.info,
-                    turn_id=usage.turn_id,
+                    usage,
                     expected_goal_id=goal.goal_id,
                 ).applied
             # Another process may have cleared it.
@@ -174,7 +173,7 @@ def _survey(reader: RolloutReader, progress: Progress) -> _Contents:
     task = progress.add_task("Reading the rollout", total=None)
     for usage in progress.track(reader.usages(), task_id=task):
         if token_counts == 0 and meta.history_base is not None:
-            baseline = usage.info.total - usage.info.last
+            baseline = usage.total - usage.last
         token_counts += 1
     progress.update(task, total=token_counts)
     return _Contents(meta.thread_id, token_counts, baseline)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
@@ -17,8 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from goal_state.cli import figures
+from goal_state.cli.figures import moment, printable
+from goal_state.domain.budgets import BudgetKind
 from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.domain.holds import Headroom
 from goal_state.domain.usage import ThreadUsage
 
 __all__ = [
@@ -27,7 +30,7 @@ __all__ = [
     "out",
     "print_event",
     "print_goal",
-    "printable",
+    "status_text",
     "write_json",
 ]
 
@@ -60,18 +63,6 @@ def out(*, err: bool = False) -> Console:
     return console
 
 
-def printable(text: str, *, keep: str = "") -> str:
-    """The text with every unprintable character as its escape sequence."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable() or character in keep
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 # -- for programs ------------------------------------------------------------------------------------
 
 
@@ -83,24 +74,9 @@ def write_json(document: object) -> None:
 # -- for people --------------------------------------------------------------------------------------
 
 
-def _moment(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M:%S") + f".{moment.microsecond // 1000:03d}"
-
-
-def _status(status: GoalStatus) -> Text:
+def status_text(status: GoalStatus) -> Text:
+    """A status in its colour."""
     return Text(status.value, _COLOURS[status])
-
-
-def _duration(time_ms: int) -> str:
-    return f"{time_ms / 1000:,.1f} s"
-
-
-def _tokens(goal: Goal) -> str:
-    if goal.token_budget is None:
-        return f"{goal.tokens_used:,} used, no budget"
-    return (
-        f"{goal.tokens_used:,} of {goal.token_budget:,} used, {goal.remaining_tokens:,} remaining"
-    )
 
 
 def budget_bar(console: Console, goal: Goal, cells: int = _BAR_CELLS) -> Text:
@@ -116,27 +92,38 @@ def budget_bar(console: Console, goal: Goal, cells: int = _BAR_CELLS) -> Text:
     )
 
 
-def print_goal(console: Console, goal: Goal, usage: ThreadUsage | None = None) -> None:
-    """A goal, a line for each thing to be said of it; with what its thread has used, if that is known."""
+def print_goal(
+    console: Console,
+    goal: Goal,
+    usage: ThreadUsage | None = None,
+    *,
+    parent_thread_id: str | None = None,
+    headroom: Headroom | None = None,
+) -> None:
+    """A goal, a line for each thing to be said of it; with what is known besides: what its thread has used,
+    whose goal it works for, and what it may still use.
+    """
     lines: list[tuple[str, str | Text]] = [
         ("thread", printable(goal.thread_id)),
         ("goal", goal.goal_id),
+        *_parent(goal, parent_thread_id),
         ("objective", _paragraph(goal.objective)),
-        ("status", _status(goal.status)),
+        ("status", status_text(goal.status)),
     ]
     if goal.blocked_reason is not None:
         lines.append(("blocked", _paragraph(goal.blocked_reason)))
     if goal.resume_at is not None:
-        lines.append(("limited", f"until {_moment(goal.resume_at)} UTC"))
+        lines.append(("limited", f"until {moment(goal.resume_at)} UTC"))
     lines += [
-        ("tokens", _tokens(goal)),
+        ("tokens", figures.used(BudgetKind.TOKENS, goal.tokens_used, goal.token_budget)),
         ("budget", budget_bar(console, goal)),
-        ("time", _duration(goal.time_used_ms)),
-        ("created", f"{_moment(goal.created_at)} UTC"),
-        ("updated", f"{_moment(goal.updated_at)} UTC"),
+        *figures.budget_lines(goal),
+        *([] if headroom is None else [("headroom", figures.left(headroom, goal))]),
+        ("created", f"{moment(goal.created_at)} UTC"),
+        ("updated", f"{moment(goal.updated_at)} UTC"),
     ]
     if usage is not None:
-        total = usage.info.total
+        total = usage.total
         said = f"{total.total_tokens:,} tokens in the whole thread"
         if total.cached_input_tokens:
             said += f", {total.cached_input_tokens:,} of them cached and free"
@@ -147,50 +134,94 @@ def print_goal(console: Console, goal: Goal, usage: ThreadUsage | None = None) -
         console.print(Text.assemble((f"{name:<{_NAME_CELLS}}", "bold"), text), soft_wrap=True)
 
 
+def _parent(goal: Goal, thread_id: str | None) -> list[tuple[str, str]]:
+    if goal.parent_goal_id is None:
+        return []
+    thread = "" if thread_id is None else f"thread {printable(thread_id)}, "
+    return [("parent", f"{thread}goal {goal.parent_goal_id}")]
+
+
 def _paragraph(text: str) -> str:
     """A text of several lines, indented beside a name."""
     return printable(text, keep="\n").replace("\n", "\n" + " " * _NAME_CELLS)
 
 
-def goal_table(console: Console, goals: Iterable[Goal]) -> Table:
-    """A table of goals, one per row."""
+def goal_table(console: Console, goals: Sequence[Goal]) -> Table:
+    """A table of goals, one per row. Of cost, calls and time there is a column where a goal has any."""
+    others = {
+        kind: column
+        for kind in (BudgetKind.COST, BudgetKind.CALLS, BudgetKind.TIME)
+        if any(column := [_cell(goal, kind) for goal in goals])
+    }
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("thread", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("budget", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    for kind in others:
+        table.add_column(kind.value, justify="right", no_wrap=True)
     table.add_column("objective", no_wrap=True, overflow="ellipsis", max_width=60)
-    for goal in goals:
+    for row, goal in enumerate(goals):
         table.add_row(
             Text(printable(goal.thread_id)),
-            _status(goal.status),
+            status_text(goal.status),
             f"{goal.tokens_used:,}",
             "" if goal.token_budget is None else f"{goal.token_budget:,}",
             "" if goal.token_budget is None else budget_bar(console, goal, 10),
+            *(column[row] for column in others.values()),
             Text(printable(goal.objective)),
         )
     return table
 
 
+def _cell(goal: Goal, kind: BudgetKind) -> str:
+    if kind is BudgetKind.COST:
+        return figures.used_of(kind, goal.cost_used_nanos, goal.cost_budget_nanos)
+    if kind is BudgetKind.CALLS:
+        return figures.used_of(kind, goal.calls_used, goal.call_budget)
+    return figures.used_of(kind, goal.time_used_ms, goal.time_budget_ms)
+
+
 def print_event(console: Console, event: GoalEvent, *, of_many: bool) -> None:
     """An event in one line, with its thread where the events are of many goals."""
     line = Text.assemble(
-        (f"{event.position:>6}  {_moment(event.occurred_at)}  ", "dim"),
-        f"{event.kind.value:<17}",
-        _status(event.goal_status),
+        (f"{event.position:>6}  {moment(event.occurred_at)}  ", "dim"),
+        f"{event.kind.value:<19}",
+        status_text(event.goal_status),
     )
-    if event.kind is EventKind.USAGE_ACCOUNTED:
-        budget = "" if event.token_budget is None else f" of {event.token_budget:,}"
-        line.append(f"  +{event.tokens_delta:,} tokens = {event.cumulative_tokens:,}{budget}")
-        if event.time_delta_ms:
-            line.append(f"  +{_duration(event.time_delta_ms)}")
-    elif event.kind is EventKind.STATUS_CHANGED and event.previous_status is not None:
-        line.append(f"  was {event.previous_status.value}")
-    elif event.replaced_goal_id is not None:
-        line.append(f"  in place of {event.replaced_goal_id}")
+    line.append("".join(f"  {said}" for said in _said(event)))
     if of_many:
         line.append(f"  thread {printable(event.thread_id)}")
     if event.turn_id is not None:
         line.append(f"  turn {printable(event.turn_id)}", "dim")
     console.print(line, soft_wrap=True)
+
+
+def _said(event: GoalEvent) -> Iterator[str]:
+    """What there is to say of an event of its kind."""
+    if event.kind is EventKind.USAGE_ACCOUNTED:
+        budget = "" if event.token_budget is None else f" of {event.token_budget:,}"
+        yield f"+{event.tokens_delta:,} tokens = {event.cumulative_tokens:,}{budget}"
+        if event.cost_delta_nanos:
+            total = figures.cost(event.cumulative_cost_nanos or 0)
+            yield f"+{figures.cost(event.cost_delta_nanos)} cost = {total}"
+        if event.time_delta_ms:
+            yield f"+{figures.duration(event.time_delta_ms)}"
+        if event.estimate is not None:
+            yield f"estimate {event.estimate}"
+        if event.origin_goal_id is not None:
+            yield f"for goal {event.origin_goal_id}"
+    elif event.kind is EventKind.THRESHOLD_CROSSED:
+        crossed = event.details
+        kind = BudgetKind(crossed["budget"])
+        used, limit = (figures.amount(kind, crossed[name]) for name in ("used", "limit"))
+        yield f"{crossed['fraction'] * 100:g} % of {kind}: {used} of {limit}"
+    elif event.kind is EventKind.BUDGET_CHANGED:
+        was, now = event.details["was"], event.details["now"]
+        for name in now:
+            yield figures.budget_change(name, was[name], now[name])
+    elif event.kind is EventKind.STATUS_CHANGED and event.previous_status is not None:
+        yield f"was {event.previous_status.value}"
+    elif event.replaced_goal_id is not None:
+        yield f"in place of {event.replaced_goal_id}"

@@ -102,7 +102,7 @@ def _copy_thread(database: str, copy: GoalStore, thread_id: str) -> None:
         if goal is not None and goal.goal_id == goal_id:
             repository.import_goal(goal)
         if usage is not None:
-            repository.set_baseline(thread_id, usage.info, turn_id=usage.turn_id)
+            repository.set_baseline(thread_id, usage)
         if goal is not None and goal.goal_id != goal_id:
             repository.import_goal(goal)
 

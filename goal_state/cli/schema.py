@@ -10,9 +10,10 @@ import click
 
 from goal_state import migrate
 from goal_state.cli.confirming import confirm
+from goal_state.cli.figures import printable
 from goal_state.cli.opening import Location, locate, locate_existing, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
-from goal_state.cli.output import printable, write_json
+from goal_state.cli.output import write_json
 from goal_state.storage.schema import HEAD_REVISION
 from goal_state.storage.sqlite.connections import vacuum
 from goal_state.storage.sqlite.location import create_file

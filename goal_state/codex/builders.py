@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from goal_state.codex.rollout import RolloutWriter
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from goal_state.storage.identifiers import new_id
 
 __all__ = [
@@ -30,7 +30,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TURN_ID: Final = "turn-1"
 """The one turn of every rollout that is built here."""
 
-USAGE: Final = TokenUsageInfo(
+USAGE: Final = ThreadUsage(
     total=TokenUsage(
         input_tokens=1_200,
         cached_input_tokens=350,
@@ -48,6 +48,7 @@ USAGE: Final = TokenUsageInfo(
         total_tokens=505,
     ),
     model_context_window=200_000,
+    turn_id=TURN_ID,
 )
 """A usage in which no two numbers are equal and none is zero, so that fields that were swapped or left out
 show."""
@@ -75,12 +76,12 @@ def rollout(
 
 def rollout_with_token_usage(
     home: str | os.PathLike[str],
-    usage: TokenUsageInfo = USAGE,
+    usage: ThreadUsage = USAGE,
     *,
     started_at: datetime | None = None,
     text: str = "Hello",
 ) -> str:
-    """A thread that has used `usage`. Other arguments, result and errors as for `rollout`."""
+    """A thread whose turn has used `usage`. Other arguments, result and errors as for `rollout`."""
     return _write(home, started_at, text, usage=usage)
 
 
@@ -116,7 +117,7 @@ def _write(
     started_at: datetime | None,
     text: str,
     *,
-    usage: TokenUsageInfo | None = None,
+    usage: ThreadUsage | None = None,
     source: str | Mapping[str, Any] = "cli",
     text_elements: Iterable[Mapping[str, Any]] = (),
 ) -> str:
@@ -167,7 +168,7 @@ def _write(
     return thread_id
 
 
-def _usage_lines(thread_id: str, usage: TokenUsageInfo) -> list[tuple[str, dict[str, Any]]]:
+def _usage_lines(thread_id: str, usage: ThreadUsage) -> list[tuple[str, dict[str, Any]]]:
     """A usage as it is recorded: the response's own line, and the count that clients were told."""
     total, last = asdict(usage.total), asdict(usage.last)
     record = {
@@ -176,14 +177,14 @@ def _usage_lines(thread_id: str, usage: TokenUsageInfo) -> list[tuple[str, dict[
         "usage": last,
         "thread_token_usage": total,
     }
-    info = {
+    count = {
         "total_token_usage": total,
         "last_token_usage": last,
         "model_context_window": usage.model_context_window,
     }
     return [
         ("token_usage_record", record),
-        _event("token_count", info=info, rate_limits=None),
+        _event("token_count", info=count, rate_limits=None),
     ]
 
 

@@ -18,7 +18,7 @@ from goal_state.codex.messages import (
 )
 from goal_state.codex.outbox import Connection, Outbox
 from goal_state.codex.rollout import RolloutReader, RolloutTail, Turn, TurnStatus, find_rollout
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from goal_state.domain.values import check_name
 from goal_state.errors import GoalExistsError, InvalidValueError, ThreadNotFoundError
 from goal_state.store import GoalStore
@@ -35,9 +35,8 @@ class _Thread:
     """A live thread. Its lock is held from reading it to queueing what was read."""
 
     thread_id: str
-    info: TokenUsageInfo | None = None
+    usage: ThreadUsage | None = None
     turns: dict[str, TurnStatus] = field(default_factory=dict[str, TurnStatus])
-    usage_turn_id: str = ""
     unlisted_turn_id: str = ""
     """A turn before all of `turns` that is over. How it ended is not known, so it is not listed."""
     outboxes: dict[int, Outbox] = field(default_factory=dict[int, Outbox])
@@ -45,13 +44,13 @@ class _Thread:
 
     def restored(self) -> RestoredUsage | None:
         """What a client is told that attaches now."""
-        if self.info is None:
+        if self.usage is None:
             return None
         turns = [Turn(turn_id, status) for turn_id, status in self.turns.items()]
         turn_id = restored_turn_id(turns)
         if self.unlisted_turn_id and self.turns.get(turn_id) in (None, TurnStatus.IN_PROGRESS):
             turn_id = self.unlisted_turn_id
-        return RestoredUsage(self.thread_id, turn_id, self.info)
+        return RestoredUsage(self.thread_id, turn_id, self.usage)
 
     @property
     def is_running(self) -> bool:
@@ -186,18 +185,13 @@ class ThreadHub:
 
         def inherit(parent: _Thread) -> _Thread:
             listed = {turn_id: _when_over(status) for turn_id, status in parent.turns.items()}
-            return _Thread(
-                new_thread_id, parent.info, listed, parent.usage_turn_id, parent.unlisted_turn_id
-            )
+            return _Thread(new_thread_id, parent.usage, listed, parent.unlisted_turn_id)
 
         fork = self._within(thread_id, inherit, rollout, _checked_turns(turns))
         with fork.lock:
             try:
                 self._add(fork)
-                inherited = TokenUsage() if fork.info is None else fork.info
-                self._store.set_baseline(
-                    new_thread_id, inherited, turn_id=fork.usage_turn_id or None
-                )
+                self._store.set_baseline(new_thread_id, fork.usage or TokenUsage())
                 return self._attach(fork, connection, request_id, result)
             except BaseException:
                 self._forget(fork)
@@ -251,8 +245,9 @@ class ThreadHub:
 
         self._within_live(check_name("thread_id", thread_id), finish)
 
-    def usage_updated(self, thread_id: str, turn_id: str, info: TokenUsageInfo) -> None:
-        """The thread's usage is this now; everybody attached is told.
+    def usage_updated(self, thread_id: str, turn_id: str, usage: ThreadUsage) -> None:
+        """The thread's usage is this now, by this turn, whatever turn it names itself; everybody attached is
+        told.
 
         Within a turn a total that is lower than the one before is an older one, which came late: it is
         told to nobody.
@@ -262,15 +257,20 @@ class ThreadHub:
             InvalidValueError: an id is out of its bounds.
         """
         turn_id = check_name("turn_id", turn_id)
-        if not isinstance(info, TokenUsageInfo):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidValueError("info", f"must be a TokenUsageInfo, not {type(info).__name__}")
-        message = token_usage_updated(thread_id, turn_id, info)
+        if not isinstance(usage, ThreadUsage):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("usage", f"must be a ThreadUsage, not {type(usage).__name__}")
+        usage = usage.of_turn(turn_id)
+        message = token_usage_updated(thread_id, turn_id, usage)
 
         def update(thread: _Thread) -> None:
-            came_late = thread.info is not None and info.total.is_below(thread.info.total)
-            if came_late and turn_id == thread.usage_turn_id:
+            before = thread.usage
+            if (
+                before is not None
+                and usage.total.is_below(before.total)
+                and turn_id == before.turn_id
+            ):
                 return
-            thread.info, thread.usage_turn_id = info, turn_id
+            thread.usage = usage
             for connection_id, outbox in list(thread.outboxes.items()):
                 if not outbox.put(message):
                     del thread.outboxes[connection_id]
@@ -377,7 +377,7 @@ class ThreadHub:
             )
         recorded = RestoredUsage.from_tail(thread_id, tail)
         if recorded is not None:
-            self._store.reconcile(thread_id, recorded.info, turn_id=tail.usage_turn_id)
+            self._store.reconcile(thread_id, recorded.usage)
         usage = self._store.usage(thread_id)
         if must_exist and path is None and usage is None and self._store.get(thread_id) is None:
             raise ThreadNotFoundError(
@@ -388,14 +388,14 @@ class ThreadHub:
         stored = RestoredUsage.from_stored(thread_id, usage)
         restored = recorded
         if recorded is None or (
-            stored is not None and recorded.info.total.is_below(stored.info.total)
+            stored is not None and recorded.usage.total.is_below(stored.usage.total)
         ):
             restored = stored
         thread.turns = turns
         if restored is None:
             return
-        thread.info = restored.info
-        thread.usage_turn_id = turn_id = restored.turn_id or tail.last_turn_id or ""
+        turn_id = restored.turn_id or tail.last_turn_id or ""
+        thread.usage = restored.usage.of_turn(turn_id or None)
         if turn_id and turn_id not in turns:
             if recorded is not None and restored is stored:
                 # The rollout breaks off before this turn: nobody has seen it end.

@@ -23,7 +23,7 @@ from goal_state.codex.rollout import (
 )
 from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_status, status_by_budget
 from goal_state.domain.usage import ThreadUsage
-from goal_state.domain.values import check_amount, check_milliseconds, check_token_budget
+from goal_state.domain.values import check_amount, check_budget, check_milliseconds
 from goal_state.errors import (
     CodexSchemaError,
     DatabaseError,
@@ -260,9 +260,9 @@ class _Import:
             tail = RolloutReader(rollout.path).restored(self._newest.get)
         except (RolloutError, OSError) as error:
             return f"cannot be read: {error}"
-        if tail.info is None:
+        usage = tail.usage
+        if usage is None:
             return "states no usage"
-        usage = ThreadUsage(tail.info, tail.usage_turn_id)
         try:
             known = self._store.usage(thread_id)
             if known is None and not self._dry_run:
@@ -279,14 +279,14 @@ def _state(repository: GoalRepository, thread_id: str, usage: ThreadUsage) -> Th
     """States what a thread has used; returns what another process has stated meanwhile, if one has."""
     known = repository.usage(thread_id)
     if known is None:
-        repository.set_baseline(thread_id, usage.info, turn_id=usage.turn_id)
+        repository.set_baseline(thread_id, usage)
     return known
 
 
 def _why_kept(known: ThreadUsage, usage: ThreadUsage) -> str:
-    if known.info.total == usage.info.total:
+    if known.total == usage.total:
         return "its usage was imported already"
-    if known.info.total.is_below(usage.info.total):
+    if known.total.is_below(usage.total):
         return "the store knows less of the thread: resume it there, and the difference is charged"
     return "the store knows more of the thread"
 
@@ -301,7 +301,7 @@ def _goal(row: tuple[Any, ...]) -> Goal:
         goal_id,
         objective,
         check_status(status),
-        check_token_budget(budget),
+        check_budget("token_budget", budget),
         check_amount("tokens_used", tokens),
         check_milliseconds("time_used_seconds", seconds),
         created_ms,

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from goal_state.codex.rollout import RolloutTail, Turn, TurnStatus
 from goal_state.domain.goals import Goal
-from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 
 __all__ = [
     "Message",
@@ -41,30 +41,30 @@ class RestoredUsage:
     Attributes:
         thread_id: the thread that the client asked for; of a fork, its own.
         turn_id: see `restored_turn_id`; of a fork, the original turn.
-        info: the usage.
+        usage: the usage, with its own turn, which need not be the one that is told.
     """
 
     thread_id: str
     turn_id: str
-    info: TokenUsageInfo
+    usage: ThreadUsage
 
     @classmethod
     def from_tail(cls, thread_id: str, tail: RolloutTail) -> RestoredUsage | None:
         """From the end of the rollout of a thread that is not running: none of its turns is in progress
         any more. None where it has no usage.
         """
-        return None if tail.info is None else cls(thread_id, tail.last_turn_id or "", tail.info)
+        return None if tail.usage is None else cls(thread_id, tail.last_turn_id or "", tail.usage)
 
     @classmethod
     def from_stored(cls, thread_id: str, usage: ThreadUsage | None) -> RestoredUsage | None:
         """From the store's baseline of a thread. None where it has none, or has used nothing yet."""
-        if usage is None or usage.info.total == TokenUsage():
+        if usage is None or usage.total == TokenUsage():
             return None
-        return cls(thread_id, usage.turn_id or "", usage.info)
+        return cls(thread_id, usage.turn_id or "", usage)
 
     def message(self) -> Message:
         """The notification."""
-        return token_usage_updated(self.thread_id, self.turn_id, self.info)
+        return token_usage_updated(self.thread_id, self.turn_id, self.usage)
 
 
 def response(request_id: int | str, result: Mapping[str, Any]) -> Message:
@@ -72,9 +72,9 @@ def response(request_id: int | str, result: Mapping[str, Any]) -> Message:
     return {"jsonrpc": "2.0", "id": request_id, "result": dict(result)}
 
 
-def token_usage_updated(thread_id: str, turn_id: str, info: TokenUsageInfo) -> Message:
+def token_usage_updated(thread_id: str, turn_id: str, usage: ThreadUsage) -> Message:
     """The notification of what a thread has used."""
-    params = {"threadId": thread_id, "turnId": turn_id, "tokenUsage": info.to_mapping()}
+    params = {"threadId": thread_id, "turnId": turn_id, "tokenUsage": usage.to_mapping()}
     return _notification("thread/tokenUsage/updated", params)
 
 

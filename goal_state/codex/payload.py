@@ -7,12 +7,15 @@ from typing import Any, Final
 
 from goal_state.analytics.version import library_version
 from goal_state.codex.runtime import machine_arch, os_name, os_version
-from goal_state.domain.events import GoalEvent
+from goal_state.domain.events import EventKind, GoalEvent
 from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import InvalidValueError
 
 __all__ = ["CodexPayload"]
 
+_KINDS: Final = frozenset(
+    {EventKind.CREATED, EventKind.USAGE_ACCOUNTED, EventKind.STATUS_CHANGED, EventKind.CLEARED}
+)
 _NAMES: Final = (
     "client_name",
     "client_version",
@@ -83,8 +86,12 @@ class CodexPayload:
             check_optional_name(name, getattr(self, name))
         _check_flag("experimental_api_enabled", self.experimental_api_enabled)
 
-    def __call__(self, event: GoalEvent) -> dict[str, Any]:
-        """What is sent, ready for JSON: the recorded events' fields, in their order, with their nulls."""
+    def __call__(self, event: GoalEvent) -> dict[str, Any] | None:
+        """What is sent, ready for JSON: the recorded events' fields, in their order, with their nulls. Of a
+        kind of event that Codex does not know nothing is sent.
+        """
+        if event.kind not in _KINDS:
+            return None
         return {
             "event_type": "codex_goal_event",
             "event_params": {

@@ -18,9 +18,10 @@ from typing import Final, NamedTuple, Protocol, Self
 from goal_state.delivery.wake_up import WakeUp
 from goal_state.domain.events import GoalEvent
 from goal_state.errors import DatabaseError, DeliveryError, StoreClosedError
+from goal_state.storage import wall_clock
 from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.identifiers import new_id
-from goal_state.storage.repository import GoalRepository, wall_clock_ms
+from goal_state.storage.repository import GoalRepository
 
 __all__ = ["Consumer", "ConsumerSource", "Sink"]
 
@@ -379,11 +380,11 @@ class Consumer:
         def claim(repository: GoalRepository) -> bool:
             nonlocal position
             position = ConsumerCursors(repository.executor).claim(
-                self.name, self._holder, lease_ms=self._lease_ms, now_ms=wall_clock_ms()
+                self.name, self._holder, lease_ms=self._lease_ms, now_ms=wall_clock.now_ms()
             )
             return position is not None
 
-        is_free = known is None or known.is_free_for(self._holder, wall_clock_ms())
+        is_free = known is None or known.is_free_for(self._holder, wall_clock.now_ms())
         self._is_standby = not (is_free and self._source.transact(claim))
         if not self._is_standby:
             self._renewed_at = began
@@ -397,7 +398,7 @@ class Consumer:
         cursor = self._source.read_cursor(self.name)
         if cursor is None or (cursor.holder, cursor.position) != (self._holder, position):
             return False
-        left_ms = (cursor.lease_expires_at_ms or 0) - wall_clock_ms()
+        left_ms = (cursor.lease_expires_at_ms or 0) - wall_clock.now_ms()
         left_s = self._renewed_at + self._lease_ms / 1000 - time.monotonic()
         if self._lease_ms / 2 <= left_ms <= self._lease_ms and left_s >= self._lease_ms / 2000:
             return True
@@ -407,7 +408,7 @@ class Consumer:
         began = time.monotonic()
         kept = self._source.transact(
             lambda repository: ConsumerCursors(repository.executor).renew(
-                self.name, self._holder, lease_ms=self._lease_ms, now_ms=wall_clock_ms()
+                self.name, self._holder, lease_ms=self._lease_ms, now_ms=wall_clock.now_ms()
             )
         )
         if kept:
@@ -426,7 +427,7 @@ class Consumer:
                 self._holder,
                 last.position,
                 lease_ms=self._lease_ms,
-                now_ms=wall_clock_ms(),
+                now_ms=wall_clock.now_ms(),
             )
 
         if not self._source.transact(advance):
@@ -464,7 +465,7 @@ class Consumer:
     def _release_lease(self) -> None:
         def release(repository: GoalRepository) -> bool:
             ConsumerCursors(repository.executor).release(
-                self.name, self._holder, now_ms=wall_clock_ms()
+                self.name, self._holder, now_ms=wall_clock.now_ms()
             )
             return True
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Any, Final, Literal
 
+from goal_state.domain.budgets import (
+    BudgetKind,
+    Budgets,
+    exhausted_budgets,
+    is_exhausted,
+    warn_millionths,
+)
 from goal_state.domain.plain import iso, plain_fields
+from goal_state.domain.prices import decimal_cost
 from goal_state.domain.records import changed, copier
 from goal_state.domain.values import (
     check_amount,
+    check_budget,
     check_name,
     check_objective,
     check_stored_time_ms,
-    check_token_budget,
 )
 from goal_state.errors import InvalidValueError
 
 __all__ = [
     "KEEP",
+    "MAX_DEPTH",
     "Accounting",
     "AccountingMode",
     "Goal",
@@ -33,6 +43,7 @@ __all__ = [
     "goal_draft",
     "requested_status",
     "status_by_budget",
+    "takes_charge",
     "utc_from_ms",
 ]
 
@@ -49,7 +60,7 @@ class GoalStatus(StrEnum):
     USAGE_LIMITED = "usage_limited"
     """The provider refuses more usage for now."""
     BUDGET_LIMITED = "budget_limited"
-    """The token budget is used up."""
+    """A budget of its own is reached."""
     COMPLETE = "complete"
     """Reached."""
 
@@ -83,11 +94,25 @@ class Goal:
         objective: what is to be reached, 1 to 4000 characters.
         status: see `GoalStatus`.
         token_budget: the tokens that it may use, or None for no bound.
-        tokens_used: the tokens that were charged to it (cached input is free).
+        tokens_used: the tokens that were charged to it (which ones count: `counted_tokens`).
         time_used_ms: the active time that was charged to it, in milliseconds.
         created_at_ms, updated_at_ms: Unix times in milliseconds.
         resume_at_ms: when the provider's limit ends (Unix ms), while `usage_limited` and if known.
         blocked_reason: what it waits for, while `blocked` and if said.
+        cost_budget_nanos, cost_used_nanos: what it may cost and has cost, in 10^-9 of the currency of the
+            prices; see `cost_budget` and `cost_used`.
+        call_budget, calls_used: the model calls that it may make and has made.
+        time_budget_ms: the active time that it may take, in milliseconds.
+        deadline_ms: when it must be done (Unix ms).
+        warn_fractions: the fractions of `warn_at`, as text.
+        unpriced_tokens: of `tokens_used`, those whose cost nobody knows: `cost_used` lacks what they cost.
+        estimated_tokens: of `tokens_used`, those that stand for calls whose usage never became known.
+        parent_goal_id: the goal that it was made under; it pays for this one, too.
+        ancestor_goal_ids: that one and those above it, the root first, joined by blanks.
+        live_holds, held_tokens, held_cost_nanos, held_calls: how many holds, on it and on the goals below
+            it, have not ended, and what they set aside. No used figure contains them.
+        claim_number: how often it was claimed by another owner than before; see `claim`.
+        claim_owner, claim_expires_at_ms: who claimed it last, and until when (Unix ms).
     """
 
     thread_id: str
@@ -101,6 +126,66 @@ class Goal:
     updated_at_ms: int
     resume_at_ms: int | None = None
     blocked_reason: str | None = None
+    cost_budget_nanos: int | None = None
+    cost_used_nanos: int = 0
+    call_budget: int | None = None
+    calls_used: int = 0
+    time_budget_ms: int | None = None
+    deadline_ms: int | None = None
+    warn_fractions: str | None = None
+    unpriced_tokens: int = 0
+    estimated_tokens: int = 0
+    parent_goal_id: str | None = None
+    ancestor_goal_ids: str | None = None
+    live_holds: int = 0
+    held_tokens: int = 0
+    held_cost_nanos: int = 0
+    held_calls: int = 0
+    claim_number: int = 0
+    claim_owner: str | None = None
+    claim_expires_at_ms: int | None = None
+
+    @property
+    def cost_budget(self) -> Decimal | None:
+        """What it may cost, in the currency of the prices; None for no bound."""
+        return None if self.cost_budget_nanos is None else decimal_cost(self.cost_budget_nanos)
+
+    @property
+    def cost_used(self) -> Decimal:
+        """What it has cost as far as prices are known, in their currency; see `unpriced_tokens`."""
+        return decimal_cost(self.cost_used_nanos)
+
+    @property
+    def time_budget(self) -> float | None:
+        """The active time that it may take, in seconds; None for no bound."""
+        return None if self.time_budget_ms is None else self.time_budget_ms / 1000
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When it must be done, in UTC; None where it need not. The first change after it notices it."""
+        return None if self.deadline_ms is None else utc_from_ms(self.deadline_ms)
+
+    @property
+    def warn_at(self) -> tuple[float, ...]:
+        """The fractions of its budgets that an event is to tell of as they are passed."""
+        return tuple(each / 1_000_000 for each in warn_millionths(self.warn_fractions))
+
+    @property
+    def exhausted(self) -> tuple[BudgetKind, ...]:
+        """Which of its own budgets are reached; the deadline from the first change after it."""
+        return exhausted_budgets(self)
+
+    @property
+    def budgets(self) -> Budgets:
+        """All that bounds it, as it is stored."""
+        return Budgets(
+            self.token_budget,
+            self.cost_budget_nanos,
+            self.call_budget,
+            self.time_budget_ms,
+            self.deadline_ms,
+            self.warn_fractions,
+        )
 
     @property
     def time_used_seconds(self) -> int:
@@ -133,12 +218,18 @@ class Goal:
         return None if self.token_budget is None else max(self.token_budget - self.tokens_used, 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: every field, and as people read them the times (ISO 8601), the whole seconds and
-        what is left of the budget.
+        """Ready for JSON: every field, and as people read them the times (ISO 8601), the whole seconds,
+        the costs (decimal numbers as text), what is left of the token budget and which budgets are reached.
         """
         return plain_fields(self) | {
             "remaining_tokens": self.remaining_tokens,
             "time_used_seconds": self.time_used_seconds,
+            "time_budget_seconds": self.time_budget,
+            "cost_budget": None if self.cost_budget is None else f"{self.cost_budget:f}",
+            "cost_used": f"{self.cost_used:f}",
+            "deadline": None if self.deadline is None else iso(self.deadline),
+            "warn_at": list(self.warn_at),
+            "exhausted": [kind.value for kind in self.exhausted],
             "created_at": iso(self.created_at),
             "updated_at": iso(self.updated_at),
             "resume_at": None if self.resume_at is None else iso(self.resume_at),
@@ -220,51 +311,59 @@ def _unknown(value: object, known: list[GoalStatus] | list[AccountingMode]) -> s
     return f"must be one of {', '.join(known)}, is {shown[:80]}"
 
 
-def _is_spent(tokens_used: int, token_budget: int | None) -> bool:
-    return token_budget is not None and tokens_used >= token_budget
-
-
 def requested_status(
-    current: GoalStatus,
-    requested: GoalStatus | Literal[Keep.KEEP],
-    *,
-    tokens_used: int,
-    token_budget: int | None,
+    current: GoalStatus, requested: GoalStatus | Literal[Keep.KEEP], *, exhausted: bool
 ) -> GoalStatus:
-    """The status that a goal takes when a host asks for one, or (KEEP) changes its budget alone.
+    """The status that a goal takes when a host asks for one, or (KEEP) changes its budgets alone.
 
-    A goal whose budget is spent cannot be active; one that is budget limited is not made to look merely
-    paused or blocked.
+    A goal of which a budget is exhausted cannot be active; one that is budget limited is not made to look
+    merely paused or blocked.
     """
     status = current if isinstance(requested, Keep) else requested
-    if status is GoalStatus.ACTIVE and _is_spent(tokens_used, token_budget):
+    if status is GoalStatus.ACTIVE and exhausted:
         return GoalStatus.BUDGET_LIMITED
     if current is GoalStatus.BUDGET_LIMITED and status in (GoalStatus.PAUSED, GoalStatus.BLOCKED):
         return current
     return status
 
 
-def charged_status(
-    current: GoalStatus, mode: AccountingMode, *, tokens_used: int, token_budget: int | None
-) -> GoalStatus | None:
-    """The status after a charge that brings the usage to `tokens_used`; None if it is not accepted."""
-    if current not in _ACCEPTING[mode]:
-        return None
+def takes_charge(status: GoalStatus, mode: AccountingMode) -> bool:
+    """Whether a goal in a status takes a charge."""
+    return status in _ACCEPTING[mode]
+
+
+def charged_status(current: GoalStatus, mode: AccountingMode) -> GoalStatus:
+    """The status after a charge that was taken and that leaves a budget reached."""
     flips = current is GoalStatus.ACTIVE or mode is AccountingMode.ACTIVE_OR_STOPPED
-    if flips and _is_spent(tokens_used, token_budget):
-        return GoalStatus.BUDGET_LIMITED
-    return current
+    return GoalStatus.BUDGET_LIMITED if flips else current
 
 
 _GOAL_ID_CHARACTERS: Final = 36
+_BUDGETS: Final = ("token_budget", "cost_budget_nanos", "call_budget", "time_budget_ms")
+_AMOUNTS: Final = (
+    "tokens_used",
+    "time_used_ms",
+    "cost_used_nanos",
+    "calls_used",
+    "unpriced_tokens",
+    "estimated_tokens",
+    "live_holds",
+    "held_tokens",
+    "held_cost_nanos",
+    "held_calls",
+    "claim_number",
+)
+
+MAX_DEPTH: Final = 16
+"""The most goals one under the other, the root counted."""
+
 _MAX_TIME_MS: Final = 253_402_300_799_999
 """The last millisecond that a datetime can tell."""
 
 
 def status_by_budget(goal: Goal) -> GoalStatus:
-    """Active, or budget limited where the usage has reached the budget."""
-    spent = _is_spent(goal.tokens_used, goal.token_budget)
-    return GoalStatus.BUDGET_LIMITED if spent else GoalStatus.ACTIVE
+    """Active, or budget limited where a budget is reached."""
+    return GoalStatus.BUDGET_LIMITED if is_exhausted(goal) else GoalStatus.ACTIVE
 
 
 def check_goal_id(field: str, value: object) -> str:
@@ -273,6 +372,23 @@ def check_goal_id(field: str, value: object) -> str:
     if len(text) != _GOAL_ID_CHARACTERS:
         raise InvalidValueError(field, f"must be a UUID of {_GOAL_ID_CHARACTERS} characters")
     return text
+
+
+def _check_ancestors(goal: Goal) -> None:
+    text = goal.ancestor_goal_ids
+    if not isinstance(text, str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValueError("ancestor_goal_ids", f"must be text, not {type(text).__name__}")
+    ids = [] if text is None else text.split(" ")
+    for goal_id in ids:
+        check_goal_id("ancestor_goal_ids", goal_id)
+    if len(ids) >= MAX_DEPTH:
+        raise InvalidValueError("ancestor_goal_ids", f"must be fewer than {MAX_DEPTH}")
+    if len({goal.goal_id, *ids}) <= len(ids):
+        raise InvalidValueError(
+            "ancestor_goal_ids", "must not hold a goal twice, nor the goal itself"
+        )
+    if goal.parent_goal_id != (ids[-1] if ids else None):
+        raise InvalidValueError("parent_goal_id", "must be the last of ancestor_goal_ids")
 
 
 def check_goal(goal: Goal) -> Goal:
@@ -284,16 +400,29 @@ def check_goal(goal: Goal) -> Goal:
     check_name("thread_id", goal.thread_id)
     check_goal_id("goal_id", goal.goal_id)
     objective, status = check_objective(goal.objective), check_status(goal.status)
-    check_token_budget(goal.token_budget)
-    check_amount("tokens_used", goal.tokens_used)
-    check_amount("time_used_ms", goal.time_used_ms)
+    for field in _BUDGETS:
+        check_budget(field, getattr(goal, field))
+    if goal.deadline_ms is not None:
+        check_stored_time_ms("deadline_ms", goal.deadline_ms)
+    warn_millionths(goal.warn_fractions)
+    for field in _AMOUNTS:
+        check_amount(field, getattr(goal, field))
+    for field in ("unpriced_tokens", "estimated_tokens"):
+        if getattr(goal, field) > goal.tokens_used:
+            raise InvalidValueError(field, "must not be more than tokens_used")
+    _check_ancestors(goal)
+    if (goal.claim_owner is None) != (goal.claim_expires_at_ms is None):
+        raise InvalidValueError("claim_owner", "goes with claim_expires_at_ms")
+    if goal.claim_owner is not None:
+        check_name("claim_owner", goal.claim_owner)
+        check_stored_time_ms("claim_expires_at_ms", goal.claim_expires_at_ms)
     for field in ("created_at_ms", "updated_at_ms"):
         if check_amount(field, getattr(goal, field)) > _MAX_TIME_MS:
             raise InvalidValueError(field, "must be a time before the year 10000")
     if goal.updated_at_ms < goal.created_at_ms:
         raise InvalidValueError("updated_at_ms", "must not be before created_at_ms")
     if status is GoalStatus.ACTIVE and status_by_budget(goal) is not GoalStatus.ACTIVE:
-        raise InvalidValueError("status", "must not be active: the token budget is used up")
+        raise InvalidValueError("status", "must not be active: a budget is used up")
     if goal.resume_at_ms is not None:
         check_stored_time_ms("resume_at_ms", goal.resume_at_ms)
         if status is not GoalStatus.USAGE_LIMITED:

@@ -5,11 +5,14 @@ So a malformed call is refused before a transaction begins, and what is carried 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy as copy_of
-from typing import Generic, Literal, Self, TypeVar
+from decimal import Decimal
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from goal_state.domain.counting import CountingFunction
+from goal_state.domain.amounts import Amounts
+from goal_state.domain.budgets import Budgets, changed_budgets, check_budgets
+from goal_state.domain.events import Estimate
 from goal_state.domain.goals import (
     KEEP,
     Accounting,
@@ -20,15 +23,18 @@ from goal_state.domain.goals import (
     check_mode,
     check_status,
 )
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.prices import check_cost, decimal_cost
+from goal_state.domain.tags import check_tags
+from goal_state.domain.tariff import Tariff
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from goal_state.domain.values import (
     check_amount,
+    check_claim,
     check_milliseconds,
     check_name,
     check_objective,
     check_optional_name,
     check_time_ms,
-    check_token_budget,
 )
 from goal_state.errors import InvalidValueError
 
@@ -55,9 +61,9 @@ class Request(Generic[Result_co]):
 
     __slots__ = ()
 
-    def counted(self, counted_tokens: CountingFunction) -> Self:  # noqa: ARG002
-        """The request with the tokens of its usages counted, where it is a charge of any. A host's own
-        function may do that, so it is done once, on the caller's thread, before the transaction.
+    def rated(self, tariff: Tariff) -> Self:  # noqa: ARG002
+        """The request with its usages counted and priced, where it is a charge of any. A host's own functions
+        may do that, so it is done once, on the caller's thread, before the transaction.
         """
         return self
 
@@ -73,25 +79,35 @@ class ThreadRequest(Request[Result_co]):
 
 
 class CreateGoal(ThreadRequest[Goal]):
-    """A new goal; `replace` also where there is one that is not complete."""
+    """A new goal.
 
-    __slots__ = ("objective", "replace", "status", "token_budget")
+    Attributes:
+        where: `"free"`: where there is none, or only a complete one; `"anyway"`: in place of any;
+            `"missing"`: where there is none, else the goal that there is.
+        parent: the thread under whose goal it is made.
+    """
+
+    __slots__ = ("budgets", "objective", "parent", "status", "where")
 
     def __init__(
         self,
         thread_id: object,
         objective: object,
-        token_budget: object,
         status: object,
+        parent: object,
         turn_id: object,
         *,
-        replace: bool,
+        where: Literal["free", "anyway", "missing"],
+        **budgets: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
         self.objective: str = check_objective(objective)
-        self.token_budget: int | None = check_token_budget(token_budget)
+        self.budgets: Budgets = check_budgets(**budgets)
         self.status: GoalStatus = check_status(status)
-        self.replace: bool = replace
+        self.parent: str | None = check_optional_name("parent", parent)
+        self.where: Literal["free", "anyway", "missing"] = where
+        if self.parent == self.thread_id:
+            raise InvalidValueError("parent", "must be another thread than the goal's own")
 
 
 class ChangeGoal(ThreadRequest[Goal]):
@@ -99,11 +115,12 @@ class ChangeGoal(ThreadRequest[Goal]):
 
     __slots__ = (
         "blocked_reason",
+        "budgets",
+        "claim",
         "expected_goal_id",
         "objective",
         "resume_at_ms",
         "status",
-        "token_budget",
     )
 
     def __init__(
@@ -111,20 +128,22 @@ class ChangeGoal(ThreadRequest[Goal]):
         thread_id: object,
         objective: object,
         status: object,
-        token_budget: object,
         resume_at: object,
         blocked_reason: object,
         expected_goal_id: object,
         turn_id: object,
+        claim: object,
+        **budgets: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
+        self.claim: int | None = check_claim(claim)
         self.objective: str | Literal[Keep.KEEP] = (
             KEEP if isinstance(objective, Keep) else check_objective(objective)
         )
         self.status: GoalStatus | Literal[Keep.KEEP] = (
             KEEP if isinstance(status, Keep) else check_status(status)
         )
-        self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.budgets: dict[str, Any] = changed_budgets(KEEP, **budgets)
         self.resume_at_ms: int | None = (
             None if resume_at is None else check_time_ms("resume_at", resume_at)
         )
@@ -141,15 +160,21 @@ class ChangeGoal(ThreadRequest[Goal]):
 
 
 class ResumeGoal(ThreadRequest[Goal]):
-    """A goal shall be active again, with another budget if one is given."""
+    """A goal shall be active again, with other budgets if any are given."""
 
-    __slots__ = ("expected_goal_id", "token_budget")
+    __slots__ = ("budgets", "claim", "expected_goal_id")
 
     def __init__(
-        self, thread_id: object, token_budget: object, expected_goal_id: object, turn_id: object
+        self,
+        thread_id: object,
+        expected_goal_id: object,
+        turn_id: object,
+        claim: object,
+        **budgets: object,
     ) -> None:
         super().__init__(thread_id, turn_id)
-        self.token_budget: int | Literal[Keep.KEEP] | None = _check_new_budget(token_budget)
+        self.claim: int | None = check_claim(claim)
+        self.budgets: dict[str, Any] = changed_budgets(KEEP, **budgets)
         self.expected_goal_id: str | None = check_optional_name(
             "expected_goal_id", expected_goal_id
         )
@@ -175,11 +200,21 @@ class Charge(ThreadRequest[Accounting]):
     """
 
     __slots__ = (
+        "calls",
+        "claim",
+        "cost_nanos",
+        "estimate",
+        "estimated_tokens",
         "expected_goal_id",
+        "hold_id",
         "idempotency_key",
         "key",
         "mode",
+        "model",
+        "names_cost",
         "response_id",
+        "settles",
+        "tags_json",
         "time_ms",
         "tokens",
         "usage",
@@ -191,18 +226,28 @@ class Charge(ThreadRequest[Accounting]):
         usage: object = None,
         *,
         tokens: int = 0,
+        cost: Decimal | int | str | None = None,
         seconds: float = 0,
+        model: str | None = None,
         mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
         expected_goal_id: str | None = None,
         turn_id: str | None = None,
         response_id: str | None = None,
         idempotency_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        claim: int | None = None,
+        settles: str | None = None,
     ) -> None:
         self.thread_id: str = check_name("thread_id", thread_id)
         self.turn_id: str | None = None if turn_id is None else check_name("turn_id", turn_id)
         self.usage: TokenUsage | None = None if usage is None else TokenUsage.of(usage)
         self.tokens: int = check_amount("tokens", tokens)
         self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.cost_nanos: int | None = None if cost is None else check_cost("cost", cost)
+        self.names_cost: bool = cost is not None
+        """Whether the cost is the caller's own figure, and not a price of today."""
+        self.model: str | None = None if model is None else check_name("model", model)
+        self.tags_json: str | None = None if tags is None else check_tags(tags)
         self.mode: AccountingMode = check_mode(mode)
         self.expected_goal_id: str | None = (
             None if expected_goal_id is None else check_name("expected_goal_id", expected_goal_id)
@@ -215,6 +260,13 @@ class Charge(ThreadRequest[Accounting]):
         )
         self.key: str | None = self.response_id or self.idempotency_key
         """What the charge is known by in its thread, however often it is repeated; None if by nothing."""
+        self.claim: int | None = None if claim is None else check_claim(claim)
+        self.settles: str | None = None if settles is None else check_name("settles", settles)
+        """The id of the hold that the charge settles."""
+        self.calls: int = 0 if self.usage is None and self.response_id is None else 1
+        self.estimated_tokens: int = 0
+        self.estimate: Estimate | None = None
+        self.hold_id: str | None = None
         if self.usage is not None and self.tokens:
             raise InvalidValueError(
                 "tokens",
@@ -236,12 +288,23 @@ class Charge(ThreadRequest[Accounting]):
                 "must be the response_id, or be left out: the response_id is the key of the charge",
             )
 
-    def counted(self, counted_tokens: CountingFunction) -> Self:
+    @property
+    def amounts(self) -> Amounts:
+        """What it adds; of a usage that is not rated, nothing."""
+        cost_nanos, tokens = self.cost_nanos, self.tokens
+        if cost_nanos is None:
+            return Amounts(tokens, self.time_ms, 0, self.calls, tokens, self.estimated_tokens)
+        return Amounts(tokens, self.time_ms, cost_nanos, self.calls, 0, self.estimated_tokens)
+
+    def rated(self, tariff: Tariff) -> Self:
         """See `Request`."""
-        if self.usage is None:
+        usage = self.usage
+        if usage is None:
             return self
         charge = copy_of(self)
-        charge.usage, charge.tokens = None, counted_tokens(self.usage)
+        charge.usage, charge.tokens = None, tariff.counted_tokens(usage)
+        if charge.cost_nanos is None:
+            charge.cost_nanos = tariff.cost_nanos(usage, self.model)
         return charge
 
     def __repr__(self) -> str:
@@ -250,13 +313,15 @@ class Charge(ThreadRequest[Accounting]):
             shown.append(repr(self.usage))
         if self.tokens:
             shown.append(f"tokens={self.tokens}")
+        if self.cost_nanos is not None:
+            shown.append(f"cost='{decimal_cost(self.cost_nanos):f}'")
         if self.time_ms:
             shown.append(f"seconds={self.time_ms / 1000:g}")
         if self.mode is not AccountingMode.ACTIVE_ONLY:
             shown.append(f"mode={self.mode.value!r}")
         shown += [
             f"{name}={value!r}"
-            for name in ("expected_goal_id", "turn_id", "response_id", "idempotency_key")
+            for name in ("model", "expected_goal_id", "turn_id", "response_id", "idempotency_key")
             if (value := getattr(self, name)) is not None
         ]
         return f"Charge({', '.join(shown)})"
@@ -277,12 +342,12 @@ class ChargeMany(Request[list[Accounting]]):
                     "charges", f"must be of Charge, number {number} is {type(charge).__name__}"
                 )
 
-    def counted(self, counted_tokens: CountingFunction) -> Self:
+    def rated(self, tariff: Tariff) -> Self:
         """See `Request`."""
         if all(charge.usage is None for charge in self.charges):
             return self
         many = copy_of(self)
-        many.charges = [charge.counted(counted_tokens) for charge in self.charges]
+        many.charges = [charge.rated(tariff) for charge in self.charges]
         return many
 
 
@@ -293,9 +358,26 @@ class RecordTotal(ThreadRequest[Accounting]):
         least_time_alone_ms: None where the time is that of the report: a repeated or late one brings none.
             Else it is what the caller's own clock says: it rides on the tokens that are charged, and is
             charged alone once it is so much.
+        calls, cost_nanos: of what is new in the total, like the time; None for a cost that nobody knows.
     """
 
-    __slots__ = ("count_id", "expected_goal_id", "least_time_alone_ms", "mode", "time_ms", "total")
+    __slots__ = (
+        "calls",
+        "claim",
+        "cost_nanos",
+        "count_id",
+        "expected_goal_id",
+        "least_time_alone_ms",
+        "mode",
+        "model",
+        "settles",
+        "tags_json",
+        "time_ms",
+        "total",
+    )
+
+    estimate: Final = None
+    hold_id: Final = None
 
     def __init__(
         self,
@@ -307,12 +389,24 @@ class RecordTotal(ThreadRequest[Accounting]):
         turn_id: object,
         count_id: object,
         *,
+        calls: object = 0,
+        cost: object = None,
+        model: object = None,
+        tags: object = None,
+        claim: object = None,
+        settles: object = None,
         least_time_alone_ms: int | None = None,
     ) -> None:
-        super().__init__(thread_id, turn_id)
-        self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.total: TokenUsage | ThreadUsage = check_total(total)
+        super().__init__(thread_id, _turn_of(self.total, turn_id))
         self.count_id: str | None = check_optional_name("count_id", count_id)
         self.time_ms: int = check_milliseconds("seconds", seconds)
+        self.calls: int = check_amount("calls", calls)
+        self.cost_nanos: int | None = None if cost is None else check_cost("cost", cost)
+        self.model: str | None = check_optional_name("model", model)
+        self.tags_json: str | None = check_tags(tags)
+        self.claim: int | None = check_claim(claim)
+        self.settles: str | None = check_optional_name("settles", settles)
         self.least_time_alone_ms: int | None = least_time_alone_ms
         self.mode: AccountingMode = check_mode(mode)
         self.expected_goal_id: str | None = check_optional_name(
@@ -339,8 +433,8 @@ class SetBaseline(ThreadRequest[None]):
         *,
         is_stated: bool = True,
     ) -> None:
-        super().__init__(thread_id, turn_id)
-        self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.total: TokenUsage | ThreadUsage = check_total(total)
+        super().__init__(thread_id, _turn_of(self.total, turn_id))
         self.count_id: str | None = check_optional_name("count_id", count_id)
         self.is_stated: bool = is_stated
 
@@ -351,19 +445,20 @@ class Reconcile(ThreadRequest[Accounting]):
     __slots__ = ("count_id", "total")
 
     def __init__(self, thread_id: object, total: object, turn_id: object, count_id: object) -> None:
-        super().__init__(thread_id, turn_id)
-        self.total: TokenUsage | TokenUsageInfo = check_total(total)
+        self.total: TokenUsage | ThreadUsage = check_total(total)
+        super().__init__(thread_id, _turn_of(self.total, turn_id))
         self.count_id: str | None = check_optional_name("count_id", count_id)
 
 
-def _check_new_budget(value: object) -> int | Literal[Keep.KEEP] | None:
-    return KEEP if isinstance(value, Keep) else check_token_budget(value)
-
-
-def check_total(value: object) -> TokenUsage | TokenUsageInfo:
+def check_total(value: object) -> TokenUsage | ThreadUsage:
     """A cumulative usage, or `InvalidValueError`."""
-    if not isinstance(value, TokenUsage | TokenUsageInfo):
+    if not isinstance(value, TokenUsage | ThreadUsage):
         raise InvalidValueError(
-            "total", f"must be a TokenUsage or a TokenUsageInfo, not {type(value).__name__}"
+            "total", f"must be a TokenUsage or a ThreadUsage, not {type(value).__name__}"
         )
     return value
+
+
+def _turn_of(total: TokenUsage | ThreadUsage, turn_id: object) -> object:
+    """The turn that a call names, else the one that its total does."""
+    return total.turn_id if turn_id is None and isinstance(total, ThreadUsage) else turn_id

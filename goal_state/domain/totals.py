@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from goal_state.domain.counting import CountingFunction
-from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
+from goal_state.domain.usage import ThreadUsage, TokenUsage, UsageBaseline
 
 __all__ = [
     "beginning",
@@ -27,9 +27,9 @@ __all__ = [
 _MOST_UNPAID_TURNS: Final = 16
 
 
-def cumulative(total: TokenUsage | TokenUsageInfo) -> TokenUsage:
+def cumulative(total: TokenUsage | ThreadUsage) -> TokenUsage:
     """The cumulative counts of a total, however it was given."""
-    return total.total if isinstance(total, TokenUsageInfo) else total
+    return total.total if isinstance(total, ThreadUsage) else total
 
 
 def beginning() -> UsageBaseline:
@@ -39,7 +39,7 @@ def beginning() -> UsageBaseline:
 
 def is_late(
     before: UsageBaseline | None,
-    total: TokenUsage | TokenUsageInfo,
+    total: TokenUsage | ThreadUsage,
     *,
     count_id: str | None,
     turn_id: str | None,
@@ -64,7 +64,7 @@ def is_late(
 
 def next_baseline(
     before: UsageBaseline | None,
-    total: TokenUsage | TokenUsageInfo,
+    total: TokenUsage | ThreadUsage,
     turn_id: str | None,
     counted_tokens: CountingFunction,
 ) -> tuple[ThreadUsage | None, int]:
@@ -72,18 +72,17 @@ def next_baseline(
     for the way to it: nothing for the first total of a thread, nor for one that is lower.
     """
     if before is None:
-        info = total if isinstance(total, TokenUsageInfo) else TokenUsageInfo(total, TokenUsage())
-        return ThreadUsage(info, turn_id), 0
+        usage = total if isinstance(total, ThreadUsage) else ThreadUsage(total)
+        return usage.of_turn(turn_id), 0
     seen = cumulative(total)
     difference = seen - before.total
     tokens = 0 if seen.is_below(before.total) else counted_tokens(difference)
     owner = before.turn_id if turn_id is None else turn_id
-    if isinstance(total, TokenUsageInfo):
-        return ThreadUsage(total, owner), tokens
+    if isinstance(total, ThreadUsage):
+        return total.of_turn(owner), tokens
     if seen == before.total:
         return None, tokens
-    info = TokenUsageInfo(seen, difference, before.model_context_window)
-    return ThreadUsage(info, owner), tokens
+    return ThreadUsage(seen, difference, before.model_context_window, owner), tokens
 
 
 # -- turns that paid nothing -------------------------------------------------------------------------

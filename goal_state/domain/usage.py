@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple, Self
 
 from goal_state.domain.plain import plain_fields
 from goal_state.domain.usage_reading import read_codex_usage, read_usage
-from goal_state.domain.values import check_amount
+from goal_state.domain.values import check_amount, check_name
 from goal_state.errors import InvalidValueError
 
-__all__ = ["ThreadUsage", "TokenUsage", "TokenUsageInfo", "UsageBaseline"]
+__all__ = ["ThreadUsage", "TokenUsage", "UsageBaseline"]
 
 
 class _Derived(int):
@@ -156,73 +156,92 @@ class TokenUsage:
         }
 
 
+_COUNTS: Final = tuple(field.name for field in fields(TokenUsage))
+
+
 @dataclass(frozen=True, slots=True)
-class TokenUsageInfo:
+class ThreadUsage:
     """What a thread has used.
 
     Attributes:
         total: since the thread began, as its provider counts it.
         last: by the last model response alone.
         model_context_window: the size of the model's context in tokens, or None if not known.
+        turn_id: the turn that used it last, or None where none was named.
+
+    Raises:
+        InvalidValueError: a value is of another type, or out of its bounds.
     """
 
     total: TokenUsage
-    last: TokenUsage
+    last: TokenUsage = TokenUsage()
     model_context_window: int | None = None
+    turn_id: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("total", "last"):
-            if not isinstance(getattr(self, name), TokenUsage):
-                raise InvalidValueError(name, "must be a TokenUsage")
-        if self.model_context_window is not None:
-            window = check_amount("model_context_window", self.model_context_window)
-            object.__setattr__(self, "model_context_window", window)
+        if not isinstance(self.total, TokenUsage):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("total", "must be a TokenUsage")
+        if not isinstance(self.last, TokenUsage):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("last", "must be a TokenUsage")
+        if (window := self.model_context_window) is not None:
+            object.__setattr__(
+                self, "model_context_window", check_amount("model_context_window", window)
+            )
+        if (turn_id := self.turn_id) is not None:
+            object.__setattr__(self, "turn_id", check_name("turn_id", turn_id))
 
     @classmethod
-    def from_mapping(cls, info: Mapping[str, Any]) -> Self:
+    def from_mapping(cls, usage: Mapping[str, Any]) -> Self:
         """From `{total, last, modelContextWindow}` (sent to clients) or from
-        `{total_token_usage, last_token_usage, model_context_window}` (as rollouts keep it).
+        `{total_token_usage, last_token_usage, model_context_window}` (as rollouts keep it). Neither names
+        the turn.
 
         Raises:
             InvalidValueError: it is no mapping, has no total, or a count is malformed.
         """
-        if not isinstance(info, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidValueError("info", f"must be a mapping, not {type(info).__name__}")
+        if not isinstance(usage, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("usage", f"must be a mapping, not {type(usage).__name__}")
         total, last = (
-            info.get(f"{name}_token_usage", info.get(f"{name}TokenUsage", info.get(name)))
+            usage.get(f"{name}_token_usage", usage.get(f"{name}TokenUsage", usage.get(name)))
             for name in ("total", "last")
         )
         if total is None:
-            raise InvalidValueError("info", "must have total_token_usage or total")
-        window = info.get("model_context_window", info.get("modelContextWindow"))
+            raise InvalidValueError("usage", "must have total_token_usage or total")
+        window = usage.get("model_context_window", usage.get("modelContextWindow"))
         return cls(
             TokenUsage.from_codex(total),
             TokenUsage() if last is None else TokenUsage.from_codex(last),
             window,
         )
 
+    def of_turn(self, turn_id: str | None) -> ThreadUsage:
+        """The same usage, of another turn.
+
+        Raises:
+            InvalidValueError: the turn id is out of its bounds.
+        """
+        if turn_id == self.turn_id:
+            return self
+        # This is on the way of a charge: what was checked once is not checked again.
+        usage = ThreadUsage.__new__(ThreadUsage)
+        put = object.__setattr__
+        put(usage, "total", self.total)
+        put(usage, "last", self.last)
+        put(usage, "model_context_window", self.model_context_window)
+        put(usage, "turn_id", None if turn_id is None else check_name("turn_id", turn_id))
+        return usage
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return plain_fields(self)
 
     def to_mapping(self) -> dict[str, Any]:
-        """`{total, last, modelContextWindow}`, as it is sent to clients."""
+        """`{total, last, modelContextWindow}`, as it is sent to clients, who are told the turn beside it."""
         return {
             "total": self.total.to_mapping(),
             "last": self.last.to_mapping(),
             "modelContextWindow": self.model_context_window,
         }
-
-
-class ThreadUsage(NamedTuple):
-    """What a thread has used and the turn that used it last (None where no turn was named)."""
-
-    info: TokenUsageInfo
-    turn_id: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: what `info` holds, and the turn."""
-        return self.info.to_dict() | {"turn_id": self.turn_id}
 
 
 class UsageBaseline(NamedTuple):
@@ -239,6 +258,3 @@ class UsageBaseline(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return self._asdict() | {"total": self.total.to_dict()}
-
-
-_COUNTS: Final = tuple(field.name for field in fields(TokenUsage))

@@ -19,14 +19,16 @@ __all__ = [
     "MAX_NAME_CHARACTERS",
     "MAX_OBJECTIVE_CHARACTERS",
     "check_amount",
+    "check_budget",
+    "check_claim",
     "check_milliseconds",
     "check_name",
     "check_objective",
     "check_optional_name",
     "check_path",
     "check_stored_time_ms",
+    "check_text",
     "check_time_ms",
-    "check_token_budget",
 ]
 
 MAX_INTEGER: Final = 2**63 - 1
@@ -56,6 +58,11 @@ def _text(field: str, value: object) -> str:
         except UnicodeEncodeError:
             raise InvalidValueError(field, "must not contain a lone surrogate") from None
     return text
+
+
+def check_text(field: str, value: object) -> str:
+    """Text of any length, without a NUL or a lone surrogate."""
+    return _text(field, value)
 
 
 def check_name(field: str, value: object) -> str:
@@ -122,16 +129,26 @@ def check_amount(field: str, value: object) -> int:
     return amount
 
 
-def check_token_budget(value: object) -> int | None:
-    """A token budget: None for none, else an int from 1 to 2^63-1."""
+def check_budget(field: str, value: object) -> int | None:
+    """A budget of tokens or calls: None for none, else an int from 1 to 2^63-1."""
     if value is None:
         return None
-    budget = _integer("token_budget", value)
+    budget = _integer(field, value)
     if budget <= 0:
-        raise InvalidValueError("token_budget", f"must be more than 0, is {_shown(budget)}")
+        raise InvalidValueError(field, f"must be more than 0, is {_shown(budget)}")
     if budget > MAX_INTEGER:
-        raise InvalidValueError("token_budget", f"must be below 2^63, is {_shown(budget)}")
+        raise InvalidValueError(field, f"must be below 2^63, is {_shown(budget)}")
     return budget
+
+
+def check_claim(value: object) -> int | None:
+    """The number of a claim, from 1; None where none is named."""
+    if value is None:
+        return None
+    number = check_amount("claim", value)
+    if number == 0:
+        raise InvalidValueError("claim", "must be the number that claim() gave, from 1")
+    return number
 
 
 def check_milliseconds(field: str, value: object) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from decimal import Decimal
 from typing import Literal, TypeVar
 
 from goal_state.domain.goals import KEEP, Goal, GoalStatus, Keep
@@ -27,11 +28,31 @@ class GoalChanges(ABC):
 
     # -- changes caused by the turn ----------------------------------------------------------------
 
-    def create_goal(self, objective: str, *, token_budget: int | None = None) -> Goal:
+    def create_goal(
+        self,
+        objective: str,
+        *,
+        token_budget: int | None = None,
+        cost_budget: Decimal | int | str | None = None,
+        call_budget: int | None = None,
+        time_budget: float | None = None,
+        deadline: datetime | None = None,
+        warn_at: Iterable[float | Decimal] | None = None,
+        parent: str | None = None,
+    ) -> Goal:
         """The model makes a goal; it pays from now on. As `GoalStore.create`."""
         return self._change(
             lambda repository, turn_id: repository.create(
-                self.thread_id, objective, token_budget=token_budget, turn_id=turn_id
+                self.thread_id,
+                objective,
+                token_budget=token_budget,
+                cost_budget=cost_budget,
+                call_budget=call_budget,
+                time_budget=time_budget,
+                deadline=deadline,
+                warn_at=warn_at,
+                parent=parent,
+                turn_id=turn_id,
             )
         )
 
@@ -90,6 +111,11 @@ class GoalChanges(ABC):
         objective: str | Literal[Keep.KEEP] = KEEP,
         status: GoalStatus | str | Literal[Keep.KEEP] = KEEP,
         token_budget: int | Literal[Keep.KEEP] | None = KEEP,
+        cost_budget: Decimal | int | str | Literal[Keep.KEEP] | None = KEEP,
+        call_budget: int | Literal[Keep.KEEP] | None = KEEP,
+        time_budget: float | Literal[Keep.KEEP] | None = KEEP,
+        deadline: datetime | Literal[Keep.KEEP] | None = KEEP,
+        warn_at: Iterable[float | Decimal] | Literal[Keep.KEEP] | None = KEEP,
         turn_id: str | None = None,
     ) -> Goal:
         """Somebody changes the goal, or makes one. As `GoalStore.set`; charges what is due first."""
@@ -99,6 +125,11 @@ class GoalChanges(ABC):
                 objective=objective,
                 status=status,
                 token_budget=token_budget,
+                cost_budget=cost_budget,
+                call_budget=call_budget,
+                time_budget=time_budget,
+                deadline=deadline,
+                warn_at=warn_at,
                 turn_id=turn_id,
             )
         )

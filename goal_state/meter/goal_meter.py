@@ -18,19 +18,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import NoReturn, TypeVar
+from decimal import Decimal
+from typing import Literal, NoReturn, TypeVar
 
-from goal_state.domain.goals import Accounting, Goal, GoalStatus
+from goal_state.domain.goals import Accounting, Goal
 from goal_state.domain.requests import Charge, check_total
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import TurnError
 from goal_state.meter.changes import GoalChanges
-from goal_state.meter.settling import Settling
-from goal_state.meter.state import Attempt, Reading, State, Turn
+from goal_state.meter.settling import Settling, begins
+from goal_state.meter.state import Attempt, Reading, State, Turn, exhausted_in
+from goal_state.operations.hold import Hold
 from goal_state.storage.blocks import Block
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
@@ -115,7 +117,7 @@ class GoalMeter(GoalChanges):
         self,
         turn_id: str,
         *,
-        total: TokenUsage | TokenUsageInfo | None = None,
+        total: TokenUsage | ThreadUsage | None = None,
         count_id: str | None = None,
         charge_tokens: bool = True,
     ) -> Reading:
@@ -125,9 +127,10 @@ class GoalMeter(GoalChanges):
             turn_id: the turn, as the host names it.
             total: what the thread has used so far, as far as the host knows. On a thread that was never
                 seen this (or zero) becomes the baseline. Where it is above the stored one, tokens were
-                lost in a crash: they are charged now, to the turn that used them, if the goal that is
-                active was there at that time. One below the stored one is the first of a new count if the
-                turn has not reported before, else it is late.
+                lost in a crash: they are charged now, to the turn that used them (the one that a
+                `ThreadUsage` names, else the stored baseline's), if the goal that is active was there at
+                that time. One below the stored one is the first of a new count if this turn has not
+                reported before, else it is late.
             count_id: what the turn's totals are counted in, where a thread's usage is counted from zero
                 more than once; as for `GoalStore.record_total`. Without it, a turn that is tried again
                 under its id with a count from zero pays nothing until that exceeds what it had reported.
@@ -171,9 +174,13 @@ class GoalMeter(GoalChanges):
         usage: object = None,
         *,
         tokens: int = 0,
+        cost: Decimal | int | str | None = None,
+        model: str | None = None,
         response_id: str | None = None,
         idempotency_key: str | None = None,
         turn_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        settles: Hold | str | None = None,
     ) -> Reading:
         """One model response used this: charges it, and the active time. As `GoalStore.charge`; to be called
         after each response.
@@ -187,11 +194,16 @@ class GoalMeter(GoalChanges):
             usage: what the response used: whatever `GoalStore.charge` takes.
             tokens: instead of a usage, how many tokens, from 0.
             response_id: the provider's id of the response, under which it is charged once.
+            cost: what it cost, as for `GoalStore.charge`.
+            model: the model that answered.
             idempotency_key: a key of your own for what is no response.
             turn_id: the turn that the report is of; it must be the one that runs.
+            tags: as for `GoalStore.charge`.
+            settles: the hold (or its id) that this ends; see `reserve`.
 
         Raises:
             TurnError: no turn runs, or another one, or it has recorded a total.
+            HoldEndedError: the hold was settled with other figures, or released.
             IdempotencyConflictError: the response was charged before, with other tokens. That stands.
             InvalidValueError: a value is malformed; nothing was charged.
             UsageOverflowError: the goal's usage would reach 2^63.
@@ -201,10 +213,14 @@ class GoalMeter(GoalChanges):
             self.thread_id,
             usage,
             tokens=tokens,
+            cost=cost,
+            model=model,
             response_id=response_id,
             idempotency_key=idempotency_key,
+            tags=tags,
+            settles=settles.hold_id if isinstance(settles, Hold) else settles,
         )
-        used, charge = charge.usage, charge.counted(self._store.counted_tokens)
+        used, charge = charge.usage, charge.rated(self._store.tariff)
 
         def check() -> None:
             self._check_running(named)
@@ -219,9 +235,56 @@ class GoalMeter(GoalChanges):
 
         return self._report(check, work)
 
+    def reserve(
+        self,
+        *,
+        tokens: int = 0,
+        usage: object = None,
+        model: str | None = None,
+        cost: Decimal | int | str | None = None,
+        calls: int = 1,
+        at_least: int | None = None,
+        key: str | None = None,
+        expires_in: float = 600.0,
+        unknown: Literal["charge", "release"] = "charge",
+        dispatched: bool = True,
+        tags: Mapping[str, str] | None = None,
+    ) -> Hold:
+        """Sets a part of the goal's budgets aside for a call of the running turn, as `GoalStore.reserve`.
+
+            with meter.reserve(tokens=12_000) as hold:
+                reply = client.messages.create(max_tokens=hold.tokens - prompt_tokens, …)
+                meter.charge(reply.usage, response_id=reply.id, settles=hold)
+
+        Settled by `charge`, its charge brings the active time; by `hold.settle`, the time stays due.
+
+        Arguments as for `GoalStore.reserve`.
+
+        Raises:
+            TurnError: no turn runs.
+            BudgetExceededError, UnknownPriceError, HoldEndedError, GoalNotFoundError, InvalidValueError: as
+                for `GoalStore.reserve`.
+        """
+        self._check_running()
+        return self._store.reserve(
+            self.thread_id,
+            tokens=tokens,
+            usage=usage,
+            model=model,
+            cost=cost,
+            calls=calls,
+            at_least=at_least,
+            key=key,
+            expires_in=expires_in,
+            unknown=unknown,
+            dispatched=dispatched,
+            tags=tags,
+            turn_id=self.turn_id,
+        )
+
     def record_total(
         self,
-        total: TokenUsage | TokenUsageInfo,
+        total: TokenUsage | ThreadUsage,
         *,
         turn_id: str | None = None,
         count_id: str | None = None,
@@ -233,7 +296,8 @@ class GoalMeter(GoalChanges):
         is a whole second.
 
         Args:
-            total: what the thread has used since it began.
+            total: what the thread has used since it began. Whatever turn a `ThreadUsage` names, it is the
+                running turn that used what is new.
             turn_id: the turn that the report is of; it must be the one that runs.
             count_id: the count that the total is of, and the turn's from now on; by default the turn's.
 
@@ -266,7 +330,7 @@ class GoalMeter(GoalChanges):
         self,
         turn_id: str,
         *,
-        total: TokenUsage | TokenUsageInfo | None = None,
+        total: TokenUsage | ThreadUsage | None = None,
         count_id: str | None = None,
         charge_tokens: bool = True,
     ) -> AbstractContextManager[Reading]:
@@ -281,7 +345,7 @@ class GoalMeter(GoalChanges):
     def _run_turn(
         self,
         turn_id: str,
-        total: TokenUsage | TokenUsageInfo | None,
+        total: TokenUsage | ThreadUsage | None,
         count_id: str | None,
         *,
         charge_tokens: bool,
@@ -359,9 +423,12 @@ class GoalMeter(GoalChanges):
             accounting = work(repository, state)
             goal = accounting.goal
             self._settling.note_payer(repository, state, goal)
-            reading = Reading(goal, accounting.applied, budget_exhausted=False)
+            chain = () if goal is None else (goal, *repository.above(goal))
+            reading = Reading(goal, accounting.applied, False, exhausted_in(chain))
             if goal is None or not reading.over_budget:
                 state.unheard_goal_id = None
+                if len(chain) > 1:  # whoever raises a budget above does not know whom it stopped
+                    repository.usage_log.forget_warning(self.thread_id, chain[0].goal_id)
                 return reading
             if goal.goal_id == state.unheard_goal_id or (
                 accounting.applied and repository.usage_log.warn_once(self.thread_id, goal.goal_id)
@@ -381,7 +448,7 @@ class GoalMeter(GoalChanges):
             before = repository.get(self.thread_id)
             result = change(repository, None if state.turn is None else state.turn.turn_id)
             goal = repository.get(self.thread_id)
-            if state.turn is None or state.paying_goal_id is None or _begins(goal, before):
+            if state.turn is None or state.paying_goal_id is None or begins(goal, before):
                 self._settling.bind(state, goal)
             self._settling.note_payer(repository, state, goal)
             return result
@@ -434,10 +501,3 @@ class GoalMeter(GoalChanges):
         if self._last is not None:
             self._state = self._last.outcome(self._state, repository.log)
         self._last = None
-
-
-def _begins(goal: Goal | None, before: Goal | None) -> bool:
-    """Whether a change made a goal, or made it active, or took the one that was there."""
-    if goal is None or before is None or goal.goal_id != before.goal_id:
-        return True
-    return goal.status is GoalStatus.ACTIVE and before.status is not GoalStatus.ACTIVE

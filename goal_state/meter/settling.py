@@ -10,11 +10,12 @@ from typing import Final
 from goal_state.domain.goals import Accounting, AccountingMode, Goal, GoalStatus
 from goal_state.domain.requests import Charge, RecordTotal, SetBaseline
 from goal_state.domain.totals import cumulative
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from goal_state.meter.state import State, Turn
-from goal_state.storage.repository import GoalRepository, wall_clock_ms
+from goal_state.storage import wall_clock
+from goal_state.storage.repository import GoalRepository
 
-__all__ = ["Settling"]
+__all__ = ["Settling", "begins"]
 
 _NS_PER_MS: Final = 1_000_000
 _LEAST_TIME_ALONE_MS: Final = 1000
@@ -54,14 +55,14 @@ class Settling:
                 turn_id=stored.baseline.turn_id,
                 goal_id=payer,
                 unpaid_turn_ids=stored.unpaid_turn_ids,
-                now_ms=wall_clock_ms(),
+                now_ms=wall_clock.now_ms(),
             )
 
     def settle(
         self,
         repository: GoalRepository,
         state: State,
-        total: TokenUsage | TokenUsageInfo | None = None,
+        total: TokenUsage | ThreadUsage | None = None,
     ) -> Accounting:
         """Charges the time since the mark, and what is new in the total, to the paying goal."""
         thread_id, turn_id, count_id = self._thread_id, None, None
@@ -110,7 +111,13 @@ class Settling:
         turn_id, count_id = (None, None) if turn is None else (turn.turn_id, turn.count_id)
         now_ns = self._clock_ns()
         elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
-        if state.paying_goal_id is None:
+        if charge.settles is not None and state.paying_goal_id is None:
+            # Whoever pays for the turn: the hold's own goal pays for its call.
+            charge = copy_of(charge)
+            charge.turn_id = turn_id
+            accounting = repository.apply(charge)
+            self.bind(state, accounting.goal)
+        elif state.paying_goal_id is None:
             accounting = Accounting(repository.get(thread_id), applied=False)
             # A goal that somebody made or activated without this meter pays from the next report on.
             self.bind(state, accounting.goal)
@@ -137,7 +144,7 @@ class Settling:
         return accounting
 
     def catch_up(
-        self, repository: GoalRepository, turn: Turn, total: TokenUsage | TokenUsageInfo | None
+        self, repository: GoalRepository, turn: Turn, total: TokenUsage | ThreadUsage | None
     ) -> bool:
         """Brings the baseline to what the host knows when a turn starts; whether a goal paid for it."""
         thread_id, count_id = self._thread_id, turn.count_id
@@ -161,3 +168,10 @@ def _takes_charges(goal: Goal | None, goal_id: str | None) -> bool:
         and goal.goal_id == goal_id
         and goal.status in (GoalStatus.ACTIVE, GoalStatus.BUDGET_LIMITED)
     )
+
+
+def begins(goal: Goal | None, before: Goal | None) -> bool:
+    """Whether a change made a goal, or made it active, or took the one that was there."""
+    if goal is None or before is None or goal.goal_id != before.goal_id:
+        return True
+    return goal.status is GoalStatus.ACTIVE and before.status is not GoalStatus.ACTIVE

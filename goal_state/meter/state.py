@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from goal_state.domain.budgets import BudgetKind
 from goal_state.domain.goals import Goal
 from goal_state.domain.plain import plain_fields
 from goal_state.storage.ledger import EventLog
 
-__all__ = ["Attempt", "Reading", "State", "Turn"]
+__all__ = ["Attempt", "ExhaustedBudget", "Reading", "State", "Turn", "exhausted_in"]
+
+
+class ExhaustedBudget(NamedTuple):
+    """A budget that is reached.
+
+    Attributes:
+        thread_id: whose: the goal's own thread, or that of one above it.
+        kind: which of its budgets.
+    """
+
+    thread_id: str
+    kind: BudgetKind
+
+
+def exhausted_in(chain: Iterable[Goal]) -> tuple[ExhaustedBudget, ...]:
+    """The budgets that are reached of a goal and of those above it."""
+    return tuple(ExhaustedBudget(goal.thread_id, kind) for goal in chain for kind in goal.exhausted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,23 +38,28 @@ class Reading:
     Attributes:
         goal: the thread's goal after it, or None.
         charged: whether the goal paid for something.
-        budget_exhausted: True once for each time that the goal's budget fills, with the first charge that
-            a meter makes on the full budget: tell the model to wrap up. A goal that was resumed with a
-            higher budget, and fills it, says so again.
+        budget_exhausted: True once for each time that a budget fills, with the first charge that a meter
+            makes on the full budget: tell the model to wrap up. A goal that was resumed with a higher
+            budget, and fills it, says so again.
+        exhausted: the budgets that are reached, of the goal and of those above it, the goal's own first.
     """
 
     goal: Goal | None
     charged: bool
     budget_exhausted: bool
+    exhausted: tuple[ExhaustedBudget, ...] = ()
 
     @property
     def over_budget(self) -> bool:
-        """Whether the goal has used its budget up: True with every reading for as long as it has."""
-        return self.goal is not None and self.goal.remaining_tokens == 0
+        """Whether any of these budgets is reached: True with every reading for as long as one is."""
+        return bool(self.exhausted)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: every field, and `over_budget`."""
-        return plain_fields(self) | {"over_budget": self.over_budget}
+        return plain_fields(self) | {
+            "exhausted": [each._asdict() for each in self.exhausted],
+            "over_budget": self.over_budget,
+        }
 
 
 @dataclass(frozen=True, slots=True)

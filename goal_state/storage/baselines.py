@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Executable, exists, null, select, update
 
-from goal_state.domain.usage import ThreadUsage, TokenUsage, TokenUsageInfo, UsageBaseline
+from goal_state.domain.usage import ThreadUsage, TokenUsage, UsageBaseline
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.storage.executor import Executor
 from goal_state.storage.rows import arranged
@@ -119,7 +119,7 @@ class UsageLog:
         ]
         total = TokenUsage.of_valid(*sums)
         last = TokenUsage.of_valid(*latest[_WIDTH : 2 * _WIDTH])
-        return ThreadUsage(TokenUsageInfo(total, last, window), turn_id)
+        return ThreadUsage(total, last, window, turn_id)
 
     def baseline(self, thread_id: str, count_id: str | None) -> StoredBaseline | None:
         """What a charge needs to know of a count; None for one never seen."""
@@ -145,14 +145,13 @@ class UsageLog:
         now_ms: int,
     ) -> None:
         """Takes a usage as the baseline of a count, in the time of a goal (or of none)."""
-        info = usage.info
         values = _reported(
             thread_id=thread_id,
             count_id=count_id or _UNNAMED,
             turn_id=usage.turn_id,
-            total=info.total.counts(),
-            last=info.last.counts(),
-            model_context_window=info.model_context_window,
+            total=usage.total.counts(),
+            last=usage.last.counts(),
+            model_context_window=usage.model_context_window,
             updated_at_ms=now_ms,
             goal_id=goal_id,
             epoch=epoch,

@@ -1,19 +1,23 @@
-"""Charges of what was used: to the thread's goal, and into the log."""
+"""Charges of what was used: to the thread's goal, to those above it, and into the log."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
-from goal_state.domain.charging import charge_goal
+from goal_state.domain.amounts import Amounts
+from goal_state.domain.charging import charge_anyway, charge_goal
 from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import Accounting, Goal
+from goal_state.domain.prices import decimal_cost
 from goal_state.domain.records import changed
 from goal_state.domain.requests import Charge, ChargeMany, RecordTotal
-from goal_state.errors import IdempotencyConflictError
+from goal_state.errors import ClaimOvertakenError, IdempotencyConflictError
 from goal_state.storage.goals import GoalTable
-from goal_state.storage.ledger import EventDraft, EventLog, charge_events
+from goal_state.storage.ledger import EventDraft, EventLog, Purpose, charge_events
+from goal_state.storage.reservations import Reservations
 
-__all__ = ["Charges"]
+__all__ = ["Charges", "check_claimed"]
 
 _logger = logging.getLogger(__name__)
 
@@ -21,54 +25,66 @@ _logger = logging.getLogger(__name__)
 class Charges:
     """Carries out charges, inside a transaction that its owner began."""
 
-    def __init__(self, goals: GoalTable, log: EventLog) -> None:
+    def __init__(self, goals: GoalTable, log: EventLog, reservations: Reservations) -> None:
         self._goals = goals
         self._log = log
+        self._reservations = reservations
+
+    def lock(self, request: Charge | RecordTotal, now_ms: int) -> Goal | None:
+        """The thread's goal, locked, without holds that are due.
+
+        Raises:
+            ClaimOvertakenError: the claim that the request names was overtaken.
+        """
+        goal = self._goals.lock(request.thread_id)
+        if (
+            goal is not None
+            and (goal.live_holds or goal.ancestor_goal_ids is not None)
+            and self._reservations.expire_due(goal, now_ms)
+        ):
+            goal = self._goals.lock(request.thread_id)
+        if request.claim is not None:
+            check_claimed(request.thread_id, goal, request.claim)
+        return goal
 
     def charge(self, request: Charge, now_ms: int) -> Accounting:
         """Charges once: a repeat of a key has the result of the first charge."""
-        goal = self._goals.lock(request.thread_id)
+        goal = self.lock(request, now_ms)
         key = request.key
         if key is not None and (first := self._log.charge_by_key(request.thread_id, key)):
-            return _repeated(request, first, goal)
-        return self.write(request, goal, request.tokens, request.time_ms, key, now_ms)
+            repeated = self._repeated(request, first, goal)
+            if request.settles is not None and first.hold_id != request.settles:
+                self._reservations.settled_elsewhere(request, now_ms)
+            return repeated
+        return self.write(request, goal, request.amounts, key, now_ms)
 
     def charge_many(self, request: ChargeMany, now_ms: int) -> list[Accounting]:
         """As `charge` for each, but each goal is read and written once and the log in one go."""
-        before: dict[str, Goal | None] = {}
-        after: dict[str, Goal | None] = {}
+        if any(charge.settles is not None for charge in request.charges):
+            return [self.charge(charge, now_ms) for charge in request.charges]
+        batch = _Batch(self._goals, self.lock, now_ms)
         firsts: dict[tuple[str, str], GoalEvent] = {}
         drafts: list[EventDraft] = []
         results: list[Accounting] = []
         for charge in request.charges:
             thread_id, key = charge.thread_id, charge.key
-            if thread_id not in after:
-                before[thread_id] = after[thread_id] = self._goals.lock(thread_id)
-            goal = after[thread_id]
+            goal = batch.goal_of(charge)
             if key is not None:
                 first = firsts.get((thread_id, key)) or self._log.charge_by_key(thread_id, key)
                 if first is not None:
-                    results.append(_repeated(charge, first, goal))
+                    results.append(self._repeated(charge, first, goal))
                     continue
-            accounting = charge_goal(charge, goal, charge.tokens, charge.time_ms, key, now_ms)
+            accounting, new = _charged(
+                charge, goal, charge.amounts, key, now_ms, batch.by_id, batch.put
+            )
             results.append(accounting)
-            charged = accounting.goal
-            if goal is None or charged is None or not accounting.applied:
-                if charge.tokens or charge.time_ms:
-                    _log_unpaid(charge, accounting)
+            if not new:
                 continue
-            after[thread_id] = charged
-            new = _events(charge, goal, charged, charge.tokens, charge.time_ms, key)
             drafts += new
             if key is not None:
                 firsts[thread_id, key] = new[0]
         if drafts:
-            pairs = ((before[thread_id], goal) for thread_id, goal in after.items())
-            self._goals.charge_many(
-                (old, new)
-                for old, new in pairs
-                if old is not None and new is not None and new is not old
-            )
+            self._goals.charge_many(batch.changes())
             self._log.add(drafts)
         return results
 
@@ -76,21 +92,150 @@ class Charges:
         self,
         request: Charge | RecordTotal,
         goal: Goal | None,
-        tokens: int,
-        time_ms: int,
+        amounts: Amounts,
         key: str | None,
         now_ms: int,
     ) -> Accounting:
-        """Charges the thread's goal, if it takes the charge, and logs it."""
-        accounting = charge_goal(request, goal, tokens, time_ms, key, now_ms)
-        charged = accounting.goal
-        if goal is None or charged is None or not accounting.applied:
-            if tokens or time_ms:
-                _log_unpaid(request, accounting)
-            return accounting
-        self._goals.charge(goal, charged)
-        self._log.add(_events(request, goal, charged, tokens, time_ms, key))
+        """Charges the thread's goal, if it takes the charge, and those above it, and logs it."""
+        if request.settles is not None:
+            return self._reservations.settle(request, amounts, key, now_ms)
+        changes: list[tuple[Goal, Goal]] = []
+        accounting, drafts = _charged(
+            request, goal, amounts, key, now_ms, self._goals.lock_by_id, changes.append
+        )
+        for before, after in changes:
+            self._goals.charge(before, after)
+        if drafts:
+            self._log.add(drafts)
         return accounting
+
+    def _repeated(self, request: Charge, first: GoalEvent, goal: Goal | None) -> Accounting:
+        """The result of the charge that used this key before."""
+        paid = Amounts(first.tokens_delta, cost_nanos=first.cost_delta_nanos)
+        if first.hold_id is not None:  # what came after an estimate has added only what exceeded it
+            paid = self._reservations.charged(first.hold_id) or paid
+        return _repeated(request, first, goal, paid)
+
+
+class _Batch:
+    """The goals of many charges: each is read once, and stands here as the charges so far have made it."""
+
+    def __init__(
+        self, table: GoalTable, lock: Callable[[Charge, int], Goal | None], now_ms: int
+    ) -> None:
+        self._table = table
+        self._lock = lock
+        self._now_ms = now_ms
+        self._threads: dict[str, str | None] = {}
+        self._before: dict[str, Goal | None] = {}
+        self._after: dict[str, Goal | None] = {}
+
+    def goal_of(self, charge: Charge) -> Goal | None:
+        thread_id = charge.thread_id
+        if thread_id not in self._threads:
+            goal = self._lock(charge, self._now_ms)
+            self._threads[thread_id] = None if goal is None else goal.goal_id
+            if goal is not None:
+                self._before.setdefault(goal.goal_id, goal)
+                self._after.setdefault(goal.goal_id, goal)
+        goal_id = self._threads[thread_id]
+        goal = None if goal_id is None else self._after[goal_id]
+        if charge.claim is not None:
+            check_claimed(thread_id, goal, charge.claim)
+        return goal
+
+    def by_id(self, goal_id: str) -> Goal | None:
+        if goal_id not in self._after:
+            self._before[goal_id] = self._after[goal_id] = self._table.lock_by_id(goal_id)
+        return self._after[goal_id]
+
+    def put(self, change: tuple[Goal, Goal]) -> None:
+        self._after[change[1].goal_id] = change[1]
+
+    def changes(self) -> list[tuple[Goal, Goal]]:
+        return [
+            (before, after)
+            for goal_id, after in self._after.items()
+            if (before := self._before[goal_id]) is not None
+            and after is not None
+            and after is not before
+        ]
+
+
+def _charged(
+    request: Charge | RecordTotal,
+    goal: Goal | None,
+    amounts: Amounts,
+    key: str | None,
+    now_ms: int,
+    by_id: Callable[[str], Goal | None],
+    put: Callable[[tuple[Goal, Goal]], None],
+) -> tuple[Accounting, list[EventDraft]]:
+    """What a charge makes of the thread's goal and of those above it, and its events.
+
+    Args:
+        request: the charge.
+        goal: the thread's goal, locked.
+        amounts: how much.
+        key: under which it is charged.
+        now_ms: the time.
+        by_id: finds and locks a goal above.
+        put: takes each goal as it was and as it is.
+    """
+    accounting = charge_goal(request, goal, amounts, key, now_ms)
+    charged = accounting.goal
+    if goal is None or charged is None or not accounting.applied:
+        if any(amounts):
+            _log_unpaid(request, accounting)
+        return accounting, []
+    put((goal, charged))
+    purpose = Purpose(
+        request.turn_id, key, request.model, request.tags_json, request.estimate, request.hold_id
+    )
+    drafts = charge_events(goal, charged, amounts, purpose, charged.updated_at_ms)
+    if goal.ancestor_goal_ids is not None:
+        drafts += _above_charged(goal, amounts, purpose, now_ms, by_id, put)
+    return accounting, drafts
+
+
+def _above_charged(
+    goal: Goal,
+    amounts: Amounts,
+    purpose: Purpose,
+    now_ms: int,
+    by_id: Callable[[str], Goal | None],
+    put: Callable[[tuple[Goal, Goal]], None],
+) -> list[EventDraft]:
+    """The events of what those above a goal pay for it: tokens, cost and calls, not its time."""
+    shared = amounts.without_time
+    if goal.ancestor_goal_ids is None or not any(shared):
+        return []
+    drafts: list[EventDraft] = []
+    via_goal_id = goal.goal_id
+    for goal_id in reversed(goal.ancestor_goal_ids.split(" ")):
+        ancestor = by_id(goal_id)
+        if ancestor is not None:  # else it was cleared or replaced; those above it still pay
+            charged = charge_anyway(ancestor, shared, now_ms)
+            put((ancestor, charged))
+            theirs = purpose._replace(
+                turn_id=None, key=None, origin_goal_id=goal.goal_id, via_goal_id=via_goal_id
+            )
+            drafts += charge_events(ancestor, charged, shared, theirs, charged.updated_at_ms)
+        via_goal_id = goal_id
+    return drafts
+
+
+def check_claimed(thread_id: str, goal: Goal | None, claim: int) -> None:
+    """Makes sure that a claim is still the goal's.
+
+    Raises:
+        ClaimOvertakenError: it is not.
+    """
+    if goal is None or goal.claim_number != claim:
+        now = "the goal is gone" if goal is None else f"claim {goal.claim_number} holds now"
+        raise ClaimOvertakenError(
+            f"claim {claim} on the goal of thread {thread_id!r} was overtaken ({now}); stop working on it"
+        )
 
 
 def _log_unpaid(request: Charge | RecordTotal, accounting: Accounting) -> None:
@@ -101,48 +246,41 @@ def _log_unpaid(request: Charge | RecordTotal, accounting: Accounting) -> None:
         _logger.debug("goal %s is %s and takes no charge", goal.goal_id, goal.status)
 
 
-def _events(
-    request: Charge | RecordTotal,
-    goal: Goal,
-    charged: Goal,
-    tokens: int,
-    time_ms: int,
-    key: str | None,
-) -> list[EventDraft]:
-    return charge_events(
-        charged,
-        tokens=tokens,
-        time_ms=time_ms,
-        previous_status=goal.status,
-        turn_id=request.turn_id,
-        idempotency_key=key,
-        now_ms=charged.updated_at_ms,
-    )
-
-
-def _repeated(request: Charge, first: GoalEvent, goal: Goal | None) -> Accounting:
+def _repeated(request: Charge, first: GoalEvent, goal: Goal | None, paid: Amounts) -> Accounting:
     """The result of the charge that used this key before. Its seconds are measured anew for each try, so
     they tell nothing.
     """
-    if first.tokens_delta != request.tokens:
+    if paid.tokens != request.tokens:
         name, advice = "idempotency_key", "repeat a charge with the tokens of its first try"
         if request.response_id is not None:
             name = "response_id"
             advice = "a response is charged once, when it is complete and its usage is final"
         raise IdempotencyConflictError(
-            f"{name} {request.key!r} has charged {first.tokens_delta} tokens in thread"
+            f"{name} {request.key!r} has charged {paid.tokens} tokens in thread"
             f" {request.thread_id!r}, and that stands; the {request.tokens} of this call were not charged:"
             f" {advice}"
+        )
+    if request.names_cost and paid.cost_nanos != request.cost_nanos:
+        raise IdempotencyConflictError(
+            f"key {request.key!r} has charged a cost of {decimal_cost(paid.cost_nanos):f} in thread"
+            f" {request.thread_id!r}, and that stands; the {decimal_cost(request.cost_nanos or 0):f} of this"
+            " call was not charged: repeat a charge with the cost of its first try, or without one"
         )
     if goal is None or goal.goal_id != first.goal_id:
         return Accounting(None, applied=True, duplicate=True)
     is_same = first.goal_status is goal.status
+    tokens_used = first.cumulative_tokens or 0
     as_it_was = changed(
         goal,
         status=first.goal_status,
         token_budget=first.token_budget,
-        tokens_used=first.cumulative_tokens,
+        tokens_used=tokens_used,
         time_used_ms=first.cumulative_time_ms,
+        cost_used_nanos=first.cumulative_cost_nanos,
+        calls_used=first.cumulative_calls,
+        # No event says how many these were; not more than all.
+        unpriced_tokens=min(goal.unpriced_tokens, tokens_used),
+        estimated_tokens=min(goal.estimated_tokens, tokens_used),
         updated_at_ms=max(first.occurred_at_ms, goal.created_at_ms),
         resume_at_ms=goal.resume_at_ms if is_same else None,
         blocked_reason=goal.blocked_reason if is_same else None,

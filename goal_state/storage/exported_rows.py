@@ -15,15 +15,18 @@ from sqlalchemy import Column, Text
 
 from goal_state.domain.events import FIGURES, EventKind, GoalEvent
 from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_goal_id
+from goal_state.domain.holds import HoldRecord
+from goal_state.domain.tags import check_tags
 from goal_state.domain.values import (
     check_amount,
+    check_budget,
     check_name,
     check_stored_time_ms,
-    check_token_budget,
+    check_text,
 )
 from goal_state.errors import InvalidValueError
 from goal_state.storage.rows import enums_of
-from goal_state.storage.schema import balances, baselines, cursors, events, goals
+from goal_state.storage.schema import balances, baselines, cursors, events, goals, holds, parts
 
 __all__ = ["CHECKED_COLUMNS", "MAX_COUNTER", "check_row"]
 
@@ -39,7 +42,7 @@ def _optional(check: _Check) -> _Check:
 
 
 def _budget(_field: str, value: object) -> object:
-    return check_token_budget(value)
+    return check_budget("token_budget", value)
 
 
 def _counter(field: str, value: object) -> int:
@@ -84,6 +87,47 @@ def _names(field: str, value: object) -> object:
     return value
 
 
+def _json_object(field: str, value: object) -> object:
+    try:
+        found: object = json.loads(cast("str", value))
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidValueError(field, "must be a JSON object")
+    return value
+
+
+def _tags(field: str, value: object) -> object:
+    if check_tags(json.loads(cast("str", _json_object(field, value)))) != value:
+        raise InvalidValueError(
+            field, "must be tags as they are written, in the order of their names"
+        )
+    return value
+
+
+def _any_amount(field: str, value: object) -> object:
+    """A number that may be below 0."""
+    if type(value) is not int or abs(value) > MAX_COUNTER:
+        raise InvalidValueError(field, "must be an int between -2^62 and 2^62")
+    return value
+
+
+def _part(field: str, value: object) -> object:
+    return value if value == "" else check_name(field, value)
+
+
+def _flag(field: str, value: object) -> object:
+    if value not in (0, 1):
+        raise InvalidValueError(field, "must be 0 or 1")
+    return value
+
+
+def _goal_ids(field: str, value: object) -> object:
+    for goal_id in check_text(field, value).split(" "):
+        check_goal_id(field, goal_id)
+    return value
+
+
 def _nothing(field: str, value: object) -> None:
     if value is not None:
         raise InvalidValueError(field, "must be null: leases are not moved")
@@ -94,6 +138,16 @@ def _as_it_is(_field: str, value: object) -> object:
     return value
 
 
+_OF_CHARGES: Final = (
+    "idempotency_key",
+    "model",
+    "estimate",
+    "origin_goal_id",
+    "hold_id",
+    "tags_json",
+)
+_WITH_DETAILS: Final = (EventKind.BUDGET_CHANGED, EventKind.THRESHOLD_CROSSED)
+
 _PLAIN: Final = frozenset((str, int, type(None)))
 _BY_NAME: Final[Mapping[str, _Check]] = {
     "position": _position,
@@ -102,6 +156,9 @@ _BY_NAME: Final[Mapping[str, _Check]] = {
     "count_id": _count_id,
     "epoch": _counter,
     "unpaid_turn_ids": _names,
+    "estimated_tokens_delta": _any_amount,
+    "tags_json": _tags,
+    "details_json": _json_object,
     "holder": _nothing,
     "lease_expires_at_ms": _nothing,
 }
@@ -113,6 +170,13 @@ _IN_TABLE: Final[Mapping[str, Mapping[str, _Check]]] = {
     balances.name: {"status": _member(GoalStatus, EventKind.CLEARED)},
     baselines.name: {},
     cursors.name: {"position": _counter},
+    parts.name: {"via_goal_id": _part, "model": _part, "estimated_tokens": _any_amount},
+    holds.name: {
+        **{name: _member(enum) for name, enum in enums_of(HoldRecord).items()},
+        "is_dispatched": _flag,
+        "ancestor_goal_ids": _goal_ids,
+        "charged_position": _position,
+    },
 }
 """The columns that are checked in one table as in no other."""
 
@@ -134,7 +198,7 @@ def _check_of(column: Column[Any]) -> _Check:
 
 CHECKED_COLUMNS: Final[Mapping[str, Mapping[str, _Check]]] = {
     table.name: {column.name: _check_of(column) for column in table.columns}
-    for table in (goals, events, balances, baselines, cursors)
+    for table in (goals, events, balances, parts, baselines, cursors, holds)
 }
 """How each column of each table is checked."""
 
@@ -158,6 +222,8 @@ def check_row(table: str, row: Mapping[str, object]) -> None:
         _check_goal(row)
     elif table == events.name:
         _check_event(row)
+    elif table == holds.name:
+        _check_hold(row)
 
 
 def _check_goal(row: Mapping[str, object]) -> None:
@@ -172,6 +238,8 @@ def _check_event(row: Mapping[str, object]) -> None:
     kind = row["kind"]
     if kind == EventKind.USAGE_ACCOUNTED:
         for _, delta, sum_, _ in FIGURES:
+            if sum_ is None:
+                continue
             if row[sum_] is None:
                 raise InvalidValueError(sum_, f"must be there, as the event is {kind}")
             if cast("int", row[sum_]) < cast("int", row[delta]):
@@ -180,9 +248,15 @@ def _check_event(row: Mapping[str, object]) -> None:
         for column in (figure.delta for figure in FIGURES):
             if row[column] != 0:
                 raise InvalidValueError(column, f"must be 0, as the event is {kind}")
-        for column in (*(figure.cumulative for figure in FIGURES), "idempotency_key"):
+        for column in (*filter(None, (figure.cumulative for figure in FIGURES)), *_OF_CHARGES):
             if row[column] is not None:
                 raise InvalidValueError(column, f"must be null, as the event is {kind}")
+    if (row["details_json"] is None) == (kind in _WITH_DETAILS):
+        raise InvalidValueError(
+            "details_json", "goes with budget_changed and threshold_crossed alone"
+        )
+    if (row["origin_goal_id"] is None) != (row["via_goal_id"] is None):
+        raise InvalidValueError("via_goal_id", "goes with origin_goal_id")
     previous, replaced = row["previous_status"], row["replaced_goal_id"]
     if (previous is None) != (kind == EventKind.CREATED):
         raise InvalidValueError("previous_status", "must be there but for created, and only then")
@@ -190,3 +264,18 @@ def _check_event(row: Mapping[str, object]) -> None:
         raise InvalidValueError("previous_status", "must be another one than goal_status")
     if replaced is not None and (kind != EventKind.CREATED or replaced == row["goal_id"]):
         raise InvalidValueError("replaced_goal_id", "must be another goal's, and on created alone")
+
+
+def _check_hold(row: Mapping[str, object]) -> None:
+    above = row["ancestor_goal_ids"]
+    root = row["goal_id"] if above is None else cast("str", above).split(" ")[0]
+    if row["root_goal_id"] != root:
+        raise InvalidValueError(
+            "root_goal_id", "must be the first of ancestor_goal_ids, or goal_id"
+        )
+    for column in ("outcome", "charged_tokens", "charged_cost_nanos", "charged_calls"):
+        if (row[column] is None) != (row["ended_at_ms"] is None):
+            raise InvalidValueError(column, "goes with ended_at_ms")
+    for column in ("observed_cost_nanos", "observed_unpriced_tokens"):
+        if (row[column] is None) != (row["observed_tokens"] is None):
+            raise InvalidValueError(column, "goes with observed_tokens")

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, literal_column, null, select
 from goal_state.domain.events import FIGURES
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.executor import Executor
-from goal_state.storage.rows import columns_of, insert_of, reader, update_of
+from goal_state.storage.rows import Write, columns_of, insert_of, reader, update_of
 from goal_state.storage.schema import goals
 from goal_state.storage.statements import Statement, limited
 
@@ -23,6 +23,23 @@ _goal = reader(Goal)
 _BY_THREAD = Statement(lambda thread_id: select(*_GOAL).where(_G.thread_id == thread_id))
 _LOCK_BY_THREAD = Statement(
     lambda thread_id: select(*_GOAL).where(_G.thread_id == thread_id).with_for_update()
+)
+_BY_ID = Statement(lambda goal_id: select(*_GOAL).where(_G.goal_id == goal_id))
+_LOCK_BY_ID = Statement(
+    lambda goal_id: select(*_GOAL).where(_G.goal_id == goal_id).with_for_update()
+)
+_DUE_TO_RESUME = Statement(
+    lambda now_ms, limit: limited(
+        select(*_GOAL)
+        .where(_G.resume_at_ms <= now_ms)
+        .order_by(_G.resume_at_ms)
+        .with_for_update(skip_locked=True),
+        limit,
+    )
+)
+_NEXT_RESUME = Statement(lambda: select(func.min(_G.resume_at_ms)))
+_CHILDREN = Statement(
+    lambda goal_id: select(*_GOAL).where(_G.parent_goal_id == goal_id).order_by(_G.goal_id)
 )
 _PAGE = Statement(
     lambda after, limit: limited(
@@ -45,14 +62,21 @@ _UPDATE = update_of(
     key="goal_id",
     columns=[c.name for c in _GOAL if c.name not in ("goal_id", "thread_id", "created_at_ms")],
 )
-# Each column that is set has SQLite check its constraints: what a charge leaves alone is left out.
-_CHARGED: Final = [*(figure.used for figure in FIGURES), "updated_at_ms"]
-_CHARGE = update_of(Goal, goals, key="goal_id", columns=_CHARGED)
+# Each column that is set has SQLite check its constraints: what most charges leave alone is left out.
+_CHARGED_ALWAYS: Final = ["tokens_used", "time_used_ms", "unpriced_tokens", "updated_at_ms"]
+_HELD: Final = ["live_holds", "held_tokens", "held_cost_nanos", "held_calls"]
+_CHARGED_SELDOM: Final = [
+    *(figure.used for figure in FIGURES if figure.used not in _CHARGED_ALWAYS),
+    *_HELD,
+]
+_HOLD = update_of(Goal, goals, key="goal_id", columns=_HELD)
+_CHARGE = update_of(Goal, goals, key="goal_id", columns=_CHARGED_ALWAYS)
+_CHARGE_ALL = update_of(Goal, goals, key="goal_id", columns=[*_CHARGED_ALWAYS, *_CHARGED_SELDOM])
 _CHARGE_AND_LIMIT = update_of(
     Goal,
     goals,
     key="goal_id",
-    columns=_CHARGED,
+    columns=[*_CHARGED_ALWAYS, *_CHARGED_SELDOM],
     also={
         "status": literal_column(f"'{GoalStatus.BUDGET_LIMITED}'"),
         "resume_at_ms": null(),
@@ -89,6 +113,29 @@ class GoalTable:
             row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
         return None if row is None else _goal(row)
 
+    def by_id(self, goal_id: str) -> Goal | None:
+        """The goal of an id, if it is there still."""
+        row = self._executor.run(_BY_ID, (goal_id,)).fetchone()
+        return None if row is None else _goal(row)
+
+    def lock_by_id(self, goal_id: str) -> Goal | None:
+        """The goal of an id, if it is there still; nobody else changes it until this transaction ends."""
+        row = self._executor.run(_LOCK_BY_ID, (goal_id,)).fetchone()
+        return None if row is None else _goal(row)
+
+    def due_to_resume(self, now_ms: int, limit: int) -> list[Goal]:
+        """Some of the goals whose `resume_at_ms` has come, the earliest first; nobody else changes them."""
+        rows = self._executor.run(_DUE_TO_RESUME, (now_ms, limit)).fetchall()
+        return [_goal(row) for row in rows]
+
+    def next_resume_at_ms(self) -> int | None:
+        """The earliest `resume_at_ms` of all goals; None where there is none."""
+        return self._executor.run(_NEXT_RESUME).fetchone()[0]
+
+    def children(self, goal_id: str) -> list[Goal]:
+        """The goals that were made under another and are there still, in the order of their ids."""
+        return [_goal(row) for row in self._executor.run(_CHILDREN, (goal_id,)).fetchall()]
+
     def page(self, after: str, status: GoalStatus | None, limit: int) -> list[Goal]:
         """Up to `limit` goals (of a status) with a `goal_id` behind `after`, in the order of their ids."""
         if status is None:
@@ -111,18 +158,20 @@ class GoalTable:
         """Writes a goal that is there, whatever has changed."""
         self._executor.run(_UPDATE.statement, _UPDATE.values(goal))
 
+    def hold(self, goal: Goal) -> None:
+        """Writes what is set aside of a goal's budgets."""
+        self._executor.run(_HOLD.statement, _HOLD.values(goal))
+
     def charge(self, before: Goal, after: Goal) -> None:
-        """Writes what a charge changes."""
-        write = _CHARGE if after.status is before.status else _CHARGE_AND_LIMIT
+        """Writes what a charge, or the end of a hold, changes."""
+        write = _write_of(before, after)
         self._executor.run(write.statement, write.values(after))
 
     def charge_many(self, charged: Iterable[tuple[Goal, Goal]]) -> None:
         """Writes what charges have changed, for each goal as it was before and after all of them."""
-        pairs = list(charged)
-        for write, flips in ((_CHARGE, False), (_CHARGE_AND_LIMIT, True)):
-            rows = [
-                write.values(new) for old, new in pairs if (new.status is not old.status) is flips
-            ]
+        writes = [(_write_of(before, after), after) for before, after in charged]
+        for write in (_CHARGE, _CHARGE_ALL, _CHARGE_AND_LIMIT):
+            rows = [write.values(after) for its, after in writes if its is write]
             if rows:
                 self._executor.run_many(write.statement, rows)
 
@@ -137,3 +186,17 @@ class GoalTable:
         else:
             rows = self._executor.run(_CLEAR_EXPECTED, (thread_id, expected_goal_id)).fetchall()
         return _goal(rows[0]) if rows else None
+
+
+def _write_of(before: Goal, after: Goal) -> Write[Goal]:
+    """The statement that writes what a charge has changed."""
+    if after.status is not before.status:
+        return _CHARGE_AND_LIMIT
+    # What of these changes goes with a call, a cost or a hold.
+    is_plain = (
+        after.calls_used == before.calls_used
+        and after.cost_used_nanos == before.cost_used_nanos
+        and after.live_holds == before.live_holds
+        and after.estimated_tokens == before.estimated_tokens
+    )
+    return _CHARGE if is_plain else _CHARGE_ALL

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Executable, func, literal_column, select
 
-from goal_state.domain.events import EventKind, GoalEvent, finished_event, new_event_draft
+from goal_state.domain.amounts import Amounts
+from goal_state.domain.budgets import crossed_fractions
+from goal_state.domain.events import (
+    Estimate,
+    EventKind,
+    GoalEvent,
+    finished_event,
+    new_event_draft,
+)
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
@@ -15,7 +24,15 @@ from goal_state.storage.rows import columns_of, insert_of, reader
 from goal_state.storage.schema import events
 from goal_state.storage.statements import Parameter, Statement, limited
 
-__all__ = ["EventDraft", "EventLog", "charge_events"]
+__all__ = [
+    "EventDraft",
+    "EventLog",
+    "Purpose",
+    "budget_event",
+    "charge_events",
+    "new_draft",
+    "threshold_events",
+]
 
 _E = events.c
 _EVENT: Final = columns_of(GoalEvent, events)
@@ -23,7 +40,23 @@ _event = reader(GoalEvent)
 # As text, so that the partial index serves.
 _CREATED: Final = _E.kind == literal_column("'created'")
 
+# What few events have is left to its default where it can be: each column that is bound costs something.
+_SELDOM: Final = frozenset(
+    {
+        "cost_delta_nanos",
+        "calls_delta",
+        "estimated_tokens_delta",
+        "model",
+        "estimate",
+        "origin_goal_id",
+        "via_goal_id",
+        "hold_id",
+        "tags_json",
+        "details_json",
+    }
+)
 _APPEND = insert_of(GoalEvent, events, without=frozenset({"position"}))
+_APPEND_PLAIN = insert_of(GoalEvent, events, without=_SELDOM | {"position"})
 _PAGE = Statement(
     lambda after, limit: limited(
         select(*_EVENT).where(_E.position > after).order_by(_E.position), limit
@@ -73,29 +106,89 @@ EventDraft: TypeAlias = Any
 """A `GoalEvent` on its way into the log: it has no position yet."""
 
 
+class Purpose(NamedTuple):
+    """What a charge was for, as its event tells it."""
+
+    turn_id: str | None = None
+    key: str | None = None
+    model: str | None = None
+    tags_json: str | None = None
+    estimate: Estimate | None = None
+    hold_id: str | None = None
+    origin_goal_id: str | None = None
+    via_goal_id: str | None = None
+
+
 def charge_events(
-    goal: Goal,
-    *,
-    tokens: int,
-    time_ms: int,
-    previous_status: GoalStatus,
-    turn_id: str | None,
-    idempotency_key: str | None,
-    now_ms: int,
+    before: Goal, after: Goal, amounts: Amounts, purpose: Purpose, now_ms: int
 ) -> list[EventDraft]:
-    """The events of a charge that left the goal like this: itself and, where the status changed, that."""
-    charge = _draft(EventKind.USAGE_ACCOUNTED, goal, turn_id, previous_status, now_ms)
-    charge.tokens_delta = tokens
-    charge.time_delta_ms = time_ms
-    charge.cumulative_tokens = goal.tokens_used
-    charge.cumulative_time_ms = goal.time_used_ms
-    charge.idempotency_key = idempotency_key
-    if goal.status is previous_status:
-        return [charge]
-    return [charge, _draft(EventKind.STATUS_CHANGED, goal, turn_id, previous_status, now_ms)]
+    """The events of a charge: itself, where the status changed that, and the fractions that were passed."""
+    turn_id = purpose.turn_id
+    charge = new_draft(EventKind.USAGE_ACCOUNTED, after, turn_id, before.status, now_ms)
+    (
+        charge.tokens_delta,
+        charge.time_delta_ms,
+        charge.cost_delta_nanos,
+        charge.calls_delta,
+        charge.unpriced_tokens_delta,
+        charge.estimated_tokens_delta,
+    ) = amounts
+    charge.cumulative_tokens = after.tokens_used
+    charge.cumulative_time_ms = after.time_used_ms
+    charge.cumulative_cost_nanos = after.cost_used_nanos
+    charge.cumulative_calls = after.calls_used
+    (
+        _,
+        charge.idempotency_key,
+        charge.model,
+        charge.tags_json,
+        charge.estimate,
+        charge.hold_id,
+        charge.origin_goal_id,
+        charge.via_goal_id,
+    ) = purpose
+    drafts = [charge]
+    if after.status is not before.status:
+        drafts.append(new_draft(EventKind.STATUS_CHANGED, after, turn_id, before.status, now_ms))
+    if after.warn_fractions is not None:
+        drafts += threshold_events(before, after, turn_id, now_ms)
+    return drafts
 
 
-def _draft(
+def threshold_events(
+    before: Goal, after: Goal, turn_id: str | None, now_ms: int
+) -> list[EventDraft]:
+    """The fractions of `warn_at` that were passed as a goal went from one state to another."""
+    drafts: list[EventDraft] = []
+    for use, millionths in crossed_fractions(before, after):
+        draft = new_draft(EventKind.THRESHOLD_CROSSED, after, turn_id, before.status, now_ms)
+        draft.details_json = json.dumps(
+            {
+                "budget": use.kind.value,
+                "fraction": millionths / 1_000_000,
+                "used": use.used,
+                "limit": use.budget,
+            }
+        )
+        drafts.append(draft)
+    return drafts
+
+
+def budget_event(before: Goal, after: Goal, turn_id: str | None, now_ms: int) -> EventDraft:
+    """What of a goal's budgets was changed."""
+    draft = new_draft(EventKind.BUDGET_CHANGED, after, turn_id, before.status, now_ms)
+    was, now = before.budgets._asdict(), after.budgets._asdict()
+    names = [name for name in was if was[name] != now[name]]
+    draft.details_json = json.dumps(
+        {
+            "was": {name: was[name] for name in names},
+            "now": {name: now[name] for name in names},
+        }
+    )
+    return draft
+
+
+def new_draft(
     kind: EventKind,
     goal: Goal,
     turn_id: str | None,
@@ -117,6 +210,19 @@ def _draft(
     draft.idempotency_key = draft.replaced_goal_id = None
     draft.occurred_at_ms = now_ms
     return draft
+
+
+def _is_plain(draft: EventDraft) -> bool:
+    """Whether an event has nothing of `_SELDOM`."""
+    return (
+        draft.calls_delta == 0
+        and draft.cost_delta_nanos == 0
+        and draft.model is None
+        and draft.details_json is None
+        and draft.tags_json is None
+        and draft.origin_goal_id is None
+        and draft.hold_id is None  # and so no estimate
+    )
 
 
 class EventLog:
@@ -145,18 +251,32 @@ class EventLog:
         replaced_goal_id: str | None = None,
     ) -> None:
         """Records that something other than a charge happened to a goal, as it is afterwards."""
-        draft = _draft(kind, goal, turn_id, previous_status, now_ms)
+        draft = new_draft(kind, goal, turn_id, previous_status, now_ms)
         draft.replaced_goal_id = replaced_goal_id
         self.add([draft])
 
-    def add(self, drafts: list[EventDraft]) -> None:
-        """Appends events, in order."""
+    def append_status_change(
+        self, before: Goal, after: Goal, *, turn_id: str | None, now_ms: int
+    ) -> None:
+        """Records that the status of a goal is another one."""
+        self.append(
+            EventKind.STATUS_CHANGED,
+            after,
+            turn_id=turn_id,
+            previous_status=before.status,
+            now_ms=now_ms,
+        )
+
+    def add(self, drafts: list[EventDraft]) -> int:
+        """Appends events, in order, and returns the position of the first."""
         self.newest_id = drafts[-1].event_id
-        last = self._executor.insert(_APPEND.statement, [*map(_APPEND.values, drafts)])
+        append = _APPEND_PLAIN if all(map(_is_plain, drafts)) else _APPEND
+        last = self._executor.insert(append.statement, [*map(append.values, drafts)])
         if self.on_event is not None:
             # Within a transaction positions follow one another.
             for number, draft in enumerate(drafts, last - len(drafts) + 1):
                 self.on_event(finished_event(draft, number))
+        return last - len(drafts) + 1
 
     def page(self, after: int, limit: int) -> list[GoalEvent]:
         """Up to `limit` events behind a position, in order."""

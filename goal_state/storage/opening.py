@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
-from goal_state.domain.counting import CountedTokens
+from goal_state.domain.tariff import Tariff
 from goal_state.storage.backend import Backend, Migrations
 from goal_state.storage.options import Durability
 from goal_state.storage.sqlite.backend import SqliteBackend
@@ -19,7 +19,7 @@ __all__ = ["open_backend"]
 def open_backend(
     target: str | os.PathLike[str] | URL | Engine,
     *,
-    counted_tokens: CountedTokens,
+    tariff: Tariff,
     durability: Durability,
     busy_timeout_seconds: float,
     migrations: Migrations,
@@ -30,7 +30,7 @@ def open_backend(
     """Opens the database that a path, a URL or an engine leads to; see `GoalStore.open`."""
     return SqliteBackend.open(
         target,
-        counted_tokens=counted_tokens,
+        tariff=tariff,
         durability=durability,
         busy_timeout_seconds=busy_timeout_seconds,
         migrations=migrations,

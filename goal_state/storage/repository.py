@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
-from goal_state.domain.counting import CountedTokens, Counting
-from goal_state.domain.events import EventKind, GoalEvent
+from goal_state.domain.breakdown import Breakdown
+from goal_state.domain.counting import Counting
+from goal_state.domain.events import GoalEvent
 from goal_state.domain.goals import (
-    KEEP,
     Accounting,
     Goal,
     GoalStatus,
     check_goal,
     check_status,
-    requested_status,
-    status_by_budget,
 )
-from goal_state.domain.operations import GoalOperations
-from goal_state.domain.records import changed
+from goal_state.domain.hold_requests import (
+    ClaimGoal,
+    DispatchHold,
+    EndHold,
+    ExpireHolds,
+    ExtendHold,
+    ObserveHold,
+    ReleaseHold,
+    Reserve,
+    ResumeDue,
+)
+from goal_state.domain.holds import Headroom, HoldRecord, headroom_of
+from goal_state.domain.prices import Prices
 from goal_state.domain.requests import (
     ChangeGoal,
     Charge,
@@ -33,23 +41,28 @@ from goal_state.domain.requests import (
     Request,
     ResumeGoal,
     SetBaseline,
-    ThreadRequest,
 )
+from goal_state.domain.tariff import Tariff
 from goal_state.domain.usage import ThreadUsage, UsageBaseline
 from goal_state.domain.values import check_amount, check_name, check_optional_name
 from goal_state.errors import (
-    BudgetExhaustedError,
-    GoalExistsError,
-    GoalNotFoundError,
     InvalidValueError,
-    StaleGoalError,
+    RequestError,
 )
+from goal_state.operations.goal_operations import GoalOperations
+from goal_state.pricing import tariff_of
+from goal_state.storage import wall_clock
 from goal_state.storage.baselines import UsageLog
+from goal_state.storage.breakdowns import breakdown
 from goal_state.storage.charges import Charges
 from goal_state.storage.executor import Executor
 from goal_state.storage.goals import GoalTable
-from goal_state.storage.identifiers import new_id
-from goal_state.storage.ledger import EventLog, charge_events
+from goal_state.storage.holds import HoldTable
+from goal_state.storage.ledger import (
+    EventLog,
+)
+from goal_state.storage.lifecycle import Lifecycle, expect, not_found
+from goal_state.storage.reservations import Reservations
 from goal_state.storage.settings import Settings
 from goal_state.storage.sqlite.host_transaction import host_executor
 from goal_state.storage.totals import Totals
@@ -57,14 +70,9 @@ from goal_state.storage.totals import Totals
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["GoalRepository", "wall_clock_ms"]
+__all__ = ["GoalRepository"]
 
 Result = TypeVar("Result")
-
-
-def wall_clock_ms() -> int:
-    """Now, as a Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 class GoalRepository(GoalOperations):
@@ -85,6 +93,7 @@ class GoalRepository(GoalOperations):
         connection: Connection | Session,
         *,
         counted_tokens: Counting = "uncached",
+        prices: Prices | None = None,
         on_event: Callable[[GoalEvent], None] | None = None,
     ) -> None:
         """
@@ -92,6 +101,7 @@ class GoalRepository(GoalOperations):
             connection: a SQLAlchemy connection to a database with our tables, or a session.
             counted_tokens: which tokens of a usage count, as for `GoalStore.open`. The first change makes
                 sure that the database counts alike, or raises `SettingsConflictError`.
+            prices: what usage costs, as for `GoalStore.open`.
             on_event: called with each event as it is written; it counts once the host has committed.
 
         Raises:
@@ -99,41 +109,61 @@ class GoalRepository(GoalOperations):
             UnsupportedDatabaseError: it is no connection of Python's own `sqlite3`, or an async one.
             InvalidValueError: it is neither a connection nor a session, or `counted_tokens` is malformed.
         """
-        self._set_up(host_executor(connection), CountedTokens.of(counted_tokens), on_event)
+        self._set_up(host_executor(connection), tariff_of(counted_tokens, prices), on_event)
 
     @classmethod
-    def with_executor(cls, executor: Executor, counted_tokens: CountedTokens) -> Self:
+    def with_executor(cls, executor: Executor, tariff: Tariff) -> Self:
         """A repository in the transactions of a store's own connection."""
         repository = cls.__new__(cls)
-        repository._set_up(executor, counted_tokens, None)
+        repository._set_up(executor, tariff, None)
         return repository
 
     def _set_up(
         self,
         executor: Executor,
-        counted_tokens: CountedTokens,
+        tariff: Tariff,
         on_event: Callable[[GoalEvent], None] | None,
     ) -> None:
         self.executor: Executor = executor
-        self.counted_tokens: CountedTokens = counted_tokens
+        self.tariff: Tariff = tariff
         self.log: EventLog = EventLog(executor, on_event)
         self.usage_log: UsageLog = UsageLog(executor)
-        self.settings: Settings = Settings(executor, counted_tokens)
+        self.settings: Settings = Settings(executor, tariff)
         self._goals = GoalTable(executor)
-        self._charges = Charges(self._goals, self.log)
+        self._holds = HoldTable(executor)
+        self._reservations = Reservations(self._goals, self._holds, self.log)
+        self._lifecycle = Lifecycle(self._goals, self.log, self.usage_log, self._reservations)
+        self._charges = Charges(self._goals, self.log, self._reservations)
         self._totals = Totals(
-            self._goals, self.log, self.usage_log, self._charges, counted_tokens, executor
+            self._goals, self.log, self.usage_log, self._charges, tariff.counted_tokens, executor
         )
         self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {
-            CreateGoal: self._create,
-            ChangeGoal: self._change,
-            ResumeGoal: self._resume,
-            ClearGoal: self._clear,
+            CreateGoal: self._lifecycle.create,
+            ChangeGoal: self._lifecycle.change,
+            ResumeGoal: self._lifecycle.resume,
+            ClearGoal: self._lifecycle.clear,
             Charge: self._charge,
             ChargeMany: self._charge_many,
             RecordTotal: self._record_total,
             SetBaseline: self._set_baseline,
             Reconcile: self._reconcile,
+            Reserve: self._reserve,
+            ReleaseHold: lambda request: self._reservations.release(
+                request.hold_id, wall_clock.now_ms()
+            ),
+            EndHold: lambda request: self._reservations.end_unknown(
+                request.hold_id, wall_clock.now_ms()
+            ),
+            DispatchHold: lambda request: self._reservations.dispatch(
+                request.hold_id, wall_clock.now_ms()
+            ),
+            ExtendHold: lambda request: self._reservations.extend(request, wall_clock.now_ms()),
+            ObserveHold: lambda request: self._reservations.observe(
+                request.rated(self.tariff), wall_clock.now_ms()
+            ),
+            ExpireHolds: lambda _: self._reservations.expire_all(wall_clock.now_ms()),
+            ClaimGoal: self._lifecycle.claim,
+            ResumeDue: self._lifecycle.resume_due,
         }
 
     # -- reading -----------------------------------------------------------------------------------
@@ -171,6 +201,46 @@ class GoalRepository(GoalOperations):
         )
         return None if stored is None else stored.baseline
 
+    def children(self, thread_id: str) -> list[Goal]:
+        """The goals that were made under the thread's, in the order in which they were made."""
+        goal = self.get(thread_id)
+        return [] if goal is None else self._goals.children(goal.goal_id)
+
+    def above(self, goal: Goal) -> list[Goal]:
+        """The goals above one that are there still, the nearest first."""
+        if goal.ancestor_goal_ids is None:
+            return []
+        found = map(self._goals.by_id, reversed(goal.ancestor_goal_ids.split(" ")))
+        return [ancestor for ancestor in found if ancestor is not None]
+
+    def holds(self, thread_id: str) -> list[HoldRecord]:
+        """The holds of a thread that have not ended, in the order in which they were made."""
+        return self._holds.live_of_thread(check_name("thread_id", thread_id))
+
+    def all_holds(self) -> Iterator[HoldRecord]:
+        """All holds that have not ended, in the order in which they were made."""
+        return self._holds.all_live()
+
+    def headroom(self, thread_id: str) -> Headroom | None:
+        """What the thread's goal may still use, or None; a hold that expired unsent counts no more."""
+        with self.executor.snapshot():
+            goal = self.get(thread_id)
+            if goal is None:
+                return None
+            chain = [goal, *self.above(goal)]
+            return headroom_of(self._reservations.without_unsent(chain, wall_clock.now_ms()))
+
+    def breakdown(self, thread_id: str, by: str) -> Breakdown | None:
+        """What the usage of the thread's goal is made up of, or None."""
+        goal = self.get(thread_id)
+        return (
+            None if goal is None else breakdown(self.executor, self.log, goal, check_name("by", by))
+        )
+
+    def next_resume_at_ms(self) -> int | None:
+        """The earliest `resume_at_ms` of all goals, or None."""
+        return self._goals.next_resume_at_ms()
+
     # -- changing ----------------------------------------------------------------------------------
 
     def apply(self, request: Request[Result]) -> Result:
@@ -181,88 +251,26 @@ class GoalRepository(GoalOperations):
         self.executor.join_transaction()
         if not self.settings.are_agreed:
             self.settings.agree()
-        return handler(request)
+        self._reservations.overdue_thread_id = None
+        try:
+            return handler(request)
+        except RequestError as error:
+            error.overdue_thread_id = self._reservations.overdue_thread_id
+            raise
 
-    def _create(self, request: CreateGoal) -> Goal:
-        old = self._goals.lock(request.thread_id)
-        if old is not None and old.status is not GoalStatus.COMPLETE and not request.replace:
-            raise GoalExistsError(
-                f"thread {request.thread_id!r} has a goal that is {old.status}; complete or clear it"
-                " first, or use replace()"
-            )
-        goal = _new_goal(request.thread_id, request.objective, request.status, request.token_budget)
-        return self._insert(
-            goal, request.turn_id, replaced_goal_id=None if old is None else old.goal_id
-        )
-
-    def _change(self, request: ChangeGoal) -> Goal:
-        goal = self._goals.lock(request.thread_id)
-        _expect(request, goal, request.expected_goal_id)
-        if goal is None:
-            if request.objective is KEEP:
-                raise _not_found(request)
-            goal = _new_goal(
-                request.thread_id,
-                request.objective,
-                GoalStatus.ACTIVE if request.status is KEEP else request.status,
-                None if request.token_budget is KEEP else request.token_budget,
-                request.resume_at_ms,
-                request.blocked_reason,
-            )
-            return self._insert(goal, request.turn_id)
-        budget = goal.token_budget if request.token_budget is KEEP else request.token_budget
-        status = requested_status(
-            goal.status, request.status, tokens_used=goal.tokens_used, token_budget=budget
-        )
-        new = changed(
-            goal,
-            objective=goal.objective if request.objective is KEEP else request.objective,
-            status=status,
-            token_budget=budget,
-        )
-        if request.status is not KEEP or status is not goal.status:
-            limited, blocked = status is GoalStatus.USAGE_LIMITED, status is GoalStatus.BLOCKED
-            new = changed(
-                new,
-                resume_at_ms=request.resume_at_ms if limited else None,
-                blocked_reason=request.blocked_reason if blocked else None,
-            )
-        return self._update(goal, new, request.turn_id)
-
-    def _resume(self, request: ResumeGoal) -> Goal:
-        goal = self._goals.lock(request.thread_id)
-        _expect(request, goal, request.expected_goal_id)
-        if goal is None:
-            raise _not_found(request)
-        budget = goal.token_budget if request.token_budget is KEEP else request.token_budget
-        status = requested_status(
-            goal.status, GoalStatus.ACTIVE, tokens_used=goal.tokens_used, token_budget=budget
-        )
-        if status is not GoalStatus.ACTIVE:
-            raise BudgetExhaustedError(
-                f"the goal of thread {request.thread_id!r} has used {goal.tokens_used} of {budget}"
-                f" tokens; give a token_budget above {goal.tokens_used}, or None for no bound"
-            )
-        new = changed(
-            goal, status=status, token_budget=budget, resume_at_ms=None, blocked_reason=None
-        )
-        return self._update(goal, new, request.turn_id)
-
-    def _clear(self, request: ClearGoal) -> Goal | None:
-        goal = self._goals.clear(request.thread_id, request.expected_goal_id)
-        if goal is None:
-            return None
-        self.log.append(
-            EventKind.CLEARED,
-            goal,
-            turn_id=request.turn_id,
-            previous_status=goal.status,
-            now_ms=wall_clock_ms(),
-        )
-        return goal
+    def notice(self, thread_id: str) -> None:
+        """Writes what time alone has made true of the thread's goal and of those above it: that deadlines
+        have passed, and that holds have expired.
+        """
+        self.executor.join_transaction()
+        now_ms = wall_clock.now_ms()
+        self._reservations.expire_thread(thread_id, now_ms)
+        goal = self._lifecycle.lock(thread_id, now_ms)
+        if goal is not None:
+            self._reservations.above(goal, now_ms)
 
     def import_goal(self, goal: Goal) -> Goal:
-        """Takes over a goal from another store as it is: its id, status, budget, usage and times.
+        """Takes over a goal from another store as it is: its id, status, budgets, usage and times.
 
         Its history is not known, so its ledger is the shortest that leads there: it was made active,
         took all its usage as one charge, and then got its status. (`goals()` goes by ids: an id that is
@@ -270,129 +278,39 @@ class GoalRepository(GoalOperations):
 
         Raises:
             GoalExistsError: the thread has a goal, or there was a goal of that id before.
-            InvalidValueError: a value is out of its bounds, or the goal is active with its budget spent.
+            InvalidValueError: a value is out of its bounds, or the goal is active with a budget used up.
         """
         goal = check_goal(goal)
         self.executor.join_transaction()
-        old = self._goals.lock(goal.thread_id)
-        if old is not None:
-            raise GoalExistsError(f"thread {goal.thread_id!r} has goal {old.goal_id} already")
-        if self.log.page_of_goal(goal.goal_id, 0, 1):
-            raise GoalExistsError(
-                f"there was a goal {goal.goal_id} before; an id is never used again"
-            )
-        self._goals.insert(goal)
-        begun = charged = changed(goal, status=GoalStatus.ACTIVE)
-        self.log.append(EventKind.CREATED, begun, turn_id=None, now_ms=goal.created_at_ms)
-        if goal.tokens_used or goal.time_used_ms:
-            charged = changed(goal, status=status_by_budget(goal))
-            self.log.add(
-                charge_events(
-                    charged,
-                    tokens=goal.tokens_used,
-                    time_ms=goal.time_used_ms,
-                    previous_status=begun.status,
-                    turn_id=None,
-                    idempotency_key=None,
-                    now_ms=goal.updated_at_ms,
-                )
-            )
-        if goal.status is not charged.status:
-            self.log.append(
-                EventKind.STATUS_CHANGED,
-                goal,
-                turn_id=None,
-                previous_status=charged.status,
-                now_ms=goal.updated_at_ms,
-            )
-        return goal
+        return self._lifecycle.take_over(goal)
 
-    # -- charging ----------------------------------------------------------------------------------
+    # -- charges and holds --------------------------------------------------------------------------
+
+    def _reserve(self, request: Reserve) -> tuple[HoldRecord, bool]:
+        request, now_ms = request.rated(self.tariff), wall_clock.now_ms()
+        goal = self._lifecycle.lock(request.thread_id, now_ms)
+        expect(request, goal, request.expected_goal_id, request.claim)
+        found = self._reservations.find(request, now_ms)
+        if found is not None:
+            return found, True
+        if goal is None:
+            raise not_found(request)
+        self._reservations.overdue_thread_id = request.thread_id  # those above it may be late, too
+        return self._reservations.reserve(request, goal, now_ms), False
 
     def _charge(self, request: Charge) -> Accounting:
         if request.usage is not None:
-            request = request.counted(self.counted_tokens)
-        return self._charges.charge(request, wall_clock_ms())
+            request = request.rated(self.tariff)
+        return self._charges.charge(request, wall_clock.now_ms())
 
     def _charge_many(self, request: ChargeMany) -> list[Accounting]:
-        return self._charges.charge_many(request.counted(self.counted_tokens), wall_clock_ms())
+        return self._charges.charge_many(request.rated(self.tariff), wall_clock.now_ms())
 
     def _record_total(self, request: RecordTotal) -> Accounting:
-        return self._totals.record(request, wall_clock_ms())
+        return self._totals.record(request, wall_clock.now_ms())
 
     def _set_baseline(self, request: SetBaseline) -> None:
-        self._totals.set_baseline(request, wall_clock_ms())
+        self._totals.set_baseline(request, wall_clock.now_ms())
 
     def _reconcile(self, request: Reconcile) -> Accounting:
-        return self._totals.reconcile(request, wall_clock_ms())
-
-    # -- shared steps ------------------------------------------------------------------------------
-
-    def _insert(
-        self, goal: Goal, turn_id: str | None, *, replaced_goal_id: str | None = None
-    ) -> Goal:
-        if replaced_goal_id is not None:
-            self._goals.delete(replaced_goal_id)
-        self._goals.insert(goal)
-        self.log.append(
-            EventKind.CREATED,
-            goal,
-            turn_id=turn_id,
-            replaced_goal_id=replaced_goal_id,
-            now_ms=goal.created_at_ms,
-        )
-        return goal
-
-    def _update(self, goal: Goal, new: Goal, turn_id: str | None) -> Goal:
-        if new == goal:
-            return goal
-        now_ms = wall_clock_ms()
-        new = changed(new, updated_at_ms=max(now_ms, goal.updated_at_ms))
-        if goal.remaining_tokens == 0 and new.remaining_tokens != 0:
-            self.usage_log.forget_warning(goal.thread_id, goal.goal_id)
-        self._goals.update(new)
-        if new.status is not goal.status:
-            self.log.append(
-                EventKind.STATUS_CHANGED,
-                new,
-                turn_id=turn_id,
-                previous_status=goal.status,
-                now_ms=now_ms,
-            )
-        return new
-
-
-def _new_goal(
-    thread_id: str,
-    objective: str,
-    status: GoalStatus,
-    token_budget: int | None,
-    resume_at_ms: int | None = None,
-    blocked_reason: str | None = None,
-) -> Goal:
-    now_ms = wall_clock_ms()
-    return Goal(
-        thread_id=thread_id,
-        goal_id=new_id(),
-        objective=objective,
-        status=status,
-        token_budget=token_budget,
-        tokens_used=0,
-        time_used_ms=0,
-        created_at_ms=now_ms,
-        updated_at_ms=now_ms,
-        resume_at_ms=resume_at_ms,
-        blocked_reason=blocked_reason,
-    )
-
-
-def _not_found(request: ThreadRequest[Goal]) -> GoalNotFoundError:
-    return GoalNotFoundError(f"thread {request.thread_id!r} has no goal; create one first")
-
-
-def _expect(request: ThreadRequest[Goal], goal: Goal | None, expected: str | None) -> None:
-    if expected is not None and (goal is None or goal.goal_id != expected):
-        found = "no goal" if goal is None else f"goal {goal.goal_id}"
-        raise StaleGoalError(
-            f"thread {request.thread_id!r} has {found}, expected goal {expected}; read it again"
-        )
+        return self._totals.reconcile(request, wall_clock.now_ms())

@@ -23,11 +23,12 @@ from sqlalchemy.sql import Executable
 from goal_state.domain.events import FIGURES
 from goal_state.storage.cursors import ConsumerCursors
 from goal_state.storage.executor import Executor
+from goal_state.storage.holds import HoldTable
 from goal_state.storage.repository import GoalRepository
-from goal_state.storage.schema import balances, events, goals
+from goal_state.storage.schema import balances, events, goals, parts
 from goal_state.storage.statements import Parameter, Statement, Upsert
 
-__all__ = ["last_prunable_position", "prune_chunk", "prune_ended"]
+__all__ = ["last_prunable_position", "prune_chunk", "prune_ended", "prune_holds"]
 
 _E = events.c
 _B = balances.c
@@ -65,7 +66,32 @@ def _carry_forward(after: Parameter, through: Parameter) -> Upsert:
     )
 
 
+def _carry_parts(after: Parameter, through: Parameter) -> Upsert:
+    via, model = (
+        func.coalesce(column, literal_column("''")) for column in (_E.via_goal_id, _E.model)
+    )
+    old = (
+        select(
+            _E.goal_id,
+            via.label("via_goal_id"),
+            model.label("model"),
+            *(func.sum(_E[figure.delta]).label(figure.balance) for figure in FIGURES),
+        )
+        .where(_prunable(after, through), _E.kind == literal_column("'usage_accounted'"))
+        .group_by(_E.goal_id, via, model)
+    )
+    return Upsert(
+        parts,
+        old,
+        ["goal_id", "via_goal_id", "model"],
+        lambda new: {
+            figure.balance: parts.c[figure.balance] + new[figure.balance] for figure in FIGURES
+        },
+    )
+
+
 _CARRY_FORWARD = Statement(_carry_forward)
+_CARRY_PARTS = Statement(_carry_parts)
 _DELETE_OLD = Statement(lambda after, through: delete(events).where(_prunable(after, through)))
 _FIRST_YOUNG = Statement(
     lambda before_ms: select(func.min(_E.position)).where(_E.occurred_at_ms >= before_ms)
@@ -92,6 +118,7 @@ def _ended(through: Parameter) -> Executable:
 _ENDED = Statement(_ended)
 _FORGET_EVENTS = Statement(lambda goal_id: delete(events).where(_E.goal_id == goal_id))
 _FORGET_BALANCE = Statement(lambda goal_id: delete(balances).where(_B.goal_id == goal_id))
+_FORGET_PARTS = Statement(lambda goal_id: delete(parts).where(parts.c.goal_id == goal_id))
 
 
 def last_prunable_position(repository: GoalRepository, before_ms: int) -> int:
@@ -117,6 +144,7 @@ def prune_chunk(repository: GoalRepository, through: int, size: int) -> int | No
         return None
     bounds = (first - 1, min(first - 1 + size, through))
     executor.run(_CARRY_FORWARD, bounds)
+    executor.run(_CARRY_PARTS, bounds)
     return executor.run(_DELETE_OLD, bounds).rowcount
 
 
@@ -128,4 +156,10 @@ def prune_ended(repository: GoalRepository, through: int) -> int:
     ended = executor.run(_ENDED, (through,)).fetchall()
     executor.run_many(_FORGET_EVENTS, ended)
     executor.run_many(_FORGET_BALANCE, ended)
+    executor.run_many(_FORGET_PARTS, ended)
     return len(ended)
+
+
+def prune_holds(repository: GoalRepository, before_ms: int) -> int:
+    """Forgets the holds that ended before a time; returns how many."""
+    return HoldTable(repository.executor).delete_ended(before_ms)

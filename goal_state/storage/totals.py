@@ -6,6 +6,7 @@ import logging
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from goal_state.domain.amounts import Amounts
 from goal_state.domain.counting import CountedTokens
 from goal_state.domain.goals import Accounting, AccountingMode, Goal
 from goal_state.domain.requests import Reconcile, RecordTotal, SetBaseline
@@ -63,7 +64,7 @@ class Totals:
 
     def record(self, request: RecordTotal, now_ms: int) -> Accounting:
         """Charges what is new in a total, and moves the baseline to it."""
-        goal = self._goals.lock(request.thread_id)
+        goal = self._charges.lock(request, now_ms)
         stored = self._usage_log.baseline(request.thread_id, request.count_id)
         return self._charge(request, stored, goal, now_ms)
 
@@ -84,8 +85,8 @@ class Totals:
             counts = tokens > 0 or request.time_ms >= least_ms
         else:  # a first total, a repeated or a late one: neither its tokens nor its time are new
             counts = not late and before is not None and cumulative(request.total) != before.total
-        time_ms = request.time_ms if counts else 0
-        accounting = self._charges.write(request, goal, tokens, time_ms, None, now_ms)
+        amounts = _amounts(request, tokens) if counts else Amounts(tokens, unpriced_tokens=tokens)
+        accounting = self._charges.write(request, goal, amounts, None, now_ms)
         if not late:
             # The tokens were used, whoever pays: the baseline moves also when no goal took the charge,
             # so that the next goal does not pay for them.
@@ -160,7 +161,7 @@ class Totals:
             usage, _ = next_baseline(None, request.total, request.turn_id, self._counted_tokens)
         if usage is not None:
             number = 0 if before is None else before.epoch
-            falls = before is not None and usage.info.total.is_below(before.total)
+            falls = before is not None and usage.total.is_below(before.total)
             self._usage_log.write(
                 request.thread_id,
                 request.count_id,
@@ -199,3 +200,9 @@ class Totals:
         # Also where nothing is new: what comes on top of it from now on is used in this goal's time.
         self._state(SetBaseline(thread_id, total, turn_id, count_id), stored, goal, now_ms)
         return Accounting(goal, applied=False)
+
+
+def _amounts(request: RecordTotal, tokens: int) -> Amounts:
+    cost_nanos = request.cost_nanos
+    unpriced = tokens if cost_nanos is None else 0
+    return Amounts(tokens, request.time_ms, cost_nanos or 0, request.calls, unpriced)

@@ -1,9 +1,10 @@
 """Moving everything that a store holds as JSON lines.
 
-They begin with a header `{"format": 2, "revision": …, "last_position": …, "counted_tokens": …}`. Then follows
-one `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as of one snapshot.
-The end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export that was cut off
-or damaged on its way is known. Leases are not exported: a consumer's name is free in the new store.
+They begin with a header `{"format": 3, "revision": …, "last_position": …, "counted_tokens": …, "currency":
+…}`. Then follows one `{"table": …, "row": {…}}` for each row, table by table in the order of their keys, as
+of one snapshot. The end is a trailer `{"rows": …, "sha256": …}` over all lines before it, so that an export
+that was cut off or damaged on its way is known. Leases are not exported: a consumer's name is free in the new
+store.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NoReturn, cast
 
 from sqlalchemy import Table, exists, func, literal_column, select
 
-from goal_state.errors import InvalidValueError, NotAnExportError, StoreNotEmptyError
+from goal_state.domain.events import FIGURES
+from goal_state.domain.values import check_optional_name
+from goal_state.errors import (
+    InvalidValueError,
+    NotAnExportError,
+    SettingsConflictError,
+    StoreNotEmptyError,
+)
 from goal_state.storage.executor import Executor
 from goal_state.storage.exported_rows import MAX_COUNTER, check_row
 from goal_state.storage.repository import GoalRepository
@@ -27,6 +36,8 @@ from goal_state.storage.schema import (
     cursors,
     events,
     goals,
+    holds,
+    parts,
 )
 from goal_state.storage.statements import Statement, insert_into
 from goal_state.storage.verification import verify
@@ -41,10 +52,12 @@ MAX_LINE_CHARACTERS: Final = 2**20
 """A longer line is refused. The longest that an export has, a goal with every text at its bound and every
 character escaped, has a tenth of that."""
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _BATCH: Final = 1000
 
-_TABLES: Final = {table.name: table for table in (goals, events, balances, baselines, cursors)}
+_TABLES: Final = {
+    table.name: table for table in (goals, events, balances, parts, baselines, cursors, holds)
+}
 _NOT_MOVED: Final = {cursors.name: {"holder", "lease_expires_at_ms"}}
 _COLUMNS: Final = {
     name: tuple(column.name for column in table.columns) for name, table in _TABLES.items()
@@ -78,6 +91,7 @@ _HOW_MANY_BEFORE: Final = {name: _how_many_before(table) for name, table in _TAB
 
 _E = events.c
 _B = balances.c
+_P = parts.c
 _CREATED: Final = _E.kind == literal_column("'created'")
 _SAME_EVENT_ID = Statement(
     lambda: (
@@ -101,6 +115,20 @@ _IN_BALANCE_ALREADY = Statement(
         .where(~_CREATED, _E.position <= _B.through_position)
     )
 )
+_PART_OF_NO_BALANCE = Statement(
+    lambda: select(_P.goal_id).where(~exists().where(_B.goal_id == _P.goal_id))
+)
+_BALANCES_AND_PARTS = Statement(
+    lambda: (
+        select(
+            _B.goal_id,
+            *(_B[figure.balance] for figure in FIGURES),
+            *(_P[figure.balance] for figure in FIGURES),
+        )
+        .select_from(balances.outerjoin(parts, _P.goal_id == _B.goal_id))
+        .order_by(_B.goal_id)
+    )
+)
 _FIRST_OF_GOAL = Statement(
     lambda goal_id: select(func.min(_E.position)).where(_E.goal_id == goal_id)
 )
@@ -109,6 +137,7 @@ _CONTRADICTIONS: Final = (
     (events.name, _REPLACED_AND_THERE, "replaced_goal_id: that goal is there"),
     (balances.name, _BALANCE_OF_NO_GOAL, "goal_id: no goal of this id was created before"),
     (events.name, _IN_BALANCE_ALREADY, "position: the balance of its goal contains it already"),
+    (parts.name, _PART_OF_NO_BALANCE, "goal_id: there is no balance that it is a part of"),
 )
 
 
@@ -122,7 +151,8 @@ def export_lines(repository: GoalRepository) -> Iterator[str]:
             "format": _FORMAT,
             "revision": HEAD_REVISION,
             "last_position": executor.last_position_ever(),
-            "counted_tokens": repository.counted_tokens.name,
+            "counted_tokens": repository.tariff.counted_tokens.name,
+            "currency": repository.settings.currency(),
         }
         yield digest.with_line(json.dumps(header))
         for name, columns in _COLUMNS.items():
@@ -147,7 +177,7 @@ def import_lines(repository: GoalRepository, lines: Iterable[str]) -> int:
     for name, statement in _ALL_ROWS.items():
         if next(executor.stream(statement), None) is not None:
             raise StoreNotEmptyError(f"the store has rows in {name} already; import into a new one")
-    run = _Import(executor, repository.counted_tokens.name)
+    run = _Import(executor, repository)
     for number, line in enumerate(lines, 1):
         run.take(number, line)
     rows = run.end()
@@ -183,9 +213,10 @@ class _Digest:
 class _Import:
     """An import under way: takes line after line, and knows on which line each table begins."""
 
-    def __init__(self, executor: Executor, counted_tokens: str) -> None:
+    def __init__(self, executor: Executor, repository: GoalRepository) -> None:
         self._executor = executor
-        self._counted_tokens = counted_tokens
+        self._settings = repository.settings
+        self._counted_tokens = repository.tariff.counted_tokens.name
         self._digest = _Digest()
         self._line = 0
         self._last_position = 0
@@ -233,6 +264,7 @@ class _Import:
             found = next(self._executor.stream(statement), None)
             if found is not None:
                 self._refuse(table, found[0], problem)
+        self._check_parts()
         for difference in verify(repository, None):
             goal = repository.get(difference.thread_id)
             if goal is not None and goal.goal_id == difference.goal_id:
@@ -240,13 +272,24 @@ class _Import:
             position = self._executor.run(_FIRST_OF_GOAL, (difference.goal_id,)).fetchone()[0]
             self._refuse(events.name, position, str(difference))
 
+    def _check_parts(self) -> None:
+        """Makes sure that the parts of each balance add up to it. Not by SQL, whose sums have a bound."""
+        width = len(FIGURES)
+        rows = self._executor.stream(_BALANCES_AND_PARTS)
+        for goal_id, of_goal in groupby(rows, key=itemgetter(0)):
+            several = [row[1:] for row in of_goal]
+            sums = tuple(sum(row[at] or 0 for row in several) for at in range(width, 2 * width))
+            if sums != tuple(several[0][:width]):
+                self._refuse(balances.name, goal_id, "its parts do not add up to it")
+
     def _take_header(self, header: dict[str, Any]) -> None:
         last = header.get("last_position")
-        counted_tokens = header.get("counted_tokens")
+        counted_tokens, currency = header.get("counted_tokens"), header.get("currency")
         if (
-            header.keys() != {"format", "revision", "last_position", "counted_tokens"}
+            header.keys() != {"format", "revision", "last_position", "counted_tokens", "currency"}
             or type(last) is not int
             or not isinstance(counted_tokens, str)
+            or not isinstance(currency, str | None)
         ):
             raise NotAnExportError(1, "is no header of an export of goal-state")
         if type(header["format"]) is not int or header["format"] != _FORMAT:
@@ -269,6 +312,12 @@ class _Import:
                 f"counted_tokens: its goals are charged with {counted_tokens!r:.80} and this store's with"
                 f" {self._counted_tokens!r}; import it into a store that counts alike",
             )
+        try:
+            self._settings.agree_on_currency(check_optional_name("currency", currency))
+        except InvalidValueError as error:
+            raise NotAnExportError(1, str(error)) from None
+        except SettingsConflictError as error:
+            raise NotAnExportError(1, f"currency: {error}") from None
         self._last_position = last
 
     def _take_trailer(self, trailer: dict[str, Any]) -> None:

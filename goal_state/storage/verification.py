@@ -62,6 +62,8 @@ _REPLACED = Statement(
 )
 
 _PAGE: Final = 500
+_HELD: Final = ("live_holds", "held_tokens", "held_cost_nanos", "held_calls")
+_NOTHING_HELD: Final = [0] * len(_HELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class _Ledger:
             self.cleared = self.status == EventKind.CLEARED
         if kind is EventKind.USAGE_ACCOUNTED:
             for figure, recomputed in self.sums.items():
+                if figure.cumulative is None:
+                    continue
                 stored = getattr(event, figure.cumulative)
                 if stored != recomputed:
                     self._differs(f"{place} {figure.cumulative}", stored, recomputed)
@@ -150,6 +154,7 @@ def verify(repository: GoalRepository, thread_id: str | None) -> Iterator[Differ
     """Yields the differences between goals and log, as of one snapshot, in bounded memory."""
     executor = repository.executor
     with executor.snapshot():
+        held = _held(repository)
         stored = _stored(repository, thread_id)
         goal = next(stored, None)
         for ledger in _ledgers(executor, thread_id):
@@ -159,6 +164,7 @@ def verify(repository: GoalRepository, thread_id: str | None) -> Iterator[Differ
             if goal is not None and goal.goal_id == ledger.goal_id:
                 ledger.compare(goal)
                 yield from _budget(goal)
+                yield from _holds(goal, held.get(goal.goal_id, _NOTHING_HELD))
                 goal = next(stored, None)
             elif not ledger.cleared and not _was_replaced(executor, ledger):
                 yield Difference(ledger.thread_id, ledger.goal_id, "goal_id", None, ledger.goal_id)
@@ -178,6 +184,23 @@ def _stored(repository: GoalRepository, thread_id: str | None) -> Iterator[Goal]
     while page:
         yield from page
         page = repository.goals_page(after=page[-1].goal_id, limit=_PAGE)
+
+
+def _held(repository: GoalRepository) -> dict[str, list[int]]:
+    """What live holds set aside, by the goals of whose budgets they are parts."""
+    held: dict[str, list[int]] = {}
+    for hold in repository.all_holds():
+        for goal_id in hold.goal_ids:
+            known = held.get(goal_id, _NOTHING_HELD)
+            more = (1, hold.tokens, hold.cost_nanos, hold.calls)
+            held[goal_id] = [a + b for a, b in zip(known, more, strict=True)]
+    return held
+
+
+def _holds(goal: Goal, held: list[int]) -> Iterator[Difference]:
+    for column, recomputed in zip(_HELD, held, strict=True):
+        if (stored := getattr(goal, column)) != recomputed:
+            yield Difference(goal.thread_id, goal.goal_id, column, stored, recomputed)
 
 
 def _ledgers(executor: Executor, thread_id: str | None) -> Iterator[_Ledger]:
@@ -207,11 +230,11 @@ def _without_log(goal: Goal) -> Difference:
 
 
 def _budget(goal: Goal) -> Iterator[Difference]:
-    if goal.status is GoalStatus.ACTIVE and goal.remaining_tokens == 0:
+    if goal.status is GoalStatus.ACTIVE and goal.exhausted:
         yield Difference(
             goal.thread_id,
             goal.goal_id,
             "status",
             goal.status.value,
-            f"{GoalStatus.BUDGET_LIMITED.value}: {goal.tokens_used} of {goal.token_budget} tokens used",
+            f"{GoalStatus.BUDGET_LIMITED.value}, for {', '.join(goal.exhausted)}",
         )

@@ -88,6 +88,18 @@ def test_tokens_and_goals_are_counted_by_status(store: GoalStore, telemetry: Tel
     }
 
 
+def test_what_an_ancestor_pays_is_not_counted_twice(store: GoalStore, telemetry: Telemetry) -> None:
+    store.create("parent", "Ship it", token_budget=100, warn_at=(0.1,))
+    store.create("child", "Write it", parent="parent")
+    store.charge("child", tokens=40)
+    telemetry.sink([AnalyticsEvent(event) for event in store.events()])
+    assert telemetry.counters == {
+        "goal_state.token.usage": ("{token}", {"active": 40}),
+        "goal_state.goals": ("{goal}", {"active": 2}),
+    }
+    assert len(telemetry.records) == 5
+
+
 def test_every_event_is_a_log_record(store: GoalStore, telemetry: Telemetry) -> None:
     live(store)
     with send_events(store, telemetry.sink) as consumer:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from goal_state import GoalEvent, GoalStore
 from goal_state.analytics import AnalyticsEvent, goal_event
-from goal_state.domain.events import EventKind
+from goal_state.domain.events import Estimate, EventKind
 from goal_state.domain.goals import GoalStatus
 
 CHARGE = GoalEvent(
@@ -28,6 +28,19 @@ CHARGE = GoalEvent(
     idempotency_key="the host's own",
     replaced_goal_id=None,
     occurred_at_ms=int(datetime(2026, 1, 31, 12, 30, tzinfo=UTC).timestamp() * 1000) + 5,
+    cost_delta_nanos=1_500_000_001,
+    calls_delta=1,
+    unpriced_tokens_delta=10,
+    estimated_tokens_delta=-3,
+    cumulative_cost_nanos=12 * 10**9,
+    cumulative_calls=9,
+    model="model-1",
+    estimate=Estimate.RESOLVED,
+    origin_goal_id="goal-3",
+    via_goal_id="goal-2",
+    hold_id="hold-1",
+    tags_json='{"tool":"search","user":"ada"}',
+    details_json='{"limit": 5}',
 )
 
 
@@ -48,13 +61,29 @@ def test_a_goal_event_has_every_figure_id_and_time() -> None:
         "time_delta_seconds": 1.25,
         "cumulative_tokens": 1040,
         "cumulative_time_seconds": 3.001,
+        "cost_delta": "1.500000001",
+        "cumulative_cost": "12",
+        "calls_delta": 1,
+        "cumulative_calls": 9,
+        "unpriced_tokens_delta": 10,
+        "estimated_tokens_delta": -3,
+        "model": "model-1",
+        "estimate": "resolved",
+        "origin_goal_id": "goal-3",
+        "via_goal_id": "goal-2",
+        "hold_id": "hold-1",
+        "tags": {"tool": "search", "user": "ada"},
+        "details": {"limit": 5},
         "replaced_goal_id": None,
     }
 
 
 def test_a_goal_event_leaves_out_no_field_but_the_callers_key() -> None:
     """A field that is new must be sent, or be left out for a reason."""
-    named = {field.name.replace("_ms", "_seconds") for field in fields(GoalEvent)}
+    named = {
+        field.name.replace("_ms", "_seconds").removesuffix("_nanos").removesuffix("_json")
+        for field in fields(GoalEvent)
+    }
     sent = set(goal_event(CHARGE)) - {"event_type"}
     assert named - {"occurred_at_seconds", "idempotency_key"} | {"occurred_at"} == sent
 

@@ -4,9 +4,8 @@ file as it was.
 
 from __future__ import annotations
 
+import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pytest
 
 from goal_state import GoalStore
 from goal_state.storage.schema import HEAD_REVISION, VERSION_TABLE
-from tests.cli.program import ENVIRONMENT, PATIENCE_SECONDS, SMALL, finish, refused, start
+from tests.cli.program import SMALL, finish, refused, start
 from tests.databases import execute, fingerprints
+from tests.processes import python
 
 OTHER_APPLICATIONS = Path(__file__).parents[1] / "data/other-applications"
 
@@ -165,12 +165,28 @@ def test_a_process_ends_with_a_sentence_and_the_code(
 # -- what may not be written to ----------------------------------------------------------------------
 
 WITHOUT_PRIVILEGES = """
+import json, os, sys, tempfile
 from goal_state.cli import main
 from tests.permissions import obey_permissions
 
 obey_permissions()
-main()
+ends = []
+for words in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = os.fork()
+        if process == 0:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stderr.fileno(), 2)
+            sys.argv[1:] = words
+            main()  # which exits
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        stdout.seek(0)
+        stderr.seek(0)
+        ends.append((code, stdout.read(), stderr.read()))
+print(json.dumps(ends))
 """
+
+COMMANDS = [*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]]
 
 
 @pytest.fixture
@@ -185,35 +201,28 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o700)
 
 
-def run_without_privileges(*words: object) -> tuple[int, str, str]:
-    """Runs the program where permissions count; root's privilege is to ignore them."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_PRIVILEGES, *map(str, words)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+def ends_without_privileges(path: Path) -> list[tuple[int, str, str]]:
+    """Runs each command on the path, in a process of its own, where permissions count; root's privilege
+    is to ignore them. The code that each ended with, and what it wrote to stdout and stderr."""
+    commands = [[*command, "--db", str(path)] for command in COMMANDS]
+    return [tuple(end) for end in json.loads(python(WITHOUT_PRIVILEGES, json.dumps(commands)))]
 
 
 @pytest.mark.slow
-@every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
-def test_a_read_only_file(read_only: Path, command: list[str]) -> None:
+def test_a_read_only_file(read_only: Path) -> None:
     read_only.chmod(0o777)
     path, before = read_only / "goals.db", fingerprints(read_only)
     sentence = f"Error: {str(path)!r} is read-only for this user; allow writing to it\n"
-    assert run_without_privileges(*command, "--db", path) == (1, "", sentence)
+    assert ends_without_privileges(path) == [(1, "", sentence)] * len(COMMANDS)
     assert fingerprints(read_only) == before
 
 
 @pytest.mark.slow
-@every([*READING, ["clear", "t"], ["db", "upgrade"], ["set", "t", "--objective", "x"]])
-def test_a_read_only_folder(read_only: Path, command: list[str]) -> None:
+def test_a_read_only_folder(read_only: Path) -> None:
     read_only.chmod(0o555)
-    path, before = read_only / "goals.db", fingerprints(read_only)
-    code, stdout, stderr = run_without_privileges(*command, "--db", path)
-    assert (code, stdout) == (1, "")
-    assert stderr.startswith(f"Error: the folder {str(read_only)!r} is read-only")
+    before = fingerprints(read_only)
+    ends = ends_without_privileges(read_only / "goals.db")
+    assert [end[:2] for end in ends] == [(1, "")] * len(COMMANDS)
+    for _, _, stderr in ends:
+        assert stderr.startswith(f"Error: the folder {str(read_only)!r} is read-only")
     assert fingerprints(read_only) == before

@@ -63,9 +63,9 @@ def test_events_for_people_stand_in_one_line_each(db: Path) -> None:
     lines = run("events", "--db", db).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3", "4", "5"]
     assert lines[2].endswith(
-        "usage_accounted  budget_limited  +10 tokens = 10 of 10  thread a  turn turn-1"
+        "usage_accounted    budget_limited  +10 tokens = 10 of 10  thread a  turn turn-1"
     )
-    assert lines[3].endswith("status_changed   budget_limited  was active  thread a  turn turn-1")
+    assert lines[3].endswith("status_changed     budget_limited  was active  thread a  turn turn-1")
     assert "thread" not in run("events", "--thread", "a", "--db", db).stdout
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,9 @@ STRANGE = "[red]not red[/red] :smile: \x1b[31m and\x07\nmore [/]"
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Path:
+def db(database: Path) -> Path:
     """A database with three goals: charged and over its budget, without budget, and complete."""
-    path = tmp_path / "goals.db"
-    with GoalStore.open(path) as store:
+    with GoalStore.open(database, durability="normal") as store:
         store.create("over", "Ship the parser", token_budget=100)
         store.set_baseline("over", TokenUsage())
         store.record_total(
@@ -30,7 +30,7 @@ def db(tmp_path: Path) -> Path:
         )
         store.create("free", STRANGE)
         store.create("done", "Rest", status="complete", token_budget=1_000)
-    return path
+    return database
 
 
 def fields(text: str) -> dict[str, str]:
@@ -80,6 +80,49 @@ def test_set_resume_raises_the_budget_and_reactivates(db: Path) -> None:
     assert (resumed["status"], resumed["remaining_tokens"]) == ("active", 60)
 
 
+def test_set_bounds_a_goal_in_every_way_and_lets_go_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    words = ("--cost-budget", "2.50", "--call-budget", 7, "--time-budget", 90, "--warn-at", 0.8)
+    words = (*words, "--warn-at", 0.5, "--deadline", "2100-01-01T01:00:00+01:00")
+    shown = fields(run("set", "t", "--objective", "x", *words, "--db", path).stdout)
+    assert shown["cost"] == "0 of 2.5 used, 2.5 remaining"
+    assert shown["calls"] == "0 of 7 used, 7 remaining"
+    assert shown["time"] == "0.0 s of 90.0 s used, 90.0 s remaining"
+    assert shown["deadline"] == "2100-01-01 00:00:00.000 UTC"
+    assert shown["warns"] == "at   50 %, 80 %"
+    with GoalStore.open(path) as store:
+        goal = store.get("t")
+    assert goal is not None
+    assert goal.cost_budget == Decimal("2.5")
+    assert (goal.call_budget, goal.time_budget, goal.warn_at) == (7, 90.0, (0.5, 0.8))
+    kept = run_json("set", "t", "--no-call-budget", "--no-deadline", "--no-warn-at", "--db", path)
+    assert (kept["call_budget"], kept["deadline"], kept["warn_at"]) == (None, None, [])
+    assert (kept["cost_budget"], kept["time_budget_seconds"]) == ("2.5", 90.0)
+
+
+def test_set_resume_raises_every_budget_that_is_reached(tmp_path: Path) -> None:
+    path = tmp_path / "goals.db"
+    with GoalStore.open(path, durability="normal") as store:
+        store.create("t", "x", token_budget=10, cost_budget="1", time_budget=2)
+        store.charge("t", tokens=10, cost="1", seconds=2)
+    words = ("--budget", 20, "--no-cost-budget")
+    assert "2 s of 2 s" in refused("set", "t", "--resume", *words, "--db", path)
+    shown = run_json("set", "t", "--resume", *words, "--time-budget", 3, "--db", path)
+    assert (shown["status"], shown["exhausted"]) == ("active", [])
+
+
+def test_set_with_a_parent_makes_a_goal_under_it(db: Path) -> None:
+    made = run_json("set", "sub", "--objective", "A part", "--parent", "free", "--db", db)
+    with GoalStore.open(db) as store:
+        parent, children = store.get("free"), store.children("free")
+    assert parent is not None
+    assert made["parent_goal_id"] == parent.goal_id
+    assert [goal.thread_id for goal in children] == ["sub"]
+    again = refused("set", "sub", "--objective", "Other", "--parent", "free", "--db", db)
+    assert "has goal" in again or "has a goal" in again
+    assert "nobody" in refused("set", "x", "--objective", "x", "--parent", "nobody", "--db", db)
+
+
 def test_set_of_another_goal_than_expected_is_refused(db: Path) -> None:
     sentence = refused("set", "free", "--status", "paused", "--expected-goal-id", "x", "--db", db)
     assert "expected goal x" in sentence
@@ -96,8 +139,18 @@ def test_set_of_another_goal_than_expected_is_refused(db: Path) -> None:
     [
         ([], "name what to set"),
         (["--budget", "5", "--no-budget"], "exclude each other"),
-        (["--resume", "--status", "active"], "--resume goes with a budget only"),
-        (["--resume", "--objective", "x"], "--resume goes with a budget only"),
+        (["--resume", "--status", "active"], "--resume goes with budgets only"),
+        (["--resume", "--objective", "x"], "--resume goes with budgets only"),
+        (["--resume", "--parent", "p"], "--resume goes with budgets only"),
+        (["--parent", "p"], "--parent is for a new goal"),
+        (["--cost-budget", "1", "--no-cost-budget"], "--cost-budget and --no-cost-budget exclude"),
+        (["--cost-budget", "much"], "cost_budget: must be a number, such as '0.25', is 'much'"),
+        (["--cost-budget", "0"], "cost_budget: must be at least 0.000000001"),
+        (["--call-budget", "0"], "call_budget: must be more than 0, is 0"),
+        (["--time-budget", "nan"], "time_budget: must be finite"),
+        (["--deadline", "tomorrow"], "'tomorrow' is not a time such as 2026-12-24T18:00:00Z"),
+        (["--deadline", "2026-12-24"], "deadline: must be aware: give its time zone"),
+        (["--warn-at", "1.5"], "warn_at: must hold fractions above 0 and below 1"),
         (["--budget", "many"], "'many' is not a valid integer"),
         (["--budget", "0"], "token_budget: must be more than 0, is 0"),
         (["--budget", str(2**63)], f"token_budget: must be below 2^63, is {2**63}"),
@@ -122,7 +175,7 @@ def test_an_unknown_status_is_answered_with_the_known_ones(db: Path, command: li
 def test_list_shows_every_goal_in_order(db: Path) -> None:
     lines = run("list", "--db", db).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["thread", "over", "free", "done", "3"]
-    assert re.search(r"budget_limited +140 +100 +█{10} 140 % +Ship the parser", lines[1])
+    assert re.search(r"budget_limited +140 +100 +█{10} 140 % +2.5 s +Ship the parser", lines[1])
     assert r"[red]not red[/red] :smile: \x1b[31m and\x07\nmore [/]" in lines[2]
 
 
@@ -132,8 +185,7 @@ def test_list_for_programs_is_what_the_store_holds(db: Path) -> None:
         goals = list(store.goals())
     assert [one["goal_id"] for one in listed] == [goal.goal_id for goal in goals]
     for one, goal in zip(listed, goals, strict=True):
-        stated = {name: getattr(goal, name) for name in one if not name.endswith("_at")}
-        assert stated == {name: value for name, value in one.items() if not name.endswith("_at")}
+        assert one == goal.to_dict()
         for name in ("created_at", "updated_at"):
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", one[name])
             assert one[name] == getattr(goal, name).isoformat(timespec="milliseconds").replace(
@@ -176,6 +228,54 @@ def test_what_users_wrote_is_shown_as_it_is(db: Path) -> None:
     assert "\x07" not in text
 
 
+def test_show_tells_what_is_left_and_who_holds_limits_and_claims_it(db: Path) -> None:
+    with GoalStore.open(db) as store:
+        store.create("lead", "Lead", token_budget=1_000, cost_budget="2")
+        store.create("sub", "Help", parent="lead", call_budget=3)
+        store.charge("sub", tokens=300, cost="0.5")
+        store.charge("sub", tokens=20)
+        hold = store.reserve("sub", tokens=100, cost="0.25")
+        store.claim("sub", "worker-1", 60)
+    shown = fields(run("show", "sub", "--db", db).stdout)
+    assert shown["parent"].startswith("thread lead, goal ")
+    assert shown["cost"] == "0.5 used, no budget, without 20 tokens of unknown price"
+    assert shown["held"] == "100 tokens, cost 0.25, 1 call, by 1 hold"
+    assert shown["headroom"] == "580 tokens of thread lead, cost 1.25 of thread lead, 2 calls"
+    assert re.fullmatch(r"by worker-1 until .* UTC, number 1", shown["claimed"])
+    told = run_json("show", "sub", "--db", db)
+    assert [one["hold_id"] for one in told["holds"]] == [hold.hold_id]
+    assert told["headroom"]["tokens"] == 580
+    run("set", "lead", "--status", "paused", "--db", db)
+    stopped = fields(run("show", "sub", "--db", db).stdout)
+    assert stopped["headroom"] == "none: thread lead is not active"
+
+
+def test_show_names_the_budgets_that_are_reached_and_what_is_estimated(db: Path) -> None:
+    with GoalStore.open(db) as store:
+        store.create("t", "x", token_budget=10, call_budget=1, warn_at=(0.5,))
+        store.reserve("t", tokens=10).cut()
+    text = run("show", "t", "--db", db).stdout
+    shown = fields(text)
+    assert shown["exhausted"] == "tokens, calls"
+    assert shown["estimated"] == "10 of the tokens used"
+    assert shown["headroom"] == "none: it is budget_limited"
+    assert "threshold_crossed  budget_limited  50 % of tokens: 10 of 10" in text
+    assert "+10 tokens = 10 of 10  estimate made" in text
+    run("set", "t", "--resume", "--budget", 20, "--no-call-budget", "--db", db)
+    assert "tokens: 10 to 20  calls: 1 to none" in run("events", "--db", db).stdout
+
+
+def test_list_has_columns_for_what_goals_are_bounded_by(db: Path) -> None:
+    with GoalStore.open(db) as store:
+        store.create("t", "Pay", cost_budget="2", call_budget=3)
+        store.charge("t", tokens=5, cost="0.75")
+    lines = run("list", "--db", db).stdout.splitlines()
+    assert lines[0].split() == [
+        "thread", "status", "tokens", "budget", "cost", "calls", "time", "objective"
+    ]  # fmt: skip
+    assert re.search(r"^t +active +5 +0.75 of 2 +0 of 3 +Pay", lines[4])
+
+
 def test_show_for_programs(db: Path) -> None:
     shown = run_json("show", "over", "--db", db)
     with GoalStore.open(db) as store:
@@ -184,7 +284,7 @@ def test_show_for_programs(db: Path) -> None:
     assert usage is not None
     assert shown["goal"]["goal_id"] == goal.goal_id
     assert shown["goal"]["remaining_tokens"] == 0
-    assert shown["usage"]["total"]["input_tokens"] == usage.info.total.input_tokens == 150
+    assert shown["usage"]["total"]["input_tokens"] == usage.total.input_tokens == 150
     assert shown["usage"]["turn_id"] == "turn-1"
     assert [one["event_id"] for one in shown["last_events"]] == [
         event.event_id for event in events if event.thread_id == "over"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from goal_state import Goal, TokenUsage, TokenUsageInfo
+from goal_state import Goal, ThreadUsage, TokenUsage
 from goal_state.codex import Message, goal_updated, token_usage_updated
 
 PATIENCE_SECONDS = 30.0
@@ -55,12 +55,13 @@ class StuckClient(Client):
         super().send(message)
 
 
-def info(tokens: int) -> TokenUsageInfo:
+def used(tokens: int, turn_id: str | None = None) -> ThreadUsage:
     """A usage whose total and last part differ in every field."""
-    return TokenUsageInfo(
+    return ThreadUsage(
         TokenUsage(tokens * 10, tokens * 3, tokens, tokens * 5, tokens * 2),
         TokenUsage(tokens * 4 + 1, tokens + 2, 3, tokens * 2 + 4, tokens + 5),
         200_000,
+        turn_id,
     )
 
 
@@ -71,7 +72,7 @@ def response(request_id: int, thread_id: str, **turns: str) -> Message:
     return {"jsonrpc": "2.0", "id": request_id, "result": {"thread": thread}}
 
 
-def usage(thread_id: str, turn_id: str, stated: TokenUsageInfo) -> Message:
+def usage(thread_id: str, turn_id: str, stated: ThreadUsage) -> Message:
     return token_usage_updated(thread_id, turn_id, stated)
 
 

@@ -17,7 +17,7 @@ from goal_state.codex.rollout import (
     RolloutReader,
     TurnStatus,
 )
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 
 RECORDED = Path(__file__).parents[1] / "data" / "rollouts"
 HOME = RECORDED / "home"
@@ -69,8 +69,8 @@ def record(tokens: int, turn_id: str | None = "turn") -> dict[str, Any]:
     return line("token_usage_record", payload)
 
 
-def info(tokens: int, window: int | None = None) -> TokenUsageInfo:
-    return TokenUsageInfo(TokenUsage(tokens, 0, 0, 1, 0), TokenUsage(1, 0, 0, 1, 0), window)
+def used(tokens: int, window: int | None = None, turn_id: str | None = None) -> ThreadUsage:
+    return ThreadUsage(TokenUsage(tokens, 0, 0, 1, 0), TokenUsage(1, 0, 0, 1, 0), window, turn_id)
 
 
 def began(turn_id: str | None, window: int | None = None) -> dict[str, Any]:

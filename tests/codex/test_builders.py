@@ -21,7 +21,7 @@ from goal_state.codex.builders import (
     rollout_with_token_usage,
 )
 from goal_state.codex.rollout import RolloutReader, Turn, TurnStatus, find_rollout, find_rollouts
-from tests.codex.clients import info
+from tests.codex.clients import used
 
 STARTED_AT = datetime(2026, 3, 9, 7, 5, 2, 345_000, tzinfo=UTC)
 ELEMENTS = [{"byte_range": {"start": 0, "end": 5}, "placeholder": "<note>"}]
@@ -111,7 +111,7 @@ def test_a_time_without_a_zone_is_refused(build: Callable[..., str], tmp_path: P
 def test_only_the_one_with_usage_has_used_anything(name: str, tmp_path: Path) -> None:
     thread_id = BUILDERS[name](tmp_path)
     tail = reader(tmp_path, thread_id).restored()
-    assert tail.info is None
+    assert tail.usage is None
     assert tail.turn_id == TURN_ID
 
 
@@ -119,13 +119,13 @@ def test_the_usage_reads_back_from_either_end(tmp_path: Path) -> None:
     thread_id = rollout_with_token_usage(tmp_path)
     read = reader(tmp_path, thread_id)
     tail = read.restored()
-    assert (tail.info, tail.usage_turn_id, tail.turn_id) == (USAGE, TURN_ID, TURN_ID)
-    assert [(usage.info, usage.turn_id) for usage in read.usages()] == [(USAGE, TURN_ID)]
+    assert (tail.usage, tail.turn_id) == (USAGE, TURN_ID)
+    assert list(read.usages()) == [USAGE]
 
 
 def test_another_usage_can_be_given(tmp_path: Path) -> None:
-    thread_id = rollout_with_token_usage(tmp_path, info(7))
-    assert reader(tmp_path, thread_id).restored().info == info(7)
+    thread_id = rollout_with_token_usage(tmp_path, used(7))
+    assert reader(tmp_path, thread_id).restored().usage == used(7, TURN_ID)
 
 
 def test_no_two_numbers_of_the_usage_are_equal_and_none_is_zero() -> None:

@@ -22,9 +22,9 @@ from tests.codex.clients import (
     Client,
     FailingClient,
     StuckClient,
-    info,
     kinds,
     usage,
+    used,
 )
 from tests.interrupts import interrupts
 
@@ -39,9 +39,9 @@ def test_a_client_that_fails_is_dropped_and_the_others_hear_everything(
     hub.start("thread", client, request_id=1)
     hub.resume("thread", failing, request_id=2)
     for tokens in range(1, 6):
-        hub.usage_updated("thread", "turn-1", info(tokens))
+        hub.usage_updated("thread", "turn-1", used(tokens))
         assert hub.flush(PATIENCE_SECONDS)
-    assert client.told[1:] == [usage("thread", "turn-1", info(tokens)) for tokens in range(1, 6)]
+    assert client.told[1:] == [usage("thread", "turn-1", used(tokens)) for tokens in range(1, 6)]
     assert kinds(failing.told) == [2, "thread/tokenUsage/updated"]
     assert failing.calls == 3  # the one that failed was the last
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
@@ -66,10 +66,10 @@ def test_a_client_is_dropped_whatever_it_raises(
     hub.start("thread", client, request_id=1)
     hub.resume("thread", failing, request_id=2)
     assert hub.flush(PATIENCE_SECONDS)
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     assert hub.flush(PATIENCE_SECONDS)
     assert kinds(failing.told) == [2]
-    assert client.told[1:] == [usage("thread", "turn-1", info(1))]
+    assert client.told[1:] == [usage("thread", "turn-1", used(1))]
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert failure.__name__ in record.getMessage()
 
@@ -111,7 +111,7 @@ def test_an_interrupted_call_leaves_no_thread_locked(hub: ThreadHub, store: Goal
 
     def work() -> None:
         hub.turn_started("one", "turn-1")
-        hub.usage_updated("one", "turn-1", info(1))
+        hub.usage_updated("one", "turn-1", used(1))
         hub.resume("other", client, request_id=2)
         hub.detach(client, "other")
         hub.turn_finished("one", "turn-1")
@@ -152,7 +152,7 @@ def test_a_client_that_fails_at_its_response_does_not_hurt_who_called(hub: Threa
     hub.start("thread", failing, request_id=1)
     assert hub.flush(PATIENCE_SECONDS)
     assert failing.calls == 1
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     assert hub.flush(PATIENCE_SECONDS)
     assert failing.calls == 1
 
@@ -162,12 +162,12 @@ def test_a_client_that_failed_is_dropped_from_every_thread(hub: ThreadHub, clien
     for number, thread_id in enumerate(["a", "b"]):
         hub.start(thread_id, failing, request_id=number)
         hub.resume(thread_id, client, request_id=number)
-    hub.usage_updated("a", "turn-1", info(1))
+    hub.usage_updated("a", "turn-1", used(1))
     assert hub.flush(PATIENCE_SECONDS)
-    hub.usage_updated("b", "turn-1", info(2))
+    hub.usage_updated("b", "turn-1", used(2))
     assert hub.flush(PATIENCE_SECONDS)
     assert failing.calls == 3
-    assert client.told[-2:] == [usage("a", "turn-1", info(1)), usage("b", "turn-1", info(2))]
+    assert client.told[-2:] == [usage("a", "turn-1", used(1)), usage("b", "turn-1", used(2))]
 
 
 def test_a_thread_whose_only_client_failed_ends_with_its_turn(hub: ThreadHub) -> None:
@@ -184,14 +184,14 @@ def test_a_client_that_failed_can_attach_again(hub: ThreadHub, client: Client) -
     hub.start("thread", client, request_id=1)
     hub.resume("thread", failing, request_id=2)
     assert hub.flush(PATIENCE_SECONDS)
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     failing._takes = 10
     hub.resume("thread", failing, request_id=3)
-    hub.usage_updated("thread", "turn-1", info(2))
+    hub.usage_updated("thread", "turn-1", used(2))
     assert hub.flush(PATIENCE_SECONDS)
     assert failing.told[1:] == [
-        usage("thread", "", info(1)),
-        usage("thread", "turn-1", info(2)),
+        usage("thread", "", used(1)),
+        usage("thread", "turn-1", used(2)),
     ]
     assert kinds(failing.told)[0] == 3
 
@@ -205,20 +205,20 @@ def test_a_client_that_is_stuck_is_dropped_at_the_bound_and_the_others_hear_ever
         hub.resume("thread", stuck, request_id=2)
         assert stuck.is_stuck.wait(PATIENCE_SECONDS)  # in its response, and 1000 may wait behind it
         for tokens in range(1, BOUND + 1):
-            hub.usage_updated("thread", "turn-1", info(tokens))
+            hub.usage_updated("thread", "turn-1", used(tokens))
             if tokens % 100 == 0:
                 assert _flushed(hub, client, tokens + 1)
         assert not caplog.records[-1].getMessage().endswith("was dropped")
-        hub.usage_updated("thread", "turn-1", info(BOUND + 1))
+        hub.usage_updated("thread", "turn-1", used(BOUND + 1))
         assert any(
             record.levelno == logging.WARNING
             and record.getMessage() == "a connection is 1000 messages behind and was dropped"
             for record in caplog.records
         )
-        hub.usage_updated("thread", "turn-1", info(BOUND + 2))
+        hub.usage_updated("thread", "turn-1", used(BOUND + 2))
         assert hub.flush(PATIENCE_SECONDS)  # nobody waits for who was dropped
         assert client.told[1:] == [
-            usage("thread", "turn-1", info(tokens)) for tokens in range(1, BOUND + 3)
+            usage("thread", "turn-1", used(tokens)) for tokens in range(1, BOUND + 3)
         ]
     finally:
         stuck.may_go_on.set()
@@ -232,7 +232,7 @@ def test_a_stuck_client_does_not_hold_up_those_who_come_and_go(hub: ThreadHub) -
         hub.start("thread", stuck, request_id=1)
         assert stuck.is_stuck.wait(PATIENCE_SECONDS)
         hub.turn_started("thread", "turn-1")
-        hub.usage_updated("thread", "turn-1", info(1))
+        hub.usage_updated("thread", "turn-1", used(1))
         hub.resume("thread", late, request_id=2)
         hub.fork("thread", "fork", late, request_id=3)
         hub.turn_finished("thread", "turn-1")
@@ -315,7 +315,7 @@ def test_replays_and_updates_that_race_keep_their_order(
     hub.start("thread", Client(), request_id=-1)
     store.create("thread", "Ship it")
     hub.turn_started("thread", "turn-1")
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     counter = iter(range(2, UPDATES + 2))
     counting = threading.Lock()
 
@@ -325,7 +325,7 @@ def test_replays_and_updates_that_race_keep_their_order(
                 tokens = next(counter, None)
                 if tokens is None:
                     return
-                hub.usage_updated("thread", "turn-1", info(tokens))
+                hub.usage_updated("thread", "turn-1", used(tokens))
 
     def come_and_go(client: Client, number: int) -> Callable[[], None]:
         dice = random.Random(seed * 100 + number)
@@ -383,7 +383,7 @@ def test_updates_that_race_never_put_an_older_total_behind_a_newer_one(
     def update(first: int) -> Callable[[], None]:
         def work() -> None:
             for tokens in range(first, 600, 4):
-                hub.usage_updated("thread", "turn-1", info(tokens))
+                hub.usage_updated("thread", "turn-1", used(tokens))
 
         return work
 
@@ -391,7 +391,7 @@ def test_updates_that_race_never_put_an_older_total_behind_a_newer_one(
         together(*(update(first) for first in range(1, 5)))
     restored = hub.resume("thread", client, request_id=2)
     assert restored is not None
-    assert restored.info == info(599)
+    assert restored.usage == used(599, "turn-1")
     assert hub.flush(PATIENCE_SECONDS)
     told = totals([m for m in client.told if "method" in m])
     assert told == sorted(told)
@@ -403,13 +403,13 @@ def test_another_threads_updates_do_not_come_between_a_response_and_its_replay(
 ) -> None:
     for number, thread_id in enumerate(["busy", "asked"]):
         hub.start(thread_id, client, request_id=number)
-        hub.usage_updated(thread_id, "turn-1", info(1))
+        hub.usage_updated(thread_id, "turn-1", used(1))
     assert hub.flush(PATIENCE_SECONDS)
     client.take()
 
     def update() -> None:
         for tokens in range(2, UPDATES):
-            hub.usage_updated("busy", "turn-1", info(tokens))
+            hub.usage_updated("busy", "turn-1", used(tokens))
 
     def ask() -> None:
         for request_id in range(UPDATES // 2):
@@ -421,17 +421,17 @@ def test_another_threads_updates_do_not_come_between_a_response_and_its_replay(
     responses = [number for number, message in enumerate(client.told) if "id" in message]
     assert len(responses) == UPDATES // 2
     for number in responses:
-        assert client.told[number + 1] == usage("asked", "", info(1))
+        assert client.told[number + 1] == usage("asked", "", used(1))
 
 
 def test_an_update_that_waits_while_its_thread_is_forgotten_reaches_who_comes_next(
     hub: ThreadHub, store: GoalStore, client: Client
 ) -> None:
-    store.set_baseline("thread", info(1), turn_id="turn-0")
+    store.set_baseline("thread", used(1), turn_id="turn-0")
     first = Client()
     hub.resume("thread", first, request_id=1)
     old = hub._threads["thread"]
-    updating = threading.Thread(target=hub.usage_updated, args=("thread", "turn-1", info(2)))
+    updating = threading.Thread(target=hub.usage_updated, args=("thread", "turn-1", used(2)))
     with old.lock:
         updating.start()
         time.sleep(0.05)  # it has found the thread by now, and waits for its lock
@@ -441,15 +441,15 @@ def test_an_update_that_waits_while_its_thread_is_forgotten_reaches_who_comes_ne
     assert hub.flush(PATIENCE_SECONDS)
     assert hub._threads["thread"] is not old
     assert client.told[1:] == [
-        usage("thread", "turn-0", info(1)),
-        usage("thread", "turn-1", info(2)),
+        usage("thread", "turn-0", used(1)),
+        usage("thread", "turn-1", used(2)),
     ]
 
 
 def test_clients_that_come_to_a_cold_thread_at_once_all_get_the_same_replay(
     store: GoalStore,
 ) -> None:
-    store.set_baseline("thread", info(4), turn_id="turn-1")
+    store.set_baseline("thread", used(4), turn_id="turn-1")
     goal = store.create("thread", "Ship it")
     hub, clients = ThreadHub(store), [Client() for _ in range(8)]
 
@@ -461,14 +461,14 @@ def test_clients_that_come_to_a_cold_thread_at_once_all_get_the_same_replay(
     assert hub.live_threads() == ["thread"]
     for client in clients:
         assert kinds(client.told) == [1, "thread/tokenUsage/updated", "thread/goal/updated"]
-        assert client.told[1] == usage("thread", "turn-1", info(4))
+        assert client.told[1] == usage("thread", "turn-1", used(4))
     assert store.get("thread") == goal
 
 
 def test_turns_and_detachments_that_race_leave_nothing_behind(
     hub: ThreadHub, store: GoalStore
 ) -> None:
-    store.set_baseline("thread", info(1), turn_id="turn-0")
+    store.set_baseline("thread", used(1), turn_id="turn-0")
     told: list[Any] = []
 
     def attach(client: Client) -> Callable[[], None]:

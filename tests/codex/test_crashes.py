@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from goal_state import EventKind, Goal, GoalStatus, GoalStore, TokenUsageInfo
+from goal_state import EventKind, Goal, GoalStatus, GoalStore, ThreadUsage
 from goal_state.codex import RestoredUsage, ThreadHub
 from goal_state.codex.rollout import RolloutWriter, find_rollout
 from goal_state.meter import GoalMeter
-from tests.codex.clients import PATIENCE_SECONDS, Client, goal_message, info, usage
+from tests.codex.clients import PATIENCE_SECONDS, Client, goal_message, usage, used
 from tests.codex.rollout_lines import began, completed, event
 from tests.databases import fingerprints
 
 THREAD = "thread-1"
 
-BEFORE, LOST = info(100), info(160)
+BEFORE, LOST = used(100), used(160)
 DUE = LOST.total.goal_tokens - BEFORE.total.goal_tokens
 
 
@@ -30,13 +30,13 @@ class Host:
     def __init__(self, store: GoalStore, home: Path) -> None:
         self.store = store
         self.home = home
-        store.set_baseline(THREAD, info(0).total)
+        store.set_baseline(THREAD, used(0).total)
         RolloutWriter.create(home, THREAD).close()
 
     def begin(self, turn_id: str) -> None:
         self._write(began(turn_id, 200_000))
 
-    def use(self, turn_id: str, stated: TokenUsageInfo) -> None:
+    def use(self, turn_id: str, stated: ThreadUsage) -> None:
         """One response of the model, recorded in the rollout alone."""
         counts = {"total_token_usage": stated.total, "last_token_usage": stated.last}
         self._write(
@@ -50,7 +50,7 @@ class Host:
     def end(self, turn_id: str) -> None:
         self._write(completed(turn_id))
 
-    def run(self, turn_id: str, stated: TokenUsageInfo) -> None:
+    def run(self, turn_id: str, stated: ThreadUsage) -> None:
         """A whole turn, recorded and charged."""
         self.begin(turn_id)
         self.use(turn_id, stated)
@@ -102,7 +102,7 @@ def test_what_only_the_rollout_knows_is_charged_once(host: Host) -> None:
     host.begin("turn-2")
     host.use("turn-2", LOST)
     restored, told = host.resume()
-    assert restored == RestoredUsage(THREAD, "turn-2", LOST)
+    assert restored == RestoredUsage(THREAD, "turn-2", LOST.of_turn("turn-2"))
     assert host.goal().tokens_used == LOST.total.goal_tokens
     # The client is told of the goal as it is after the charge.
     assert told == [usage(THREAD, "turn-2", LOST), goal_message(host.goal())]
@@ -113,7 +113,7 @@ def test_what_only_the_rollout_knows_is_charged_once(host: Host) -> None:
         "turn-2",
         0,
     )
-    assert host.store.usage(THREAD) == (LOST, "turn-2")
+    assert host.store.usage(THREAD) == LOST.of_turn("turn-2")
     assert host.store.verify() == []
 
 
@@ -135,7 +135,7 @@ def test_a_resume_without_a_crash_charges_nothing(host: Host) -> None:
     host.run("turn-1", BEFORE)
     events, rollouts = list(host.store.events()), fingerprints(host.home)
     restored, _ = host.resume()
-    assert restored == RestoredUsage(THREAD, "turn-1", BEFORE)
+    assert restored == RestoredUsage(THREAD, "turn-1", BEFORE.of_turn("turn-1"))
     assert list(host.store.events()) == events
     assert fingerprints(host.home) == rollouts
 
@@ -184,7 +184,7 @@ def test_nobody_pays_what_was_used_in_the_time_of_a_goal_that_is_gone(host: Host
     assert cleared is not None
     restored, told = host.resume()
     assert restored is not None
-    assert restored.info == LOST
+    assert restored.usage == LOST.of_turn("turn-1")
     assert told == [usage(THREAD, "turn-1", LOST)]
     assert [event.kind for event in host.store.events()][-1] is EventKind.CLEARED
 
@@ -203,7 +203,7 @@ def test_a_later_goal_does_not_pay_for_the_one_before(host: Host, clears_first: 
     host.resume()
     assert host.goal().tokens_used == 0
     # From now on it pays, but not for what was before.
-    later = info(200)
+    later = used(200)
     host.store.record_total(THREAD, later, turn_id="turn-2")
     assert host.goal().tokens_used == later.total.goal_tokens - LOST.total.goal_tokens
 
@@ -242,9 +242,9 @@ def test_a_thread_whose_rollout_the_store_never_saw_is_charged_nothing(
         assert goal.tokens_used == 0
         known = other.usage(THREAD)
     assert restored is not None
-    assert restored.info == LOST
+    assert restored.usage == LOST
     assert known is not None
-    assert known.info == LOST
+    assert known == LOST
 
 
 def _on(host: Host, store: GoalStore) -> Host:
@@ -263,10 +263,10 @@ def test_what_only_the_store_knows_is_told_and_not_charged_again(host: Host) -> 
     host.store.record_total(THREAD, LOST, turn_id="turn-2")  # and the line never reached the disk
     events, rollouts = list(host.store.events()), fingerprints(host.home)
     restored, told = host.resume()
-    assert restored == RestoredUsage(THREAD, "turn-2", LOST)
+    assert restored == RestoredUsage(THREAD, "turn-2", LOST.of_turn("turn-2"))
     assert told[0] == usage(THREAD, "turn-2", LOST)
     assert host.goal().tokens_used == LOST.total.goal_tokens
-    assert host.store.usage(THREAD) == (LOST, "turn-2")
+    assert host.store.usage(THREAD) == LOST.of_turn("turn-2")
     assert list(host.store.events()) == events
     assert fingerprints(host.home) == rollouts
 
@@ -275,11 +275,11 @@ def test_a_usage_of_which_the_store_knows_no_turn_is_said_to_be_of_the_rollouts_
     host: Host,
 ) -> None:
     host.run("turn-1", BEFORE)
-    host.store.set_baseline(THREAD, info(0).total)
+    host.store.set_baseline(THREAD, used(0).total)
     with GoalStore.open(":memory:") as store:
         store.set_baseline(THREAD, LOST)
         restored, _ = _on(host, store).resume()
-    assert restored == RestoredUsage(THREAD, "turn-1", LOST)
+    assert restored == RestoredUsage(THREAD, "turn-1", LOST.of_turn("turn-1"))
 
 
 def test_a_torn_line_is_a_lost_one(host: Host) -> None:
@@ -291,7 +291,7 @@ def test_a_torn_line_is_a_lost_one(host: Host) -> None:
     torn = json.dumps(event("token_count", info={"total_token_usage": {}}))[:-20].encode()
     path.write_bytes(path.read_bytes() + torn)
     restored, _ = host.resume()
-    assert restored == RestoredUsage(THREAD, "turn-2", LOST)
+    assert restored == RestoredUsage(THREAD, "turn-2", LOST.of_turn("turn-2"))
     assert host.goal().tokens_used == LOST.total.goal_tokens
 
 
@@ -305,7 +305,7 @@ def test_a_fork_pays_only_for_its_own(host: Host) -> None:
     hub.fork(THREAD, "fork", client, request_id=1)
     assert host.store.get("fork") is None
     host.store.create("fork", "Try another way")
-    own = info(130)
+    own = used(130)
     host.store.record_total("fork", own, turn_id="turn-f")
     fork = host.store.get("fork")
     assert fork is not None
@@ -320,7 +320,7 @@ def test_a_fork_of_a_thread_that_lost_a_charge_leaves_it_to_its_parent(host: Hos
     host.use("turn-1", LOST)
     hub, client = ThreadHub(host.store, home=host.home), Client()
     restored = hub.fork(THREAD, "fork", client, request_id=1)
-    assert restored == RestoredUsage("fork", "turn-1", LOST)
+    assert restored == RestoredUsage("fork", "turn-1", LOST.of_turn("turn-1"))
     host.store.create("fork", "Try another way")
     host.store.record_total("fork", LOST, turn_id="turn-f")
     fork = host.store.get("fork")
@@ -334,5 +334,7 @@ def test_a_fork_that_is_resumed_before_it_ran_has_what_it_inherited(host: Host) 
     hub = ThreadHub(host.store, home=host.home)
     hub.fork(THREAD, "fork", Client(), request_id=1)
     again = ThreadHub(host.store, home=host.home)
-    assert again.resume("fork", Client(), request_id=2) == RestoredUsage("fork", "turn-1", BEFORE)
-    assert host.store.usage("fork") == (BEFORE, "turn-1")
+    assert again.resume("fork", Client(), request_id=2) == RestoredUsage(
+        "fork", "turn-1", BEFORE.of_turn("turn-1")
+    )
+    assert host.store.usage("fork") == BEFORE.of_turn("turn-1")

@@ -25,13 +25,13 @@ from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     goal_message,
-    info,
     kinds,
     response,
     usage,
+    used,
 )
 from tests.codex.rollout_lines import aborted, began, completed, meta, token_count, write_rollout
-from tests.codex.rollout_lines import info as lines_info
+from tests.codex.rollout_lines import used as lines_used
 from tests.databases import fingerprints
 
 DONE, RUNNING = TurnStatus.COMPLETED, TurnStatus.IN_PROGRESS
@@ -76,15 +76,17 @@ def test_response_then_usage_then_goal_to_the_one_who_asked(
     hub.start("thread", other, request_id=7)
     store.create("thread", "Ship it", token_budget=1_000)
     hub.turn_started("thread", "turn-1")
-    hub.usage_updated("thread", "turn-1", info(3))
+    hub.usage_updated("thread", "turn-1", used(3))
     hub.turn_finished("thread", "turn-1")
     flushed(hub)
     other.take()
-    assert hub.resume("thread", client, request_id=8) == RestoredUsage("thread", "turn-1", info(3))
+    assert hub.resume("thread", client, request_id=8) == RestoredUsage(
+        "thread", "turn-1", used(3, "turn-1")
+    )
     flushed(hub)
     [response_, usage_, goal_] = client.told
     assert response_ == response(8, "thread", **{"turn-1": "completed"})
-    assert usage_ == usage("thread", "turn-1", info(3))
+    assert usage_ == usage("thread", "turn-1", used(3))
     assert goal_ == goal_message(store.get("thread"))
     assert other.told == []
 
@@ -197,9 +199,9 @@ def test_an_update_reaches_every_attached_client_once(hub: ThreadHub) -> None:
     for client in clients:
         client.take()
     hub.detach(clients[4], "thread")
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     flushed(hub)
-    expected = [usage("thread", "turn-1", info(1))]
+    expected = [usage("thread", "turn-1", used(1))]
     assert [client.told for client in clients] == [expected] * 4 + [[]]
 
 
@@ -208,7 +210,7 @@ def test_a_client_that_attaches_twice_gets_two_replays_and_each_update_once(
 ) -> None:
     hub.start("thread", client, request_id=1)
     hub.resume("thread", client, request_id=2)
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     flushed(hub)
     assert kinds(client.told) == [1, 2, "thread/tokenUsage/updated"]
 
@@ -217,34 +219,34 @@ def test_an_older_total_of_a_turn_that_comes_late_is_told_to_nobody(
     hub: ThreadHub, client: Client
 ) -> None:
     hub.start("thread", client, request_id=1)
-    hub.usage_updated("thread", "turn-1", info(9))
-    hub.usage_updated("thread", "turn-1", info(8))
+    hub.usage_updated("thread", "turn-1", used(9))
+    hub.usage_updated("thread", "turn-1", used(8))
     restored = hub.resume("thread", client, request_id=2)
     assert restored is not None
-    assert restored.info == info(9)
+    assert restored.usage == used(9, "turn-1")
     flushed(hub)
     told = [message for message in client.told if "method" in message]
-    assert [message["params"]["tokenUsage"] for message in told] == [info(9).to_mapping()] * 2
+    assert [message["params"]["tokenUsage"] for message in told] == [used(9).to_mapping()] * 2
 
 
 def test_a_new_count_in_a_new_turn_is_told(hub: ThreadHub, client: Client) -> None:
     hub.start("thread", client, request_id=1)
-    hub.usage_updated("thread", "turn-1", info(9))
-    hub.usage_updated("thread", "turn-2", info(1))
+    hub.usage_updated("thread", "turn-1", used(9))
+    hub.usage_updated("thread", "turn-2", used(1))
     flushed(hub)
-    assert client.told[-1] == usage("thread", "turn-2", info(1))
+    assert client.told[-1] == usage("thread", "turn-2", used(1))
 
 
 def test_while_a_turn_runs_the_one_before_it_is_named(hub: ThreadHub, client: Client) -> None:
     hub.start("thread", client, request_id=0)
     for turn_id, tokens in (("turn-1", 1), ("turn-2", 2)):
         hub.turn_started("thread", turn_id)
-        hub.usage_updated("thread", turn_id, info(tokens))
+        hub.usage_updated("thread", turn_id, used(tokens))
         restored = hub.resume("thread", client, request_id=1)
-        assert restored == RestoredUsage("thread", "turn-1", info(tokens))
+        assert restored == RestoredUsage("thread", "turn-1", used(tokens, turn_id))
         hub.turn_finished("thread", turn_id)
     restored = hub.resume("thread", client, request_id=2)
-    assert restored == RestoredUsage("thread", "turn-2", info(2))
+    assert restored == RestoredUsage("thread", "turn-2", used(2, "turn-2"))
 
 
 def test_a_fork_has_its_own_thread_id_and_the_original_turn_id(
@@ -253,24 +255,24 @@ def test_a_fork_has_its_own_thread_id_and_the_original_turn_id(
     hub.start("thread", client, request_id=1)
     store.create("thread", "Ship it")
     hub.turn_started("thread", "turn-1")
-    hub.usage_updated("thread", "turn-1", info(5))
+    hub.usage_updated("thread", "turn-1", used(5))
     fork = Client()
     restored = hub.fork("thread", "fork", fork, request_id=2)
-    assert restored == RestoredUsage("fork", "turn-1", info(5))
+    assert restored == RestoredUsage("fork", "turn-1", used(5, "turn-1"))
     flushed(hub)
     # It has no goal, and the turn that runs in its parent was interrupted in it.
     assert fork.told == [
         response(2, "fork", **{"turn-1": "interrupted"}),
-        usage("fork", "turn-1", info(5)),
+        usage("fork", "turn-1", used(5)),
     ]
-    assert store.usage("fork") == (info(5), "turn-1")
+    assert store.usage("fork") == used(5, "turn-1")
     # From here on they go their own ways.
     client.take()
-    hub.usage_updated("thread", "turn-1", info(6))
-    hub.usage_updated("fork", "turn-f", info(7))
+    hub.usage_updated("thread", "turn-1", used(6))
+    hub.usage_updated("fork", "turn-f", used(7))
     flushed(hub)
-    assert client.told == [usage("thread", "turn-1", info(6))]
-    assert fork.told[2:] == [usage("fork", "turn-f", info(7))]
+    assert client.told == [usage("thread", "turn-1", used(6))]
+    assert fork.told[2:] == [usage("fork", "turn-f", used(7))]
 
 
 def test_a_thread_that_is_not_live_is_restored_from_its_rollout(
@@ -301,7 +303,7 @@ def test_a_cold_thread_has_every_turn_of_its_rollout_with_the_status_that_it_end
 ) -> None:
     path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
     restored = hub.resume("thread", client, request_id=1, rollout=path)
-    assert restored == RestoredUsage("thread", "t4", lines_info(12))
+    assert restored == RestoredUsage("thread", "t4", lines_used(12, turn_id="t4"))
     flushed(hub)
     # Nobody has seen the last one end, and nobody works on it: it was interrupted.
     assert client.told[0] == response(1, "thread", **STATUSES_OVER)
@@ -322,7 +324,7 @@ def test_a_cold_thread_has_the_turns_that_the_host_names(
     path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
     turns = [Turn("t0", FAILED), Turn("t1", DONE), Turn("t9", RUNNING)]
     restored = hub.resume("thread", client, request_id=1, rollout=path, turns=turns)
-    assert restored == RestoredUsage("thread", "t1", lines_info(12))
+    assert restored == RestoredUsage("thread", "t1", lines_used(12, turn_id="t4"))
     flushed(hub)
     said = {"t0": "failed", "t1": "completed", "t9": "inProgress"}
     assert client.told[0] == response(1, "thread", **said)
@@ -350,23 +352,29 @@ def test_a_turn_that_only_the_baseline_names_is_named_and_not_listed(
     hub: ThreadHub, store: GoalStore, client: Client
 ) -> None:
     """The store does not know how it ended."""
-    store.set_baseline("thread", info(3), turn_id="t1")
-    assert hub.resume("thread", client, request_id=1) == RestoredUsage("thread", "t1", info(3))
+    store.set_baseline("thread", used(3), turn_id="t1")
+    assert hub.resume("thread", client, request_id=1) == RestoredUsage(
+        "thread", "t1", used(3, "t1")
+    )
     flushed(hub)
     assert client.told[0] == response(1, "thread")
     hub.turn_started("thread", "t2")
-    assert hub.resume("thread", client, request_id=2) == RestoredUsage("thread", "t1", info(3))
+    assert hub.resume("thread", client, request_id=2) == RestoredUsage(
+        "thread", "t1", used(3, "t1")
+    )
     hub.turn_finished("thread", "t2")
-    assert hub.resume("thread", client, request_id=3) == RestoredUsage("thread", "t2", info(3))
+    assert hub.resume("thread", client, request_id=3) == RestoredUsage(
+        "thread", "t2", used(3, "t1")
+    )
 
 
 def test_a_turn_that_the_rollout_lost_was_interrupted(
     hub: ThreadHub, store: GoalStore, tmp_path: Path, client: Client
 ) -> None:
     path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS[:3]).path
-    store.set_baseline("thread", info(30), turn_id="t2")
+    store.set_baseline("thread", used(30), turn_id="t2")
     restored = hub.resume("thread", client, request_id=1, rollout=path)
-    assert restored == RestoredUsage("thread", "t2", info(30))
+    assert restored == RestoredUsage("thread", "t2", used(30, "t2"))
     flushed(hub)
     assert client.told[0] == response(1, "thread", t1="completed", t2="interrupted")
 
@@ -380,7 +388,7 @@ def test_a_resume_that_charges_runs_seven_statements(
 ) -> None:
     """Baseline, goal, charge, event, baseline; then usage and goal. BEGIN and COMMIT are not counted."""
     store.create("thread", "Ship it")
-    store.set_baseline("thread", lines_info(5), turn_id="t1")
+    store.set_baseline("thread", lines_used(5), turn_id="t1")
     path = write_rollout(tmp_path, meta("thread"), *STORED_TURNS).path
     statements: list[Statement] = []
 
@@ -432,13 +440,13 @@ def test_a_turn_makes_a_thread_live_that_nobody_is_attached_to(
     hub: ThreadHub, client: Client
 ) -> None:
     hub.turn_started("thread", "turn-1")
-    hub.usage_updated("thread", "turn-1", info(2))
+    hub.usage_updated("thread", "turn-1", used(2))
     hub.resume("thread", client, request_id=1)
     hub.turn_finished("thread", "turn-1", TurnStatus.FAILED)
     flushed(hub)
     assert client.told == [
         response(1, "thread", **{"turn-1": "inProgress"}),
-        usage("thread", "turn-1", info(2)),
+        usage("thread", "turn-1", used(2)),
     ]
 
 
@@ -449,10 +457,10 @@ def test_detaching_from_one_thread_leaves_the_others(hub: ThreadHub, client: Cli
     client.take()
     hub.turn_started("a", "turn-1")
     hub.detach(client, "a")
-    hub.usage_updated("a", "turn-1", info(1))
-    hub.usage_updated("b", "turn-1", info(2))
+    hub.usage_updated("a", "turn-1", used(1))
+    hub.usage_updated("b", "turn-1", used(2))
     flushed(hub)
-    assert client.told == [usage("b", "turn-1", info(2))]
+    assert client.told == [usage("b", "turn-1", used(2))]
     hub.detach(client)
     assert hub.live_threads() == ["a"]
 
@@ -466,7 +474,7 @@ def test_an_unknown_thread_is_not_found_and_nobody_is_told(hub: ThreadHub, clien
     with pytest.raises(ThreadNotFoundError):
         hub.fork("thread", "fork", client, request_id=2)
     with pytest.raises(ThreadNotFoundError, match="start or resume it first"):
-        hub.usage_updated("thread", "turn-1", info(1))
+        hub.usage_updated("thread", "turn-1", used(1))
     with pytest.raises(ThreadNotFoundError):
         hub.turn_finished("thread", "turn-1")
     flushed(hub)
@@ -480,7 +488,7 @@ def test_a_live_thread_is_not_started_again(hub: ThreadHub, client: Client) -> N
         hub.start("thread", Client(), request_id=2)
     with pytest.raises(GoalExistsError):
         hub.fork("thread", "thread", Client(), request_id=3)
-    hub.usage_updated("thread", "turn-1", info(1))
+    hub.usage_updated("thread", "turn-1", used(1))
     flushed(hub)
     assert kinds(client.told) == [1, "thread/tokenUsage/updated"]
 
@@ -493,7 +501,7 @@ def test_malformed_ids_are_refused(hub: ThreadHub, client: Client) -> None:
         lambda: hub.fork("thread", "\0", client, request_id=2),
         lambda: hub.turn_started("thread", ""),
         lambda: hub.turn_finished("thread", ""),
-        lambda: hub.usage_updated("thread", "", info(1)),
+        lambda: hub.usage_updated("thread", "", used(1)),
     ):
         with pytest.raises(InvalidValueError):
             call()
@@ -558,11 +566,11 @@ def test_starting_a_thread_that_the_store_knows_keeps_its_baseline(
     hub.start("thread", client, request_id=1)
     known = store.usage("thread")
     assert known is not None
-    assert known.info.total == TokenUsage(5, 1, 0, 2)
+    assert known.total == TokenUsage(5, 1, 0, 2)
     hub.start("new", client, request_id=2)
     known = store.usage("new")
     assert known is not None
-    assert known.info.total == TokenUsage()
+    assert known.total == TokenUsage()
 
 
 def test_to_attach_neither_charges_nor_logs(

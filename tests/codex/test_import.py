@@ -30,7 +30,7 @@ from goal_state import (
     TokenUsage,
 )
 from goal_state.codex import ThreadHub, database_copy, importer
-from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
+from goal_state.codex.builders import USAGE, rollout, rollout_with_token_usage
 from goal_state.codex.importer import (
     CodexHome,
     ImportReport,
@@ -164,13 +164,13 @@ def test_real_rollouts_give_the_totals_that_the_recorded_runs_had(
             used += TokenUsage.of(record["usage"])
         known = store.usage(found.thread_id)
         assert known is not None
-        assert (known.info.total, known.turn_id) == (used, records[-1]["turn_id"])
-        assert known.info.last == TokenUsage.of(records[-1]["usage"])
+        assert (known.total, known.turn_id) == (used, records[-1]["turn_id"])
+        assert known.last == TokenUsage.of(records[-1]["usage"])
         hub, client = ThreadHub(store, home=home), Client()
         restored = hub.resume(found.thread_id, client, request_id=1)
         assert hub.flush(PATIENCE_SECONDS)
         assert restored is not None
-        assert restored.info == known.info
+        assert restored.usage == known
         totals.append(used.total_tokens)
     assert sorted(totals) == [3_208, 5_224, 7_346, 9_376, 9_566, 12_136, 12_954]
 
@@ -210,7 +210,7 @@ def test_an_imported_goal_pays_from_here_on(store: GoalStore, home: Path) -> Non
     [goal] = store.goals("active")
     known = store.usage(goal.thread_id)
     assert known is not None
-    store.record_total(goal.thread_id, known.info.total + TokenUsage(30, 10, 0, 5), turn_id="next")
+    store.record_total(goal.thread_id, known.total + TokenUsage(30, 10, 0, 5), turn_id="next")
     charged = store.get(goal.thread_id)
     assert charged is not None
     assert charged.tokens_used == goal.tokens_used + 25
@@ -411,7 +411,7 @@ def test_only_rollouts(store: GoalStore, tmp_path: Path) -> None:
     used, silent = rollout_with_token_usage(tmp_path), rollout(tmp_path)
     report = imported(tmp_path, store)
     assert (report.goals, report.baselines) == (0, 1)
-    assert store.usage(used) == (USAGE, TURN_ID)
+    assert store.usage(used) == USAGE
     assert store.usage(silent) is None
     [skipped] = report.skipped
     assert (skipped.kind, skipped.reason) == ("rollout", "states no usage")
@@ -458,7 +458,7 @@ def test_a_baseline_that_came_meanwhile_is_left_alone(
     assert len(report.skipped) == 1
     known = store.usage(thread_id)
     assert known is not None
-    assert known.info.total == TokenUsage(7)
+    assert known.total == TokenUsage(7)
 
 
 def test_of_several_rollouts_of_a_thread_the_newest_counts(
@@ -473,7 +473,7 @@ def test_of_several_rollouts_of_a_thread_the_newest_counts(
     old.write_text(newest.read_text().replace("1200", "900"))
     report = imported(tmp_path, store)
     assert report.baselines == 1
-    assert store.usage(thread_id) == (USAGE, TURN_ID)
+    assert store.usage(thread_id) == USAGE
     assert report.skipped == (Skipped("rollout", str(old), "the thread has a newer rollout"),)
 
 
@@ -501,8 +501,8 @@ def test_a_fork_begins_with_what_it_inherited(store: GoalStore, tmp_path: Path) 
     of_parent, of_fork = (store.usage(path.stem[-36:]) for path in (parent, fork))
     assert of_parent is not None
     assert of_fork is not None
-    assert of_fork.info.total == of_parent.info.total
-    assert of_fork.info.total.total_tokens == 276
+    assert of_fork.total == of_parent.total
+    assert of_fork.total.total_tokens == 276
 
 
 # -- the write-ahead log, and that nothing is touched ------------------------------------------------

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from goal_state import GoalStore, TokenUsageInfo
+from goal_state import GoalStore, ThreadUsage
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.builders import TURN_ID, USAGE, rollout, rollout_with_token_usage
 from goal_state.codex.rollout import TurnStatus
@@ -29,9 +29,9 @@ from tests.codex.clients import (
     PATIENCE_SECONDS,
     Client,
     goal_message,
-    info,
     response,
     usage,
+    used,
 )
 from tests.databases import fingerprints
 
@@ -49,11 +49,9 @@ Told = dict[int, list[Message]]
 class Thread:
     """What a thread is, and what of it outlives the program: what its rollout or its baseline says."""
 
-    kept: TokenUsageInfo | None = None
-    kept_turn_id: str = ""
+    kept: ThreadUsage | None = None
     is_live: bool = False
-    info: TokenUsageInfo | None = None
-    usage_turn_id: str = ""
+    usage: ThreadUsage | None = None
     turns: dict[str, TurnStatus] = field(default_factory=dict)
     clients: set[int] = field(default_factory=set)
     recorded_turns: dict[str, TurnStatus] = field(default_factory=dict)
@@ -62,10 +60,11 @@ class Thread:
     def wake(self) -> None:
         if not self.is_live:
             self.is_live = True
-            self.info, self.usage_turn_id = self.kept, self.kept_turn_id
+            self.usage = self.kept
             self.turns = dict(self.recorded_turns)
             # A baseline tells of its turn, and not how that ended.
-            self.unlisted_turn_id = "" if self.kept_turn_id in self.turns else self.kept_turn_id
+            kept_turn_id = "" if self.kept is None else self.kept.turn_id or ""
+            self.unlisted_turn_id = "" if kept_turn_id in self.turns else kept_turn_id
 
     def sleep_if_idle(self) -> None:
         if not self.clients and RUNNING not in self.turns.values():
@@ -111,8 +110,8 @@ class HubMachine(RuleBasedStateMachine):
         turns = {turn_id: status.value for turn_id, status in thread.turns.items()}
         told = self.expected[client]
         told.append(response(request_id, name, **turns))
-        if thread.info is not None:
-            told.append(usage(name, thread.turn_id(), thread.info))
+        if thread.usage is not None:
+            told.append(usage(name, thread.turn_id(), thread.usage))
         if (goal := self.store.get(name)) is not None:
             told.append(goal_message(goal))
         thread.clients.add(client)
@@ -139,7 +138,7 @@ class HubMachine(RuleBasedStateMachine):
         (name, thread), client, request_id = self.pick(data), self.pick_client(data), next(self.ids)
         thread.wake()
         restored = self.hub.resume(name, self.clients[client], request_id=request_id)
-        assert (None if restored is None else restored.info) == thread.info
+        assert (None if restored is None else restored.usage) == thread.usage
         self.expect_replay(client, request_id, name)
 
     @precondition(lambda self: 0 < len(self.threads) < MOST_THREADS)
@@ -153,9 +152,8 @@ class HubMachine(RuleBasedStateMachine):
             turn_id: TurnStatus.INTERRUPTED if status is RUNNING else status
             for turn_id, status in parent.turns.items()
         }
-        info_, turn_id = parent.info, parent.usage_turn_id
         self.threads[name] = Thread(
-            info_, turn_id, True, info_, turn_id, turns, unlisted_turn_id=parent.unlisted_turn_id
+            parent.usage, True, parent.usage, turns, unlisted_turn_id=parent.unlisted_turn_id
         )
         parent.is_live = was_live
         self.hub.fork(parent_name, name, self.clients[client], request_id=request_id)
@@ -187,7 +185,7 @@ class HubMachine(RuleBasedStateMachine):
         """There is a rollout of a thread that is not live."""
         if has_used:
             name = rollout_with_token_usage(self.home)
-            self.threads[name] = Thread(USAGE, TURN_ID)
+            self.threads[name] = Thread(USAGE)
         else:
             name = rollout(self.home)
             self.threads[name] = Thread()
@@ -226,13 +224,12 @@ class HubMachine(RuleBasedStateMachine):
     def use(self, data: st.DataObject, tokens: int) -> None:
         name, thread = self.pick(data, live=True)
         turn_id = data.draw(st.sampled_from([*thread.turns, "another"]), label="turn")
-        stated = info(tokens)
+        stated = used(tokens, turn_id)
         self.hub.usage_updated(name, turn_id, stated)
-        known = thread.info
-        came_late = known is not None and stated.total.is_below(known.total)
-        if came_late and turn_id == thread.usage_turn_id:
+        known = thread.usage
+        if known is not None and known.turn_id == turn_id and stated.total.is_below(known.total):
             return
-        thread.info, thread.usage_turn_id = stated, turn_id
+        thread.usage = stated
         for client in thread.clients:
             self.expected[client].append(usage(name, turn_id, stated))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from goal_state import GoalStore, TokenUsageInfo
+from goal_state import GoalStore, ThreadUsage
 from goal_state.codex import Message, ThreadHub
 from goal_state.codex.rollout import RolloutReader, RolloutWriter, find_rollout
 from tests.codex.clients import PATIENCE_SECONDS, Client, kinds
@@ -100,7 +100,7 @@ class Player:
                     self.hub.turn_started(self.thread_id, payload["turn_id"])
                     self.turn_id: str = payload["turn_id"]
                 elif payload["type"] == "token_count":
-                    stated = TokenUsageInfo.from_mapping(payload["info"])
+                    stated = ThreadUsage.from_mapping(payload["info"])
                     self.store.record_total(self.thread_id, stated, turn_id=self.turn_id)
                     self.hub.usage_updated(self.thread_id, self.turn_id, stated)
                 elif payload["type"] == "task_complete":
@@ -173,6 +173,6 @@ def test_a_recorded_fork_that_is_resumed_has_its_parents_usage_under_its_own_id(
     assert restored is not None
     assert restored.thread_id == meta.thread_id
     assert restored.turn_id == RolloutReader(parent).turns()[-1].turn_id
-    assert restored.info.total.total_tokens == 276
+    assert restored.usage.total.total_tokens == 276
     assert hub.flush(PATIENCE_SECONDS)
     assert client.told[1] == restored.message()

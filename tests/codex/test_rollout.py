@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from goal_state.codex.rollout import (
     HistoryBase,
     RolloutReader,
     RolloutTail,
-    RolloutUsage,
     SkippedLine,
     Turn,
     TurnStatus,
 )
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from tests.codex.rollout_lines import (
     COMPLETED,
     DAY,
@@ -40,21 +38,14 @@ from tests.codex.rollout_lines import (
     context,
     counts,
     event,
-    info,
     line,
     meta,
     record,
     recorded,
     text_of,
     token_count,
-    write_rollout,
+    used,
 )
-
-
-@pytest.fixture
-def rollout(tmp_path: Path) -> Write:
-    return partial(write_rollout, tmp_path)
-
 
 # --- Recorded files ------------------------------------------------------------------------------------
 
@@ -74,8 +65,9 @@ def test_recorded_totals_are_the_sums_of_what_the_responses_used(path: Path) -> 
 
     reader = RolloutReader(path)
     tail = reader.restored()
-    assert tail.info == TokenUsageInfo(total, TokenUsage.of(responses[-1]["usage"]), 258_400)
-    assert tail.turn_id == tail.usage_turn_id == responses[-1]["turn_id"]
+    last, turn_id = TokenUsage.of(responses[-1]["usage"]), responses[-1]["turn_id"]
+    assert tail.usage == ThreadUsage(total, last, 258_400, turn_id)
+    assert tail.turn_id == turn_id
     assert [one.turn_id for one in reader.usages()] == [one["turn_id"] for one in responses]
     assert [turn.status for turn in reader.turns()] == [COMPLETED] * len(responses)
     assert reader.skipped.count == 0
@@ -88,7 +80,7 @@ def test_recorded_totals_are_those_that_clients_were_told(thread_id: str) -> Non
     usages = list(reader.usages())
     spent, cached, made, reasoned, total = numbers
     assert len(usages) == len(reader.turns()) == turns
-    assert usages[-1].info.total == TokenUsage(spent, cached, 0, made, reasoned, total)
+    assert usages[-1].total == TokenUsage(spent, cached, 0, made, reasoned, total)
 
 
 def test_meta_of_a_recorded_fork() -> None:
@@ -104,10 +96,10 @@ def test_meta_of_a_recorded_fork() -> None:
 
 def test_rejoining_in_the_middle_of_a_turn_names_the_turn_before() -> None:
     tail = RolloutReader(recorded(PARENT)).restored()
-    assert tail.info is not None
-    assert tail.info.total.total_tokens == 276
+    assert tail.usage is not None
+    assert tail.usage.total.total_tokens == 276
     assert tail.turn_id == tail.ended_turn_id == TURN_1
-    assert tail.usage_turn_id == tail.last_turn_id == TURN_2
+    assert tail.usage.turn_id == tail.last_turn_id == TURN_2
     assert RolloutReader(recorded(PARENT)).turns() == [
         Turn(TURN_1, COMPLETED),
         Turn(TURN_2, IN_PROGRESS),
@@ -116,10 +108,10 @@ def test_rejoining_in_the_middle_of_a_turn_names_the_turn_before() -> None:
 
 def test_a_recorded_fork_has_the_usage_of_its_parent_and_the_turn_that_was_interrupted() -> None:
     fork = RolloutReader(recorded(FORK))
-    assert fork.restored().info is None
+    assert fork.restored().usage is None
     tail = fork.restored({PARENT: recorded(PARENT)}.get)
-    assert tail.info == RolloutReader(recorded(PARENT)).restored().info
-    assert tail.turn_id == tail.usage_turn_id == TURN_2
+    assert tail.usage == RolloutReader(recorded(PARENT)).restored().usage
+    assert tail.turn_id == tail.usage.turn_id == TURN_2
     assert fork.turns() == [Turn(TURN_2, INTERRUPTED)]
 
 
@@ -219,7 +211,7 @@ def test_the_turns_told_backwards_are_those_told_forwards(
 ) -> None:
     ended = [turn_id for turn_id, status in statuses if status is not IN_PROGRESS]
     tail = rollout(meta(), token_count(7), *lines).restored()
-    assert tail.info == info(7)
+    assert tail.usage == used(7)
     assert tail.ended_turn_id == (ended[-1] if ended else None)
     names = [turn_id for turn_id, _ in statuses]
     assert tail.turn_id == (ended or names or [""])[-1]
@@ -288,12 +280,11 @@ def test_forwards_backwards_and_compressed_agree(
     for one in (plain, packed):
         assert list(RolloutReader(one).restored(list_turns=True).turns) == turns
     newest = usages[-1] if usages else None
-    assert tail.info == (newest and newest.info)
-    assert tail.usage_turn_id == (newest and newest.turn_id)
+    assert tail.usage == newest
     ended = [turn.turn_id for turn in turns if turn.status is not IN_PROGRESS]
     assert tail.ended_turn_id == (ended[-1] if ended else None)
     assert tail.last_turn_id == (turns[-1].turn_id if turns else None)
-    assert [one.info.total.input_tokens for one in usages] == [
+    assert [one.total.input_tokens for one in usages] == [
         10 * number for number, step in enumerate(steps) if step[2]
     ]
 
@@ -303,8 +294,8 @@ def test_forwards_backwards_and_compressed_agree(
 
 def test_the_older_usage_with_five_fields(rollout: Write) -> None:
     [usage] = rollout(meta(), context("a"), token_count(41)).usages()
-    assert usage == RolloutUsage(info(41), "a")
-    assert usage.info.total.cache_write_input_tokens == 0
+    assert usage == used(41, turn_id="a")
+    assert usage.total.cache_write_input_tokens == 0
 
 
 def test_the_newer_usage_with_cache_writes(rollout: Write) -> None:
@@ -312,7 +303,7 @@ def test_the_newer_usage_with_cache_writes(rollout: Write) -> None:
     reader = rollout(
         meta(), event("token_count", info={"total_token_usage": total, "model_context_window": 9})
     )
-    assert reader.restored().info == TokenUsageInfo(
+    assert reader.restored().usage == ThreadUsage(
         TokenUsage(41, 0, 13, 1, 0), TokenUsage(), model_context_window=9
     )
 
@@ -320,8 +311,8 @@ def test_the_newer_usage_with_cache_writes(rollout: Write) -> None:
 def test_a_count_without_info_is_no_usage_and_no_fault(rollout: Write) -> None:
     empty = event("token_count", info=None, rate_limits={"primary": None})
     reader = rollout(meta(), began("a"), token_count(5), empty, completed("a"))
-    assert reader.restored().info == info(5)
-    assert [one.info for one in reader.usages()] == [info(5)]
+    assert reader.restored().usage == used(5, turn_id="a")
+    assert list(reader.usages()) == [used(5, turn_id="a")]
     assert reader.skipped.count == 0
     assert rollout(meta(), began("a"), empty).restored() == RolloutTail(last_turn_id="a")
 
@@ -329,28 +320,28 @@ def test_a_count_without_info_is_no_usage_and_no_fault(rollout: Write) -> None:
 def test_the_newest_of_count_and_record_decides(rollout: Write) -> None:
     older = [began("a", 1000), record(10, "a"), token_count(10, 1000)]
     reader = rollout(meta(), *older, record(20, "a"))
-    assert reader.restored().info == info(20, 1000)
+    assert reader.restored().usage == used(20, 1000, turn_id="a")
     assert list(reader.usages()) == [
-        RolloutUsage(info(10, 1000), "a"),
-        RolloutUsage(info(20, 1000), "a"),
+        used(10, 1000, turn_id="a"),
+        used(20, 1000, turn_id="a"),
     ]
-    assert rollout(meta(), *older, record(20, "a"), token_count(30, 7)).restored().info == info(
-        30, 7
+    assert rollout(meta(), *older, record(20, "a"), token_count(30, 7)).restored().usage == used(
+        30, 7, "a"
     )
 
 
 def test_a_record_takes_the_window_that_its_turn_began_with(rollout: Write) -> None:
     lines = [began("a", 1), token_count(5, 1), completed("a"), began("b", 2), record(9, "b")]
-    expected = info(9, 2)
+    expected = used(9, 2, "b")
     reader = rollout(meta(), *lines, completed("b"))
-    assert reader.restored().info == list(reader.usages())[-1].info == expected
+    assert reader.restored().usage == list(reader.usages())[-1] == expected
 
 
 def test_the_turn_of_a_count_is_the_one_named_last_before_it(rollout: Write) -> None:
     lines = [began("a"), completed("a"), token_count(1), began("b"), token_count(2), context("c")]
     reader = rollout(meta(), token_count(0), *lines, token_count(3), began(None), token_count(4))
     assert [one.turn_id for one in reader.usages()] == [None, "a", "b", "c", None]
-    assert reader.restored().usage_turn_id is None
+    assert reader.restored().usage == used(4)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -372,22 +363,22 @@ def test_each_usage_is_restored_with_the_turn_that_it_belongs_to(
     for end, turn_id in zip(ends, turns, strict=True):
         text = text_of(lines[:end])
         tail = rollout(gzip.compress(text) if packed else text).restored()
-        assert tail.usage_turn_id == turn_id
+        assert tail.usage.turn_id == turn_id
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_record_takes_the_window_of_the_count_before_it(rollout: Write, packed: bool) -> None:
     text = text_of([meta(), began("a", 1), token_count(5, 2), record(9, "a")])
     reader = rollout(gzip.compress(text) if packed else text)
-    assert reader.restored().info == info(9, 2)
-    assert [one.info for one in reader.usages()] == [info(5, 2), info(9, 2)]
+    assert reader.restored().usage == used(9, 2, turn_id="a")
+    assert list(reader.usages()) == [used(5, 2, turn_id="a"), used(9, 2, turn_id="a")]
 
 
 def test_a_record_may_leave_out_what_the_response_used(rollout: Write) -> None:
     reader = rollout(
         meta(), line("token_usage_record", {"turn_id": "a", "thread_token_usage": counts(9)})
     )
-    assert reader.restored().info == TokenUsageInfo(info(9).total, TokenUsage())
+    assert reader.restored().usage == ThreadUsage(used(9).total, turn_id="a")
 
 
 @pytest.mark.parametrize("number", [None, -1, 1.5, "1", True])
@@ -416,24 +407,24 @@ def test_a_usage_that_cannot_be_one_is_skipped(rollout: Write, value: Any) -> No
     count = event("token_count", info={"total_token_usage": wrong})
     of_thread = line("token_usage_record", {"turn_id": "a", "thread_token_usage": wrong})
     reader = rollout(meta(), began("a"), token_count(5), completed("a"), count, of_thread)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     assert reader.skipped.count == 2
     assert {one.reason for one in reader.skipped.noted} == {"not a usable value: output_tokens"}
-    assert [one.info for one in reader.usages()] == [info(5)]
+    assert list(reader.usages()) == [used(5, turn_id="a")]
     assert reader.skipped.count == 2
 
 
 @pytest.mark.parametrize("value", [[], "many", 5, {}, {"total_token_usage": 5}, {"total": {}}])
 def test_an_info_of_another_shape_is_skipped(rollout: Write, value: Any) -> None:
     reader = rollout(meta(), token_count(5), event("token_count", info=value))
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5)
     assert reader.skipped.count == 1
 
 
 def test_the_largest_count_is_kept_exactly(rollout: Write) -> None:
     most = {**counts(0), "input_tokens": 2**63 - 1, "total_tokens": 2**63 - 1}
     reader = rollout(meta(), event("token_count", info={"total_token_usage": most}))
-    found = reader.restored().info
+    found = reader.restored().usage
     assert found is not None
     assert found.total.input_tokens == 2**63 - 1
 
@@ -457,8 +448,8 @@ def test_no_line_that_says_something_is_overlooked(
     """Backwards, a line is parsed only where its bytes look like it; then it is found malformed here."""
     text = json.dumps(event(kind, extra=1), separators=(",", separator)).encode()
     reader = rollout(meta(), token_count(5), text[:-1] + b"\x20,}\n")
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5)
     assert [one.reason for one in reader.skipped.noted] == ["not JSON"]
     reader = rollout(meta(), token_count(5), text.replace(kind.encode(), b"other")[:-1] + b",}\n")
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5)
     assert reader.skipped.count == 0, "a line that does not look like it is not parsed"

@@ -32,11 +32,11 @@ from tests.codex.rollout_lines import (
     bytes_read,
     completed,
     event,
-    info,
     memory_at_most,
     meta,
     text_of,
     token_count,
+    used,
     write_rollout,
 )
 from tests.processes import python
@@ -108,7 +108,7 @@ def test_a_search_backwards_ends_at_its_bound(
 ) -> None:
     monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_SEARCHED_BYTES", 2**20)
     near = rollout(*SOUND, FILLER * 100)
-    assert near.restored().info == info(5)
+    assert near.restored().usage == used(5, turn_id="a")
     assert near.skipped.count == 0
     far = rollout(*SOUND, FILLER * 2000)
     with bytes_read(monkeypatch) as sizes:
@@ -125,14 +125,14 @@ def test_lines_of_nothing_are_counted_as_well(
 ) -> None:
     monkeypatch.setattr(goal_state.codex.rollout.lines, "MAX_LINES", 1000)
     reader = rollout(*SOUND, filler * 990)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     assert len(reader.turns()) == 1
     reader = rollout(*SOUND, filler * 1000)
     assert reader.restored() == RolloutTail()
     assert reader.skipped.count == {b"\n": 1, b"{}\n": 1, b"x\n": 1000}[filler]
     late = rollout(meta(), filler * 1000, *SOUND[1:])
     assert late.turns() == []
-    assert late.restored().info == info(5)
+    assert late.restored().usage == used(5, turn_id="a")
 
 
 def test_more_turns_than_are_kept_leave_the_latest(
@@ -152,7 +152,7 @@ def test_turns_that_are_dropped_again_and_again_cost_no_more(rollout: Write) -> 
     assert [turn.turn_id for turn in reader.turns()] == [str(number) for number in range(1_000)]
     all_of_them = event("thread_rolled_back", num_turns=2**63 - 1)
     reader = rollout(meta(), token_count(5), *turns, all_of_them)
-    assert reader.restored() == RolloutTail(info(5), None, None, None)
+    assert reader.restored() == RolloutTail(used(5), None, None)
     assert rollout(*SOUND, completed("a"), all_of_them).turns() == []
 
 
@@ -166,12 +166,12 @@ def test_a_gzip_bomb_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_bytes(gzip.compress(text_of(SOUND)) + gzip.compress(bytes(2**26)) * 3)
     reader = RolloutReader(path)
     with memory_at_most(32):
-        assert reader.restored().info == info(5)
+        assert reader.restored().usage == used(5, turn_id="a")
     assert reader.skipped.noted[-1].reason == f"nothing after {2**24} bytes is read"
     lines = tmp_path / "lines.jsonl.gz"
     lines.write_bytes(gzip.compress(text_of(SOUND) + b"\n" * (MAX_LINES + 5)))
     reader = RolloutReader(lines)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     assert [one.reason for one in reader.skipped.noted] == [
         f"nothing after {MAX_LINES} lines is read"
     ]
@@ -206,7 +206,7 @@ def test_compressed_data_that_stands_for_nothing_has_an_end(
     bomb.write_bytes(head + zstandard.ZstdCompressor().compress(bytes(2**28)))
     reader = RolloutReader(bomb)
     with memory_at_most(32):
-        assert reader.restored().info == info(5)
+        assert reader.restored().usage == used(5, turn_id="a")
     assert reader.skipped.noted[-1].reason == f"nothing after {2**24} bytes is read"
 
 
@@ -217,7 +217,7 @@ def test_stored_blocks_of_gzip_end_at_the_bound_of_what_is_compressed(
     path = tmp_path / "plain.jsonl.gz"
     path.write_bytes(gzip.compress(text_of(SOUND) + os.urandom(2**21), compresslevel=0))
     reader = RolloutReader(path)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     with goal_state.codex.rollout.lines.open_rollout(path) as opened:
         ledger = goal_state.codex.rollout.lines.SkipLedger()
         assert sum(len(line.content or b"") for line in opened.forwards(ledger)) < 2**20

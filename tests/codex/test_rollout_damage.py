@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +36,20 @@ from tests.codex.rollout_lines import (
     SOUND,
     Write,
     event,
-    info,
     line,
     meta,
     recorded,
     text_of,
     token_count,
-    write_rollout,
+    used,
 )
-
-
-@pytest.fixture
-def rollout(tmp_path: Path) -> Write:
-    return partial(write_rollout, tmp_path)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \t\r\n\r\n\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_line_ends_blanks_and_a_byte_order_mark(rollout: Write, mark: bytes, end: bytes) -> None:
     reader = rollout(mark, text_of(SOUND, end))
-    assert reader.restored() == RolloutTail(info(5), "a", "a", "a")
+    assert reader.restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
     assert reader.turns() == [Turn("a", COMPLETED)]
     assert reader.meta is not None
     assert reader.meta.thread_id == "thread"
@@ -86,11 +79,11 @@ def test_a_broken_line_is_skipped_and_counted(rollout: Write, broken: bytes, rea
         (len(text_of([first])), reason)
     ]
     assert reader.skipped.noted[0].path == reader.path
-    assert [one.info for one in reader.usages()] == [info(5)]
+    assert list(reader.usages()) == [used(5, turn_id="a")]
     assert reader.skipped.count == 1
 
     at_the_end = rollout(*SOUND, broken, name="end.jsonl")
-    assert at_the_end.restored() == RolloutTail(info(5), "a", "a", "a")
+    assert at_the_end.restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
     assert at_the_end.skipped.count == 1
 
 
@@ -116,7 +109,7 @@ def test_what_gives_a_line_away_that_says_nothing(
     begin = len(text_of(SOUND))
     for end, kind in ((b"\n", ""), (b"", "torn: ")):
         reader = rollout(*SOUND, broken + end)
-        assert reader.restored() == RolloutTail(info(5), "a", "a", "a")
+        assert reader.restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
         if reason is not None and reason.startswith("longer"):
             kind = ""
         expected = [] if reason is None else [SkippedLine(reader.path, begin, kind + reason)]
@@ -143,7 +136,7 @@ def test_the_first_line_is_read_last_and_whole(rollout: Write) -> None:
     counted["payload"]["note"] = "".join(f"{number:x}," for number in range(50_000))
     for mark in (b"", b"\xef\xbb\xbf"):
         reader = rollout(mark, counted, line("response_item", {}))
-        assert reader.restored().info == info(5)
+        assert reader.restored().usage == used(5)
         assert reader.skipped.count == 0
     reader = rollout(b"x" * 200_000 + b"\n", meta())
     assert reader.restored() == RolloutTail()
@@ -185,14 +178,14 @@ def test_where_a_compressed_rollout_breaks_off_is_noted(rollout: Write, read: An
 def test_a_broken_first_line_costs_the_meta_alone(rollout: Write) -> None:
     reader = rollout(b"\0\0\0\n", *SOUND[1:])
     assert reader.meta is None
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
 
 
 def test_a_torn_last_line_says_so_and_a_whole_one_without_newline_counts(rollout: Write) -> None:
     whole = text_of([*SOUND, token_count(6)]).rstrip()
-    assert rollout(whole).restored().info == info(6)
+    assert rollout(whole).restored().usage == used(6, turn_id="a")
     reader = rollout(whole[:-1])
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     [torn] = reader.skipped.noted
     assert torn.reason == "torn: not JSON"
     assert torn.offset == len(text_of(SOUND))
@@ -217,7 +210,7 @@ def test_unknown_types_and_fields_are_no_fault(rollout: Write) -> None:
         {"type": ["event_msg"], "payload": {"type": {"token_count": 1}}},
     ]
     reader = rollout(meta(extra={"deep": [1]}), *SOUND[1:], *unknown)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     assert reader.turns() == [Turn("a", COMPLETED)]
     assert reader.skipped.count == 0
 
@@ -354,7 +347,7 @@ def test_a_file_that_is_no_rollout_is_a_clear_error(rollout: Write, contents: by
 
 
 def test_a_rollout_may_begin_with_31_other_lines(rollout: Write) -> None:
-    assert rollout(b'{"a": 1}\n' * 31, *SOUND).restored().info == info(5)
+    assert rollout(b'{"a": 1}\n' * 31, *SOUND).restored().usage == used(5, turn_id="a")
 
 
 def test_the_path_of_a_rollout_that_needs_the_package_is_named(
@@ -386,7 +379,7 @@ def test_paths_that_lead_to_no_file(tmp_path: Path) -> None:
 
 def test_a_symlink_to_a_rollout_is_followed(rollout: Write, tmp_path: Path) -> None:
     (tmp_path / "link.jsonl").symlink_to(rollout(*SOUND).path)
-    assert RolloutReader(tmp_path / "link.jsonl").restored().info == info(5)
+    assert RolloutReader(tmp_path / "link.jsonl").restored().usage == used(5, turn_id="a")
 
 
 # --- Every prefix, and fuzzing -------------------------------------------------------------------------
@@ -419,13 +412,13 @@ def test_every_prefix_of_a_real_rollout_gives_its_newest_whole_usage(tmp_path: P
         os.truncate(path, size)
         expected = [total for end, total in usages if end <= size]
         tail = reader.restored()
-        totals = [] if tail.info is None else [tail.info.total.total_tokens]
+        totals = [] if tail.usage is None else [tail.usage.total.total_tokens]
         assert totals == expected[-1:], f"prefix of {size} bytes"
         cut = text[:size].rpartition(b"\n")[2]
         whole = not cut or (size < len(text) and text[size : size + 1] == b"\n")
         assert reader.skipped.count <= (not whole), f"prefix of {size} bytes"
         if size % 7 == 0:
-            assert [one.info.total.total_tokens for one in reader.usages()] == expected[-1:]
+            assert [one.total.total_tokens for one in reader.usages()] == expected[-1:]
             assert reader.skipped.count == (not whole), f"prefix of {size} bytes"
             assert len(reader.turns()) <= 1
 
@@ -462,15 +455,15 @@ def test_damage_never_makes_a_usage_or_an_undocumented_error(
         return
     assert reader.skipped.count <= len(lines_left)
     assert {turn.status for turn in turns} <= set(TurnStatus)
-    assert tail.info == (usages[-1].info if usages else None)
+    assert tail.usage == (usages[-1] if usages else None)
     untouched = [one for one in REAL.splitlines() if one in lines_left]
     if len(untouched) == len(REAL.splitlines()):
-        assert tail.info is not None
-        assert tail.info.total.total_tokens in REAL_TOTALS
+        assert tail.usage is not None
+        assert tail.usage.total.total_tokens in REAL_TOTALS
     for usage in usages:
         # A cut within one line may shorten a number, never invent one: each stands in the file.
-        for number in usage.info.total.to_mapping().values():
-            assert str(number).encode() in text or number == derived_total(usage.info.total)
+        for number in usage.total.to_mapping().values():
+            assert str(number).encode() in text or number == derived_total(usage.total)
 
 
 def derived_total(usage: TokenUsage) -> int:
@@ -487,7 +480,7 @@ def test_any_bytes_are_read_or_refused(
     path.write_bytes(contents)
     reader = RolloutReader(path)
     try:
-        assert reader.restored().info is None
+        assert reader.restored().usage is None
         assert list(reader.usages()) == reader.turns() == []
         assert reader.meta is None
     except (NotARolloutError, MissingZstandardError):
@@ -549,7 +542,7 @@ def test_payloads_of_any_shape_are_read_or_skipped(
     )
     reader = RolloutReader(path)
     tail, usages = reader.restored(), list(reader.usages())
-    assert tail.info == (usages[-1].info if usages else None)
+    assert tail.usage == (usages[-1] if usages else None)
     assert reader.skipped.count <= len(said)
     assert len({turn.turn_id for turn in reader.turns()}) <= len(said)
     assert reader.meta is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,11 @@ from tests.codex.rollout_lines import (
     began,
     bytes_read,
     completed,
-    info,
     meta,
     text_of,
     token_count,
-    write_rollout,
+    used,
 )
-
-
-@pytest.fixture
-def rollout(tmp_path: Path) -> Write:
-    return partial(write_rollout, tmp_path)
 
 
 def numbered(lines: Iterable[dict[str, Any]], first: int = 0) -> list[dict[str, Any]]:
@@ -62,7 +55,9 @@ def test_a_fork_inherits_up_to_its_ordinal(rollout: Write, end: int, offset: int
     parent = rollout(*PARENT_LINES, name="parent.jsonl")
     fork = rollout(meta("fork", **fork_of("parent", end, offset)), name="fork.jsonl")
     tail = fork.restored({"parent": parent.path}.get)
-    assert tail == RolloutTail(info(5), "a", "b" if end == 5 else "a", None if end == 3 else "a")
+    assert tail == RolloutTail(
+        used(5, turn_id="a"), "b" if end == 5 else "a", None if end == 3 else "a"
+    )
 
 
 def test_the_byte_offset_saves_reading_what_the_parent_did_later(
@@ -72,7 +67,7 @@ def test_the_byte_offset_saves_reading_what_the_parent_did_later(
     parent = rollout(*PARENT_LINES, FILLER * 500, name="parent.jsonl")
     fork = rollout(meta("fork", **fork_of("parent", 4, offset)), name="fork.jsonl")
     with bytes_read(monkeypatch) as sizes:
-        assert fork.restored({"parent": parent.path}.get).info == info(5)
+        assert fork.restored({"parent": parent.path}.get).usage == used(5, turn_id="a")
     assert sum(sizes) < 500_000 < parent.path.stat().st_size
 
 
@@ -87,15 +82,15 @@ def test_a_byte_offset_behind_what_is_no_line_is_not_relied_on(
     parent = rollout(before, *PARENT_LINES, name="parent.jsonl")
     base = fork_of("parent", 4, len(before))
     fork = rollout(meta("fork", **base), name="fork.jsonl")
-    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(5), "a", "a", "a")
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(used(5, turn_id="a"), "a", "a")
 
 
 def test_lines_without_ordinals_are_cut_by_the_byte_offset(rollout: Write) -> None:
     lines = [meta("parent"), token_count(5), token_count(9)]
     parent = rollout(*lines, name="parent.jsonl")
-    for offset, expected in ((len(text_of(lines[:2])), info(5)), (None, None)):
+    for offset, expected in ((len(text_of(lines[:2])), used(5)), (None, None)):
         fork = rollout(meta("fork", **fork_of("parent", 2, offset)), name="fork.jsonl")
-        assert fork.restored({"parent": parent.path}.get).info == expected
+        assert fork.restored({"parent": parent.path}.get).usage == expected
 
 
 @pytest.mark.parametrize("ordinal", [None, "1", True, 1.5])
@@ -106,7 +101,7 @@ def test_an_ordinal_that_is_no_number_is_none(rollout: Write, ordinal: Any) -> N
     parent = rollout(*lines, name="parent.jsonl")
     base = fork_of("parent", 2, len(text_of(lines[:2])))
     fork = rollout(meta("fork", **base), name="fork.jsonl")
-    assert fork.restored({"parent": parent.path}.get).info == info(5)
+    assert fork.restored({"parent": parent.path}.get).usage == used(5)
     assert fork.skipped.count == 0
 
 
@@ -118,7 +113,7 @@ def test_a_broken_line_of_a_parent_is_noted_with_the_parents_path(
     text = first + b"broken\n" + text_of(PARENT_LINES[3:])
     parent = rollout(gzip.compress(text) if packed else text, name="parent.jsonl")
     fork = rollout(meta("fork", **fork_of("parent", 4)), name="fork.jsonl")
-    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(5), "a", "a", "a")
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(used(5, turn_id="a"), "a", "a")
     [note] = fork.skipped.noted
     assert (note.path, note.offset) == (parent.path, len(first))
 
@@ -126,15 +121,17 @@ def test_a_broken_line_of_a_parent_is_noted_with_the_parents_path(
 def test_a_compressed_parent(rollout: Write) -> None:
     parent = rollout(gzip.compress(text_of(PARENT_LINES)), name="parent.jsonl.gz")
     fork = rollout(meta("fork", **fork_of("parent", 4)), name="fork.jsonl")
-    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(5), "a", "a", "a")
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(used(5, turn_id="a"), "a", "a")
 
 
 def test_a_forks_own_usage_comes_first_and_its_parent_tells_the_turn(rollout: Write) -> None:
     parent = rollout(*PARENT_LINES, name="parent.jsonl")
     lines = numbered([meta("fork", **fork_of("parent", 4)), began("c"), token_count(30)], 4)
     fork = rollout(*lines, name="fork.jsonl")
-    assert fork.restored() == RolloutTail(info(30), "c", "c", None)
-    assert fork.restored({"parent": parent.path}.get) == RolloutTail(info(30), "c", "c", "a")
+    assert fork.restored() == RolloutTail(used(30, turn_id="c"), "c", None)
+    assert fork.restored({"parent": parent.path}.get) == RolloutTail(
+        used(30, turn_id="c"), "c", "a"
+    )
 
 
 def test_a_fork_of_a_fork(rollout: Write) -> None:
@@ -142,7 +139,7 @@ def test_a_fork_of_a_fork(rollout: Write) -> None:
     middle = numbered([meta("middle", **fork_of("parent", 4)), began("m")], 4)
     paths["middle"] = rollout(*middle, name="middle.jsonl").path
     fork = rollout(meta("fork", **fork_of("middle", 6)), name="fork.jsonl")
-    assert fork.restored(paths.get) == RolloutTail(info(5), "a", "m", "a")
+    assert fork.restored(paths.get) == RolloutTail(used(5, turn_id="a"), "m", "a")
 
 
 def test_forks_of_each_other_come_to_an_end(rollout: Write) -> None:
@@ -178,7 +175,7 @@ def test_a_parent_that_cannot_be_used_has_no_usage(rollout: Write, tmp_path: Pat
 
 def test_a_fork_that_copied_its_history_needs_no_parent(rollout: Write) -> None:
     reader = rollout(meta("fork", forked_from_id="parent"), *PARENT_LINES)
-    assert reader.restored(lambda _: pytest.fail("asked")).info == info(9)
+    assert reader.restored(lambda _: pytest.fail("asked")).usage == used(9, turn_id="b")
     assert reader.meta is not None
     assert (reader.meta.thread_id, reader.meta.history_base) == ("fork", None)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -32,20 +31,14 @@ from tests.codex.rollout_lines import (
     completed,
     context,
     event,
-    info,
     line,
     memory_at_most,
     meta,
     recorded,
     text_of,
     token_count,
-    write_rollout,
+    used,
 )
-
-
-@pytest.fixture
-def rollout(tmp_path: Path) -> Write:
-    return partial(write_rollout, tmp_path)
 
 
 def sparse(path: Path, size: int, tail: bytes) -> None:
@@ -62,7 +55,7 @@ def test_a_terabyte_of_history_costs_what_its_tail_costs(
     path = tmp_path / "huge.jsonl"
     sparse(path, 2**40, text_of([began("a"), token_count(5), completed("a")]) + FILLER * 100)
     with memory_at_most(2), bytes_read(monkeypatch) as sizes:
-        assert RolloutReader(path).restored() == RolloutTail(info(5), "a", "a", "a")
+        assert RolloutReader(path).restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
         assert RolloutReader(path).meta is not None
     assert 0 < sum(sizes) < 10 * 2**17
 
@@ -73,16 +66,18 @@ def test_the_turn_is_looked_for_in_a_bounded_stretch_before_the_usage(
     monkeypatch.setattr(goal_state.codex.rollout.tail, "_TURN_SEARCH_BYTES", 2**20)
     ended = [began("a"), completed("a"), began("b"), context("b")]
     near = rollout(meta(), *ended, FILLER * 300, context("b"), token_count(5))
-    assert near.restored() == RolloutTail(info(5), "b", "b", "a")
+    assert near.restored() == RolloutTail(used(5, turn_id="b"), "b", "a")
     far = rollout(meta(), *ended, FILLER * 2000, context("b"), token_count(5))
     assert far.path.stat().st_size > 4 * 10**6
     with bytes_read(monkeypatch) as sizes:
-        assert far.restored() == RolloutTail(info(5), "b", "b", None)
+        assert far.restored() == RolloutTail(used(5, turn_id="b"), "b", None)
     assert sum(sizes) < 2**20 + 3 * 2**16
     assert far.restored().turn_id == "b"
     halfway = [FILLER * 300, context("b"), FILLER * 300]
     reader = rollout(meta(), *ended, *halfway, token_count(5))
-    assert reader.restored() == RolloutTail(info(5), "b", "b", None), "counted from the usage"
+    assert reader.restored() == RolloutTail(used(5, turn_id="b"), "b", None), (
+        "counted from the usage"
+    )
 
 
 def test_turns_are_listed_from_a_bounded_stretch_before_the_usage(
@@ -137,7 +132,7 @@ def test_a_line_longer_than_memory_allows_is_passed_over(tmp_path: Path) -> None
         assert [one.reason for one in reader.skipped.noted] == [
             f"longer than {MAX_HELD_BYTES} bytes"
         ]
-        assert reader.restored().info == info(5)
+        assert reader.restored().usage == used(5, turn_id="a")
     no_usage = tmp_path / "none.jsonl"
     sparse(no_usage, 2**26, b"")
     reader = RolloutReader(no_usage)
@@ -154,18 +149,18 @@ def test_a_line_as_long_as_may_be_held_is_no_fault_and_one_too_long_to_parse_is(
     held = ends[0] + b"x" * (MAX_HELD_BYTES - 12) + ends[1]
     reader = rollout(*SOUND[:1], token_count(5), held + b"\n")
     with memory_at_most(32):
-        assert reader.restored().info == info(5)
+        assert reader.restored().usage == used(5)
     assert reader.skipped.count == 0
     reader = rollout(*SOUND[:1], token_count(5), held + b" x\n")
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5)
     assert reader.skipped.count == 1
     parsed = event("token_count", info=token_count(6)["payload"]["info"], note="")
     room = MAX_PARSED_BYTES - len(text_of([parsed])) + 1
     parsed["payload"]["note"] = "x" * room
-    assert rollout(*SOUND, parsed).restored().info == info(6)
+    assert rollout(*SOUND, parsed).restored().usage == used(6, turn_id="a")
     parsed["payload"]["note"] += "x"
     reader = rollout(*SOUND, parsed)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5, turn_id="a")
     assert reader.skipped.noted[0].reason == f"longer than {MAX_PARSED_BYTES} bytes"
 
 
@@ -203,9 +198,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_read_as_far_as_it_goes(
 def test_gzip_is_told_by_its_contents(rollout: Write) -> None:
     for name in ("rollout.jsonl.gz", "rollout.jsonl"):
         reader = rollout(gzip.compress(text_of(SOUND)), name=name)
-        assert reader.restored() == RolloutTail(info(5), "a", "a", "a")
+        assert reader.restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
         assert reader.turns() == [Turn("a", COMPLETED)]
-        assert [one.info for one in reader.usages()] == [info(5)]
+        assert list(reader.usages()) == [used(5, turn_id="a")]
         assert reader.meta is not None
         assert reader.skipped.count == 0
 
@@ -216,7 +211,9 @@ def test_a_gzip_that_breaks_off_gives_what_came_before(rollout: Write) -> None:
     for broken in (packed[: len(packed) // 2], packed[:-200] + b"\0" * 200, packed + b"junk"):
         reader = rollout(broken, name="broken.jsonl.gz")
         tail = reader.restored()
-        assert tail.info == (info(6) if broken.endswith(b"junk") else info(5))
+        assert tail.usage == (
+            used(6, turn_id="a") if broken.endswith(b"junk") else used(5, turn_id="a")
+        )
         assert tail.ended_turn_id == "a"
         assert any("damaged" in one.reason for one in reader.skipped.noted)
     assert rollout(packed[:15], name="head.jsonl.gz").restored() == RolloutTail()
@@ -234,7 +231,7 @@ def test_a_compressed_rollout_is_read_in_little_memory(rollout: Write) -> None:
     )
     reader = rollout(gzip.compress(text_of([meta()]) + many + FILLER * 6000 + b"0" * 2**24, 1))
     with memory_at_most(12):
-        assert reader.restored() == RolloutTail(info(5999), "t5999", "t5999", "t5999")
+        assert reader.restored() == RolloutTail(used(5999, turn_id="t5999"), "t5999", "t5999")
     assert reader.skipped.count == 1
 
 
@@ -244,11 +241,11 @@ def test_a_compressed_rollout_remembers_the_latest_turns(
     monkeypatch.setattr(goal_state.codex.rollout.tail, "_MAX_TURN_LINES", 4)
     lines = [began("a"), completed("a"), token_count(5), *(began(f"b{n}") for n in range(3))]
     assert rollout(gzip.compress(text_of([meta(), *lines]))).restored() == RolloutTail(
-        info(5), "a", "b2", "a"
+        used(5, turn_id="a"), "b2", "a"
     )
     lines.append(began("b3"))
     assert rollout(gzip.compress(text_of([meta(), *lines]))).restored() == RolloutTail(
-        info(5), "a", "b3", None
+        used(5, turn_id="a"), "b3", None
     )
 
 
@@ -257,14 +254,16 @@ def test_zstandard(rollout: Write) -> None:
     text = text_of([*SOUND, *([line("response_item", {"x": os.urandom(50).hex()})] * 2000)])
     one, two = zstandard.compress(text), zstandard.compress(text_of([token_count(6)]))
     reader = rollout(one, name="rollout.jsonl.zst")
-    assert reader.restored() == RolloutTail(info(5), "a", "a", "a")
+    assert reader.restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
     assert reader.turns() == [Turn("a", COMPLETED)]
     assert reader.skipped.count == 0
-    assert rollout(one + two).restored().info == info(6), "several frames follow each other"
+    assert rollout(one + two).restored().usage == used(6, turn_id="a"), (
+        "several frames follow each other"
+    )
     damaged = bytearray(one)
     damaged[-40:] = b"\xff" * 40
     reader = rollout(bytes(damaged))
-    assert reader.restored().info in (info(5), None)
+    assert reader.restored().usage in (used(5), None)
     assert any("damaged" in note.reason for note in reader.skipped.noted)
     assert rollout(one[: len(one) // 2]).restored().ended_turn_id in ("a", None)
 
@@ -311,5 +310,5 @@ def test_zstandard_is_driven_as_its_package_wants(
     fake.ZstdDecompressor, fake.ZstdError = Decompressor, ZstdError
     monkeypatch.setitem(sys.modules, "zstandard", fake)
     reader = rollout(b"\x28\xb5\x2f\xfd")
-    assert reader.restored() == RolloutTail(info(5), "a", "a", "a")
+    assert reader.restored() == RolloutTail(used(5, turn_id="a"), "a", "a")
     assert reader.skipped.count == 1

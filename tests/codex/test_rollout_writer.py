@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,13 @@ from tests.codex.rollout_lines import (
     Write,
     began,
     event,
-    info,
     line,
     memory_at_most,
     meta,
     text_of,
     token_count,
-    write_rollout,
+    used,
 )
-
-
-@pytest.fixture
-def rollout(tmp_path: Path) -> Write:
-    return partial(write_rollout, tmp_path)
 
 
 @pytest.fixture
@@ -83,7 +76,7 @@ def test_create_writes_a_rollout_for_its_owner_alone(tmp_path: Path) -> None:
         "/w",
     )
     assert reader.meta.started_at == datetime(2026, 1, 1, 23, 30, 0, 123_000, tzinfo=UTC)
-    assert reader.restored().info == info(5)
+    assert reader.restored().usage == used(5)
     assert [one.path for one in find_rollouts(home)] == [writer.path]
     with pytest.raises(FileExistsError):
         RolloutWriter.create(home, "thread-1", started_at=STARTED)
@@ -264,7 +257,7 @@ def test_a_tail_of_zeros_is_cut_off_and_one_too_long_to_tell_is_kept(tmp_path: P
             writer.append(token_count(6))
         assert path.stat().st_size == len(text_of([*SOUND, token_count(6)])) + size + 2 - spared()
         reader = RolloutReader(path)
-        assert reader.restored().info == info(6)
+        assert reader.restored().usage == used(6, turn_id="a")
         assert reader.turns() == [Turn("a", COMPLETED)]
         assert reader.skipped.count == 1
 
@@ -324,7 +317,7 @@ def test_a_whole_tail_behind_a_byte_order_mark_is_kept(tmp_path: Path) -> None:
 def test_a_tail_behind_a_byte_order_mark_in_the_middle_is_no_line(tmp_path: Path) -> None:
     path = tmp_path / "mark.jsonl"
     path.write_bytes(text_of(SOUND) + b"\xef\xbb\xbf" + text_of([token_count(6)]).rstrip())
-    assert RolloutReader(path).restored().info == info(5)
+    assert RolloutReader(path).restored().usage == used(5, turn_id="a")
     RolloutWriter(path).close()
     assert path.read_bytes() == text_of(SOUND)
 
@@ -355,7 +348,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(
         assert caught.value.errno == errno.ENOSPC
         assert writer.path.read_bytes() == before
         writer.append(token_count(6))
-    assert RolloutReader(tmp_path / "a.jsonl").restored().info == info(6)
+    assert RolloutReader(tmp_path / "a.jsonl").restored().usage == used(6)
 
 
 def test_a_compressed_rollout_is_not_appended_to(rollout: Write) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from goal_state import GoalStore
 from goal_state.meter import GoalMeter
 from goal_state.testing.clock import Clock
-
-THREAD = "thread-1"
+from tests.meter.figures import THREAD, MakeMeter
 
 
 @pytest.fixture
@@ -19,7 +16,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def make_meter(store: GoalStore, clock: Clock) -> Callable[..., GoalMeter]:
+def make_meter(store: GoalStore, clock: Clock) -> MakeMeter:
     """Makes meters of the one thread, on the one clock."""
 
     def make(*, count_idle_time: bool = False) -> GoalMeter:
@@ -29,5 +26,13 @@ def make_meter(store: GoalStore, clock: Clock) -> Callable[..., GoalMeter]:
 
 
 @pytest.fixture
-def meter(make_meter: Callable[..., GoalMeter]) -> GoalMeter:
+def meter(make_meter: MakeMeter) -> GoalMeter:
     return make_meter()
+
+
+@pytest.fixture
+def running_meter(store: GoalStore, meter: GoalMeter) -> GoalMeter:
+    """In "turn-1", for which a goal without a budget pays."""
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1")
+    return meter

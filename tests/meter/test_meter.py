@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,18 +21,15 @@ from goal_state import (
     GoalStatus,
     GoalStore,
     InvalidValueError,
+    ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
     UsageOverflowError,
 )
 from goal_state.domain.values import MAX_INTEGER
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter
 from goal_state.testing.clock import Clock
-
-THREAD = "thread-1"
-
-MakeMeter = Callable[..., GoalMeter]
+from tests.meter.figures import THREAD, MakeMeter, paid, tokens_used
 
 STOPPED = [status for status in GoalStatus if status is not GoalStatus.ACTIVE]
 
@@ -39,12 +37,6 @@ STOPPED = [status for status in GoalStatus if status is not GoalStatus.ACTIVE]
 def used(tokens: int) -> TokenUsage:
     """A total of so many tokens, none of them cached."""
     return TokenUsage(input_tokens=tokens)
-
-
-def tokens_used(store: GoalStore) -> int:
-    goal = store.get(THREAD)
-    assert goal is not None
-    return goal.tokens_used
 
 
 def kinds(store: GoalStore, after: int) -> list[EventKind]:
@@ -55,52 +47,46 @@ def kinds(store: GoalStore, after: int) -> list[EventKind]:
 
 
 def test_a_turn_pays_for_what_is_new_in_the_total_and_not_for_cached_input(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    reading = meter.record_total(TokenUsage(100, 30, 0, 20, 5))
+    reading = running_meter.record_total(TokenUsage(100, 30, 0, 20, 5))
     assert reading.goal == store.get(THREAD)
     assert reading.charged
     assert tokens_used(store) == 90
-    meter.record_total(TokenUsage(300, 130, 0, 50, 5))
+    running_meter.record_total(TokenUsage(300, 130, 0, 50, 5))
     assert tokens_used(store) == 220
 
 
-def test_a_total_that_is_repeated_charges_nothing(store: GoalStore, meter: GoalMeter) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(100))
-    reading = meter.record_total(used(100))
+def test_a_total_that_is_repeated_charges_nothing(
+    store: GoalStore, running_meter: GoalMeter
+) -> None:
+    running_meter.record_total(used(100))
+    reading = running_meter.record_total(used(100))
     assert not reading.charged
     assert tokens_used(store) == 100
 
 
 def test_a_lower_total_of_the_running_turn_is_late_and_changes_nothing(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(100))
-    assert not meter.record_total(used(40)).charged
-    assert not meter.record_total(used(50)).charged
-    assert not meter.record_total(used(100)).charged
-    meter.record_total(used(110))
+    running_meter.record_total(used(100))
+    assert not running_meter.record_total(used(40)).charged
+    assert not running_meter.record_total(used(50)).charged
+    assert not running_meter.record_total(used(100)).charged
+    running_meter.record_total(used(110))
     assert tokens_used(store) == 110
 
 
 def test_a_lower_total_of_a_turn_that_is_new_is_a_new_beginning_that_refunds_nothing(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(100))
-    meter.finish_turn()
-    meter.start_turn("turn-2")
-    assert not meter.record_total(used(40)).charged
+    running_meter.record_total(used(100))
+    running_meter.finish_turn()
+    running_meter.start_turn("turn-2")
+    assert not running_meter.record_total(used(40)).charged
     assert tokens_used(store) == 100
-    meter.record_total(used(50))
-    assert not meter.record_total(used(45)).charged
+    running_meter.record_total(used(50))
+    assert not running_meter.record_total(used(45)).charged
     assert tokens_used(store) == 110
 
 
@@ -114,10 +100,10 @@ def test_what_a_thread_had_used_before_it_was_first_seen_is_nobodys(
     assert tokens_used(store) == 10
 
 
-def test_a_thread_that_was_never_seen_begins_at_zero(store: GoalStore, meter: GoalMeter) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(70))
+def test_a_thread_that_was_never_seen_begins_at_zero(
+    store: GoalStore, running_meter: GoalMeter
+) -> None:
+    running_meter.record_total(used(70))
     assert tokens_used(store) == 70
 
 
@@ -140,10 +126,31 @@ def test_the_whole_usage_of_a_response_is_kept_with_its_turn(
 ) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1", total=used(5))
-    info = TokenUsageInfo(TokenUsage(100, 30, 7, 20, 5), TokenUsage(60, 30, 7, 10, 5), 200_000)
-    meter.record_total(info)
-    assert store.usage(THREAD) == (info, "turn-1")
+    usage = ThreadUsage(TokenUsage(100, 30, 7, 20, 5), TokenUsage(60, 30, 7, 10, 5), 200_000)
+    meter.record_total(usage)
+    assert store.usage(THREAD) == replace(usage, turn_id="turn-1")
     assert tokens_used(store) == 85
+
+
+def test_a_total_is_of_the_running_turn_whatever_turn_it_names(
+    store: GoalStore, meter: GoalMeter
+) -> None:
+    store.create(THREAD, "work")
+    meter.start_turn("turn-1", total=used(5))
+    meter.record_total(ThreadUsage(used(25), turn_id="turn-0"))
+    assert store.usage(THREAD) == ThreadUsage(used(25), turn_id="turn-1")
+    assert [event.turn_id for event in store.events()][1:] == ["turn-1"]
+
+
+@pytest.mark.parametrize(("named", "payer"), [("turn-2", "turn-2"), (None, "turn-1")])
+def test_tokens_lost_in_a_crash_are_of_the_turn_that_the_total_names(
+    store: GoalStore, meter: GoalMeter, named: str | None, payer: str
+) -> None:
+    store.create(THREAD, "work")
+    store.set_baseline(THREAD, used(5), turn_id="turn-1")
+    meter.start_turn("turn-3", total=ThreadUsage(used(25), turn_id=named))
+    assert store.usage(THREAD) == ThreadUsage(used(25), turn_id=payer)
+    assert [event.turn_id for event in store.events()][1:] == [payer]
 
 
 def test_each_charge_names_its_turn(store: GoalStore, meter: GoalMeter) -> None:
@@ -157,27 +164,21 @@ def test_each_charge_names_its_turn(store: GoalStore, meter: GoalMeter) -> None:
 
 
 def test_an_aborted_turn_pays_for_what_it_used(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(25))
+    running_meter.record_total(used(25))
     clock.tick(seconds=3)
-    assert meter.abort_turn().charged
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (25, 3_000)
-    assert meter.turn_id is None
+    assert running_meter.abort_turn().charged
+    assert paid(store.get(THREAD)) == (25, 3_000)
+    assert running_meter.turn_id is None
 
 
 def test_what_an_aborted_turn_did_not_report_is_charged_when_the_next_one_starts(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(25))
-    meter.abort_turn()
-    assert meter.start_turn("turn-2", total=used(40)).charged
+    running_meter.record_total(used(25))
+    running_meter.abort_turn()
+    assert running_meter.start_turn("turn-2", total=used(40)).charged
     assert tokens_used(store) == 40
     assert [e.turn_id for e in store.events()][-1] == "turn-1"
 
@@ -191,7 +192,7 @@ def test_a_thread_without_a_goal_is_metered_all_the_same(
     assert not meter.finish_turn().charged
     usage = store.usage(THREAD)
     assert usage is not None
-    assert usage.info.total == used(25)
+    assert usage.total == used(25)
     assert (meter.goal, meter.remaining_tokens) == (None, None)
 
 
@@ -209,9 +210,7 @@ def test_a_goal_that_is_not_active_when_a_turn_starts_pays_nothing(
     assert not meter.flush().charged
     clock.tick(seconds=3)
     assert not meter.finish_turn().charged
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (0, 0)
+    assert paid(store.get(THREAD)) == (0, 0)
 
 
 def test_a_goal_made_by_the_model_pays_from_then_on(
@@ -241,9 +240,7 @@ def test_a_goal_that_is_activated_in_the_middle_of_a_turn_pays_from_then_on(
     meter.set_goal(status="active")
     clock.tick(seconds=2)
     meter.record_total(used(1_030))
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (30, 2_000)
+    assert paid(store.get(THREAD)) == (30, 2_000)
 
 
 def test_a_goal_that_takes_the_place_of_a_complete_one_pays_from_then_on(
@@ -260,16 +257,13 @@ def test_a_goal_that_takes_the_place_of_a_complete_one_pays_from_then_on(
     assert ledgers == {first.goal_id: 10, second.goal_id: 7}
 
 
-def test_an_edit_keeps_the_goal_paying(store: GoalStore, meter: GoalMeter) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.set_goal(objective="other work", token_budget=50)
-    meter.record_total(used(20))
-    assert meter.remaining_tokens == 30
-    assert meter.goal == store.get(THREAD)
+def test_an_edit_keeps_the_goal_paying(store: GoalStore, running_meter: GoalMeter) -> None:
+    running_meter.set_goal(objective="other work", token_budget=50)
+    running_meter.record_total(used(20))
+    assert running_meter.remaining_tokens == 30
+    assert running_meter.goal == store.get(THREAD)
 
 
-@pytest.mark.slow
 def test_a_planning_turn_pays_nothing(store: GoalStore, meter: GoalMeter, clock: Clock) -> None:
     store.create(THREAD, "work")
     meter.start_turn("turn-1", charge_tokens=False)
@@ -279,9 +273,7 @@ def test_a_planning_turn_pays_nothing(store: GoalStore, meter: GoalMeter, clock:
     meter.finish_turn()
     meter.start_turn("turn-2", total=used(500))
     meter.record_total(used(501))
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (1, 0)
+    assert paid(store.get(THREAD)) == (1, 0)
 
 
 def test_a_goal_made_in_a_planning_turn_does_not_pay_for_it(
@@ -295,9 +287,7 @@ def test_a_goal_made_in_a_planning_turn_does_not_pay_for_it(
     meter.set_goal(status="active")
     clock.tick(seconds=5)
     meter.record_total(used(600))
-    goal = meter.finish_turn().goal
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (0, 0)
+    assert paid(meter.finish_turn().goal) == (0, 0)
 
 
 # -- the budget ----------------------------------------------------------------------------------------
@@ -436,16 +426,14 @@ def test_a_crossing_that_is_only_found_when_the_next_turn_starts_is_noticed_then
 
 
 def test_a_budget_lowered_under_the_usage_stops_the_next_turn(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(100))
-    assert meter.set_goal(token_budget=50).status is GoalStatus.BUDGET_LIMITED
-    assert meter.record_total(used(110)).budget_exhausted
-    meter.finish_turn()
-    meter.start_turn("turn-2")
-    assert not meter.record_total(used(500)).budget_exhausted
+    running_meter.record_total(used(100))
+    assert running_meter.set_goal(token_budget=50).status is GoalStatus.BUDGET_LIMITED
+    assert running_meter.record_total(used(110)).budget_exhausted
+    running_meter.finish_turn()
+    running_meter.start_turn("turn-2")
+    assert not running_meter.record_total(used(500)).budget_exhausted
     assert tokens_used(store) == 110
 
 
@@ -532,25 +520,21 @@ def test_changes_between_turns_name_no_turn_and_charge_nothing(
 
 
 def test_an_error_of_the_turn_says_on_the_goal_what_it_waits_for(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     resume_at = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
-    limited = meter.usage_limited(resume_at)
+    limited = running_meter.usage_limited(resume_at)
     assert (limited.status, limited.resume_at) == (GoalStatus.USAGE_LIMITED, resume_at)
     assert store.get(THREAD) == limited
-    blocked = meter.block_goal("the model is not there")
+    blocked = running_meter.block_goal("the model is not there")
     assert blocked.status is GoalStatus.BLOCKED
     assert (blocked.resume_at, blocked.blocked_reason) == (None, "the model is not there")
-    assert meter.set_goal(status="active").blocked_reason is None
+    assert running_meter.set_goal(status="active").blocked_reason is None
 
 
-def test_a_status_without_a_reason_says_none(store: GoalStore, meter: GoalMeter) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    assert meter.usage_limited().resume_at is None
-    assert meter.block_goal().blocked_reason is None
+def test_a_status_without_a_reason_says_none(running_meter: GoalMeter) -> None:
+    assert running_meter.usage_limited().resume_at is None
+    assert running_meter.block_goal().blocked_reason is None
 
 
 @pytest.mark.parametrize(
@@ -567,22 +551,18 @@ def test_a_status_without_a_reason_says_none(store: GoalStore, meter: GoalMeter)
 )
 def test_a_change_that_is_refused_charges_nothing_and_loses_nothing(
     store: GoalStore,
-    meter: GoalMeter,
+    running_meter: GoalMeter,
     clock: Clock,
     change: Callable[[GoalMeter], object],
     error: type[Exception],
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(10))
+    running_meter.record_total(used(10))
     clock.tick(seconds=2)
     position = store.last_position()
     with pytest.raises(error):
-        change(meter)
+        change(running_meter)
     assert store.last_position() == position
-    goal = meter.finish_turn().goal
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (10, 2_000)
+    assert paid(running_meter.finish_turn().goal) == (10, 2_000)
 
 
 @pytest.mark.parametrize(
@@ -614,9 +594,7 @@ def test_a_goal_made_by_somebody_else_pays_from_the_next_report_on(
     meter.flush()
     clock.tick(seconds=2)
     meter.record_total(used(1_030))
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (30, 2_000)
+    assert paid(store.get(THREAD)) == (30, 2_000)
 
 
 def test_a_turn_whose_goal_somebody_replaced_pays_nothing_more(
@@ -652,16 +630,14 @@ def test_a_goal_that_replaced_another_pays_once_it_is_activated_in_the_turn(
 
 
 def test_a_goal_that_somebody_paused_pays_nothing(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(used(10))
+    running_meter.record_total(used(10))
     store.set(THREAD, status="paused")
     clock.tick(seconds=1)
-    assert not meter.record_total(used(20)).charged
+    assert not running_meter.record_total(used(20)).charged
     store.set(THREAD, status="active")
-    meter.record_total(used(23))
+    running_meter.record_total(used(23))
     assert tokens_used(store) == 13
 
 
@@ -669,12 +645,9 @@ def test_a_goal_that_somebody_paused_pays_nothing(
 
 
 def test_a_meter_that_died_and_starts_again_charges_what_was_lost_once(
-    store: GoalStore, make_meter: MakeMeter
+    store: GoalStore, running_meter: GoalMeter, make_meter: MakeMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter = make_meter()
-    meter.start_turn("turn-1")
-    meter.record_total(used(10))
+    running_meter.record_total(used(10))
     for number in (2, 3):
         reading = make_meter().start_turn(f"turn-{number}", total=used(45))
         assert reading.charged is (number == 2)
@@ -732,13 +705,10 @@ def test_what_a_planning_turn_lost_is_nobodys(store: GoalStore, make_meter: Make
 
 
 def test_what_was_lost_while_the_goal_was_paused_is_nobodys(
-    store: GoalStore, make_meter: MakeMeter
+    store: GoalStore, running_meter: GoalMeter, make_meter: MakeMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter = make_meter()
-    meter.start_turn("turn-1")
-    meter.record_total(used(10))
-    meter.set_goal(status="paused")
+    running_meter.record_total(used(10))
+    running_meter.set_goal(status="paused")
     store.set(THREAD, status="active")
     assert not make_meter().start_turn("turn-2", total=used(45)).charged
     assert tokens_used(store) == 10
@@ -789,9 +759,7 @@ def test_a_report_that_the_database_refused_is_made_good_by_the_next_one(
         assert meter.turn_id == "turn-1"
         assert tokens_used(store) == 0
         assert meter.record_total(used(25)).budget_exhausted
-        goal = meter.finish_turn().goal
-        assert goal is not None
-        assert (goal.tokens_used, goal.time_used_ms) == (25, 2_000)
+        assert paid(meter.finish_turn().goal) == (25, 2_000)
 
 
 # -- what is refused -----------------------------------------------------------------------------------
@@ -813,9 +781,7 @@ def test_a_total_that_is_no_usage_is_refused(
         meter.record_total(total)  # type: ignore[arg-type]
     assert store.last_position() == position
     meter.record_total(used(12))
-    goal = meter.finish_turn().goal
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (7, 1_000)
+    assert paid(meter.finish_turn().goal) == (7, 1_000)
 
 
 def test_a_turn_does_not_start_with_a_total_that_is_no_usage(
@@ -858,28 +824,22 @@ def test_a_report_needs_a_turn(
 
 
 def test_a_turn_does_not_start_while_one_runs(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     clock.tick(seconds=1)
     for turn_id in ("turn-1", "turn-2"):
         with pytest.raises(TurnError, match=f"{turn_id!r} cannot start while turn 'turn-1' runs"):
-            meter.start_turn(turn_id, total=used(50))
-    assert (meter.turn_id, store.last_position()) == ("turn-1", 1)
-    meter.record_total(used(60))
-    goal = meter.finish_turn().goal
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (60, 1_000)
+            running_meter.start_turn(turn_id, total=used(50))
+    assert (running_meter.turn_id, store.last_position()) == ("turn-1", 1)
+    running_meter.record_total(used(60))
+    assert paid(running_meter.finish_turn().goal) == (60, 1_000)
 
 
-def test_a_report_of_another_turn_is_refused(store: GoalStore, meter: GoalMeter) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
+def test_a_report_of_another_turn_is_refused(store: GoalStore, running_meter: GoalMeter) -> None:
     with pytest.raises(TurnError, match="turn 'turn-0' is not running; turn 'turn-1' is"):
-        meter.record_total(used(50), turn_id="turn-0")
+        running_meter.record_total(used(50), turn_id="turn-0")
     assert tokens_used(store) == 0
-    meter.record_total(used(60), turn_id="turn-1")
+    running_meter.record_total(used(60), turn_id="turn-1")
     assert tokens_used(store) == 60
 
 
@@ -894,7 +854,7 @@ def test_names_have_bounds(store: GoalStore, meter: GoalMeter, name: object) -> 
     if name is not None:
         with pytest.raises(InvalidValueError, match=r"^turn_id: "):
             meter.record_total(used(5), turn_id=name)  # type: ignore[arg-type]
-    assert store.usage(THREAD) == (TokenUsageInfo(TokenUsage(), TokenUsage()), None)
+    assert store.usage(THREAD) == ThreadUsage(TokenUsage())
 
 
 def test_usage_that_no_counter_holds_is_refused_as_a_whole(
@@ -907,9 +867,7 @@ def test_usage_that_no_counter_holds_is_refused_as_a_whole(
     with pytest.raises(UsageOverflowError):
         meter.record_total(used(11))
     meter.record_total(used(10))
-    goal = meter.finish_turn().goal
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (MAX_INTEGER, 1_000)
+    assert paid(meter.finish_turn().goal) == (MAX_INTEGER, 1_000)
 
 
 def test_a_listener_that_reports_to_the_meter_is_told_so(store: GoalStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +16,9 @@ import pytest
 
 from goal_state import EventKind, GoalStore, TokenUsage
 from goal_state.meter import GoalMeter
+from tests.meter.figures import THREAD, tokens_used
 from tests.processes import finish, running
 
-THREAD = "thread-1"
 METERS = 8
 PROCESSES = 4
 
@@ -41,9 +42,7 @@ def in_parallel(count: int, work: Callable[[int], object]) -> None:
 
 
 def assert_paid(store: GoalStore, tokens: int) -> None:
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert goal.tokens_used == tokens
+    assert tokens_used(store) == tokens
     assert store.verify() == []
 
 
@@ -225,19 +224,25 @@ def _line(total: TokenUsage, count_id: str = "run") -> str:
     return f'["{count_id}", {total.input_tokens}, {total.cached_input_tokens}, 0, {total.output_tokens}]\n'
 
 
+def reporters(stack: ExitStack, database: Path) -> list[subprocess.Popen[str]]:
+    """Processes that wait for totals to report, each in a turn of its own."""
+    processes = [
+        stack.enter_context(running(_REPORT, database, f"turn-{number}"))
+        for number in range(PROCESSES)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+    return processes
+
+
 @pytest.mark.slow
 def test_processes_that_report_the_same_totals_in_lockstep(database: Path) -> None:
     """Half-way another count begins."""
     totals = [("run", total) for total in growing(20, 8)] + [("next", t) for t in growing(20, 9)]
     with GoalStore.open(database, durability="normal") as store, ExitStack() as stack:
         store.create(THREAD, "work")
-        processes = [
-            stack.enter_context(running(_REPORT, database, f"turn-{number}"))
-            for number in range(PROCESSES)
-        ]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "started\n"
+        processes = reporters(stack, database)
         for count_id, total in totals:
             for process in processes:
                 assert process.stdin is not None
@@ -256,13 +261,7 @@ def test_processes_that_report_the_same_totals_each_at_its_own_pace(database: Pa
     totals = growing(200, 11)
     with GoalStore.open(database, durability="normal") as store, ExitStack() as stack:
         store.create(THREAD, "work")
-        processes = [
-            stack.enter_context(running(_REPORT, database, f"turn-{number}"))
-            for number in range(PROCESSES)
-        ]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "started\n"
+        processes = reporters(stack, database)
         for number, process in enumerate(processes):
             assert process.stdin is not None
             process.stdin.writelines(_line(total) for total in totals[: -1 - number] + totals[-1:])

@@ -12,9 +12,8 @@ from random import Random
 import pytest
 
 from goal_state import GoalStore
+from tests.meter.figures import THREAD
 from tests.processes import finish, running
-
-THREAD = "thread-1"
 
 KILLS = 500 if os.environ.get("HYPOTHESIS_PROFILE") == "proof" else 30
 

@@ -14,8 +14,7 @@ from goal_state import EventKind, GoalStore, TokenUsage
 from goal_state.errors import TurnError
 from goal_state.meter import GoalMeter, Reading
 from goal_state.testing.clock import Clock
-
-THREAD = "thread-1"
+from tests.meter.figures import THREAD, paid
 
 Result = TypeVar("Result")
 
@@ -201,9 +200,7 @@ def test_what_was_rolled_back_is_due_still(
             meter.record_total(TokenUsage(20))
     store.charge("other", tokens=20, seconds=1.5)
     meter.record_total(TokenUsage(20))
-    goal = store.get(THREAD)
-    assert goal is not None
-    assert (goal.tokens_used, goal.time_used_ms) == (20, 1_500)
+    assert paid(store.get(THREAD)) == (20, 1_500)
 
 
 def test_a_notice_that_was_not_heard_is_of_no_other_goal(

@@ -40,8 +40,7 @@ from goal_state import (
 )
 from goal_state.meter import GoalMeter, Reading
 from goal_state.testing.clock import NS_PER_MS, NS_PER_S, Clock
-
-THREAD = "thread-1"
+from tests.meter.figures import THREAD
 
 PROOF = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
 
@@ -316,7 +315,7 @@ class MeterMachine(RuleBasedStateMachine):
             goal.tokens.add(self.unheard if self.noted_surely else 0, self.unheard)
         turn_id = f"turn-{self.turns}"
         owner, stored = self.owner, self.store.usage(THREAD)
-        falls = tell and stored is not None and self.total.is_below(stored.info.total)
+        falls = tell and stored is not None and self.total.is_below(stored.total)
         self.call(
             lambda: self.meter.start_turn(
                 turn_id, total=self.total if tell else None, charge_tokens=charge_tokens
@@ -368,7 +367,7 @@ class MeterMachine(RuleBasedStateMachine):
     def begin_anew(self, share: float) -> bool:
         """The provider counts from anew, up to less than was last reported; that part is nobody's."""
         stored = self.store.usage(THREAD)
-        heard = TokenUsage() if stored is None else stored.info.total
+        heard = TokenUsage() if stored is None else stored.total
         size = heard.input_tokens + heard.output_tokens
         if size == 0:
             return False
@@ -390,7 +389,7 @@ class MeterMachine(RuleBasedStateMachine):
         assert self.turn is not None
         stored, turn_id = self.store.usage(THREAD), self.turn.turn_id
         assert stored is not None
-        size = stored.info.total.input_tokens + stored.info.total.output_tokens
+        size = stored.total.input_tokens + stored.total.output_tokens
         if size == 0:
             return
         self.charge(0)

@@ -18,16 +18,7 @@ from goal_state import (
     UsageOverflowError,
 )
 from goal_state.testing.clock import Clock
-
-THREAD = "thread-1"
-
-MakeMeter = Callable[..., GoalMeter]
-
-
-def used(store: GoalStore) -> tuple[int, int]:
-    goal = store.get(THREAD)
-    assert goal is not None
-    return goal.tokens_used, goal.time_used_ms
+from tests.meter.figures import THREAD, MakeMeter, paid
 
 
 def test_charge_of_several_responses_adds_each_of_them(store: GoalStore, meter: GoalMeter) -> None:
@@ -39,57 +30,51 @@ def test_charge_of_several_responses_adds_each_of_them(store: GoalStore, meter: 
         )
         assert reading.charged
     meter.finish_turn()
-    assert used(store) == (630, 0)
+    assert paid(store.get(THREAD)) == (630, 0)
     charged = list(store.events(after=1))
     assert [event.idempotency_key for event in charged] == ["r0", "r1", "r2"]
     assert {event.turn_id for event in charged} == {"turn-1"}
 
 
 def test_charge_repeated_with_its_response_id_is_paid_once(
-    store: GoalStore, meter: GoalMeter, make_meter: MakeMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, make_meter: MakeMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     clock.tick(seconds=2)
-    meter.charge(TokenUsage(70), response_id="r1")
+    running_meter.charge(TokenUsage(70), response_id="r1")
     clock.tick(seconds=3)
-    reading = meter.charge(TokenUsage(70), response_id="r1")
+    reading = running_meter.charge(TokenUsage(70), response_id="r1")
     assert (reading.charged, reading.goal) == (False, store.get(THREAD))
-    assert used(store) == (70, 2_000)
-    meter.flush()  # the time of the repeat stayed due
-    assert used(store) == (70, 5_000)
+    assert paid(store.get(THREAD)) == (70, 2_000)
+    running_meter.flush()  # the time of the repeat stayed due
+    assert paid(store.get(THREAD)) == (70, 5_000)
     other = make_meter()
     other.start_turn("turn-1")
     assert not other.charge(TokenUsage(70), response_id="r1").charged
-    assert used(store) == (70, 5_000)
+    assert paid(store.get(THREAD)) == (70, 5_000)
 
 
 def test_charge_repeated_with_other_tokens_is_refused_and_names_the_response(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.charge(TokenUsage(70), response_id="r1")
+    running_meter.charge(TokenUsage(70), response_id="r1")
     with pytest.raises(IdempotencyConflictError, match="response_id 'r1' has charged 70"):
-        meter.charge(TokenUsage(71), response_id="r1")
-    assert used(store) == (70, 0)
+        running_meter.charge(TokenUsage(71), response_id="r1")
+    assert paid(store.get(THREAD)) == (70, 0)
 
 
 def test_charge_brings_the_time_and_alone_it_waits_for_a_whole_second(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     clock.tick(seconds=0.25)
-    meter.charge(tokens=5)
-    assert used(store) == (5, 250)
+    running_meter.charge(tokens=5)
+    assert paid(store.get(THREAD)) == (5, 250)
     clock.tick(seconds=0.5)
     # All of it was cached, so that no tokens are charged that the time could ride on.
-    assert meter.charge(TokenUsage(9, 9), response_id="cached").charged
-    assert used(store) == (5, 250)
+    assert running_meter.charge(TokenUsage(9, 9), response_id="cached").charged
+    assert paid(store.get(THREAD)) == (5, 250)
     clock.tick(seconds=0.5)
-    meter.charge(TokenUsage(9, 9))
-    assert used(store) == (5, 1_250)
+    running_meter.charge(TokenUsage(9, 9))
+    assert paid(store.get(THREAD)) == (5, 1_250)
 
 
 def test_charge_that_fills_the_budget_reads_exhausted_once_and_over_budget_from_then_on(
@@ -100,11 +85,11 @@ def test_charge_that_fills_the_budget_reads_exhausted_once_and_over_budget_from_
     readings = [meter.charge(TokenUsage(60), response_id=f"r{n}") for n in range(3)]
     assert [reading.budget_exhausted for reading in readings] == [False, True, False]
     assert [reading.over_budget for reading in readings] == [False, True, True]
-    assert used(store) == (180, 0)  # the turn pays to its end
+    assert paid(store.get(THREAD)) == (180, 0)  # the turn pays to its end
     meter.finish_turn()
     meter.start_turn("turn-2")
     assert not meter.charge(TokenUsage(60), response_id="r3").charged
-    assert used(store) == (180, 0)
+    assert paid(store.get(THREAD)) == (180, 0)
 
 
 def test_charge_without_a_goal_that_pays_is_nobodys(store: GoalStore, meter: GoalMeter) -> None:
@@ -114,35 +99,31 @@ def test_charge_without_a_goal_that_pays_is_nobodys(store: GoalStore, meter: Goa
     meter.charge(TokenUsage(5), response_id="r2")
     meter.set_goal(status=GoalStatus.PAUSED)
     assert not meter.charge(TokenUsage(60), response_id="r3").charged
-    assert used(store) == (5, 0)
+    assert paid(store.get(THREAD)) == (5, 0)
 
 
 def test_charge_after_the_goal_was_replaced_leaves_the_new_goal_alone(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.charge(TokenUsage(5), response_id="r1")
+    running_meter.charge(TokenUsage(5), response_id="r1")
     new = store.replace(THREAD, "more work")
-    assert not meter.charge(TokenUsage(60), response_id="r2").charged
-    reading = meter.charge(TokenUsage(5), response_id="r1")
+    assert not running_meter.charge(TokenUsage(60), response_id="r2").charged
+    reading = running_meter.charge(TokenUsage(5), response_id="r1")
     assert (reading.goal, reading.charged) == (new, False)
 
 
 def test_charge_before_a_total_that_contains_it_is_paid_once(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.charge(TokenUsage(100, 40, 0, 10), response_id="r1")
-    assert used(store)[0] == 70
-    meter.record_total(TokenUsage(100, 40, 0, 10))
-    assert used(store)[0] == 70
-    meter.record_total(TokenUsage(150, 40, 0, 15))
-    assert used(store)[0] == 125
+    running_meter.charge(TokenUsage(100, 40, 0, 10), response_id="r1")
+    assert paid(store.get(THREAD))[0] == 70
+    running_meter.record_total(TokenUsage(100, 40, 0, 10))
+    assert paid(store.get(THREAD))[0] == 70
+    running_meter.record_total(TokenUsage(150, 40, 0, 15))
+    assert paid(store.get(THREAD))[0] == 125
     usage = store.usage(THREAD)
     assert usage is not None
-    assert usage.info.total == TokenUsage(150, 40, 0, 15)
+    assert usage.total == TokenUsage(150, 40, 0, 15)
 
 
 def test_charge_in_a_turn_before_one_of_totals_is_paid_once(
@@ -157,7 +138,7 @@ def test_charge_in_a_turn_before_one_of_totals_is_paid_once(
     second = make_meter()
     second.start_turn("turn-2", total=TokenUsage(1_050))
     second.record_total(TokenUsage(1_057))
-    assert used(store)[0] == 57
+    assert paid(store.get(THREAD))[0] == 57
 
 
 def test_charge_repeated_where_no_goal_pays_moves_the_baseline_once(
@@ -172,7 +153,7 @@ def test_charge_repeated_where_no_goal_pays_moves_the_baseline_once(
     second = make_meter()
     second.start_turn("turn-2")
     second.record_total(TokenUsage(1_107))
-    assert used(store)[0] == 7
+    assert paid(store.get(THREAD))[0] == 7
 
 
 def test_charge_of_a_further_count_moves_the_baseline_of_that_count(
@@ -183,27 +164,25 @@ def test_charge_of_a_further_count_moves_the_baseline_of_that_count(
     meter.start_turn("turn-1", count_id="b")
     meter.charge(TokenUsage(50), response_id="r1")
     meter.record_total(TokenUsage(60))
-    assert used(store)[0] == 60
+    assert paid(store.get(THREAD))[0] == 60
     other = store.baseline(THREAD, count_id="a")
     assert other is not None
     assert other.total == TokenUsage(1_000)
 
 
 def test_charge_of_a_usage_in_a_turn_that_records_totals_is_refused(
-    store: GoalStore, meter: GoalMeter
+    store: GoalStore, running_meter: GoalMeter
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.record_total(TokenUsage(100))
+    running_meter.record_total(TokenUsage(100))
     with pytest.raises(TurnError, match="reports totals"):
-        meter.charge(TokenUsage(100), response_id="r1")
-    assert used(store)[0] == 100
-    meter.charge(tokens=7)  # figures of the host's own, which no total contains
-    assert used(store)[0] == 107
-    meter.finish_turn()
-    meter.start_turn("turn-2")
-    meter.charge(TokenUsage(1), response_id="r2")
-    assert used(store)[0] == 108
+        running_meter.charge(TokenUsage(100), response_id="r1")
+    assert paid(store.get(THREAD))[0] == 100
+    running_meter.charge(tokens=7)  # figures of the host's own, which no total contains
+    assert paid(store.get(THREAD))[0] == 107
+    running_meter.finish_turn()
+    running_meter.start_turn("turn-2")
+    running_meter.charge(TokenUsage(1), response_id="r2")
+    assert paid(store.get(THREAD))[0] == 108
 
 
 @pytest.mark.parametrize(
@@ -218,14 +197,12 @@ def test_charge_of_a_usage_in_a_turn_that_records_totals_is_refused(
     ],
 )
 def test_charge_of_what_cannot_be_charged_is_refused_and_changes_nothing(
-    store: GoalStore, meter: GoalMeter, arguments: dict[str, object], field: str
+    store: GoalStore, running_meter: GoalMeter, arguments: dict[str, object], field: str
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     with pytest.raises(InvalidValueError) as caught:
-        meter.charge(**arguments)  # type: ignore[arg-type]
+        running_meter.charge(**arguments)  # type: ignore[arg-type]
     assert caught.value.field == field
-    assert used(store) == (0, 0)
+    assert paid(store.get(THREAD)) == (0, 0)
 
 
 def test_charge_without_a_turn_or_in_another_one_is_refused(
@@ -237,16 +214,16 @@ def test_charge_without_a_turn_or_in_another_one_is_refused(
     meter.start_turn("turn-1")
     with pytest.raises(TurnError, match="turn 'turn-2' is not running"):
         meter.charge(tokens=1, turn_id="turn-2")
-    assert used(store) == (0, 0)
+    assert paid(store.get(THREAD)) == (0, 0)
 
 
-def test_charge_that_would_overflow_changes_nothing(store: GoalStore, meter: GoalMeter) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
-    meter.charge(tokens=2**63 - 1)
+def test_charge_that_would_overflow_changes_nothing(
+    store: GoalStore, running_meter: GoalMeter
+) -> None:
+    running_meter.charge(tokens=2**63 - 1)
     with pytest.raises(UsageOverflowError):
-        meter.charge(tokens=1, response_id="r1")
-    assert used(store)[0] == 2**63 - 1
+        running_meter.charge(tokens=1, response_id="r1")
+    assert paid(store.get(THREAD))[0] == 2**63 - 1
 
 
 def test_charge_that_was_struck_after_its_commit_is_paid_once_when_it_is_repeated(
@@ -268,6 +245,6 @@ def test_charge_that_was_struck_after_its_commit_is_paid_once_when_it_is_repeate
     clock.tick(seconds=1)
     reading = meter.charge(TokenUsage(100), response_id="r1")
     assert (reading.charged, reading.budget_exhausted) == (False, True)
-    assert used(store) == (100, 2_000)
+    assert paid(store.get(THREAD)) == (100, 2_000)
     meter.finish_turn()
-    assert used(store) == (100, 3_000)
+    assert paid(store.get(THREAD)) == (100, 3_000)

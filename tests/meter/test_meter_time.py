@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
 
 import pytest
 
 from goal_state import EventKind, GoalStatus, GoalStore, TokenUsage
 from goal_state.meter import GoalMeter
 from goal_state.testing.clock import NS_PER_MS, NS_PER_S, Clock
-
-THREAD = "thread-1"
-
-MakeMeter = Callable[..., GoalMeter]
+from tests.meter.figures import THREAD, MakeMeter, time_used_ms
 
 TICK_NS = 400_000
-
-
-def time_used_ms(store: GoalStore) -> int:
-    goal = store.get(THREAD)
-    assert goal is not None
-    return goal.time_used_ms
 
 
 def test_the_clock_is_a_monotonic_one() -> None:
@@ -31,33 +21,30 @@ def test_the_clock_is_a_monotonic_one() -> None:
 
 
 def test_time_alone_waits_for_a_whole_second(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     for due_ns in (NS_PER_S - 1, 1, 2 * NS_PER_S + 345_678_901, NS_PER_S - NS_PER_MS):
         clock.tick(ns=due_ns)
-        meter.flush()
+        running_meter.flush()
     assert [e.time_delta_ms for e in store.events() if e.time_delta_ms] == [1_000, 2_345]
     clock.tick(ns=NS_PER_MS)
-    assert meter.finish_turn().charged
+    assert running_meter.finish_turn().charged
     assert time_used_ms(store) == 4_345
 
 
 def test_tokens_take_along_whatever_time_is_due(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     for _ in range(3):
         clock.tick(seconds=0.3)
-        assert not meter.flush().charged
-    meter.record_total(TokenUsage(10))
+        assert not running_meter.flush().charged
+    running_meter.record_total(TokenUsage(10))
     assert time_used_ms(store) == 900
     clock.tick(seconds=0.25)
-    meter.record_total(TokenUsage(10, cached_input_tokens=5, output_tokens=0))  # nothing that costs
+    # Nothing that costs:
+    running_meter.record_total(TokenUsage(10, cached_input_tokens=5, output_tokens=0))
     assert time_used_ms(store) == 900
-    meter.record_total(TokenUsage(20, 5))
+    running_meter.record_total(TokenUsage(20, 5))
     assert time_used_ms(store) == 1_150
     assert [e.tokens_delta > 0 for e in store.events() if e.time_delta_ms] == [True, True]
 
@@ -82,13 +69,11 @@ def test_no_event_is_of_less_than_a_second_alone_on_a_real_clock(store: GoalStor
 
 @pytest.mark.slow
 def test_ticks_below_a_millisecond_add_up_within_a_turn(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     for number in range(1, 5_001):
         clock.tick(ns=TICK_NS)
-        meter.flush()
+        running_meter.flush()
         if number % 500 == 0:
             assert time_used_ms(store) == number * TICK_NS // NS_PER_S * 1_000
     assert time_used_ms(store) == 2_000
@@ -234,20 +219,18 @@ def test_a_goal_that_is_limited_while_idle_stops_paying_for_it(
 
 
 def test_a_clock_that_jumps_back_takes_nothing_and_makes_nothing_up(
-    store: GoalStore, meter: GoalMeter, clock: Clock
+    store: GoalStore, running_meter: GoalMeter, clock: Clock
 ) -> None:
-    store.create(THREAD, "work")
-    meter.start_turn("turn-1")
     clock.tick(seconds=2)
-    meter.flush()
+    running_meter.flush()
     clock.tick(seconds=-3600)
-    assert not meter.flush().charged
+    assert not running_meter.flush().charged
     clock.tick(seconds=1)
-    meter.flush()
+    running_meter.flush()
     assert time_used_ms(store) == 3_000
     clock.tick(seconds=-3600)
-    meter.finish_turn()
-    meter.start_turn("turn-2")
+    running_meter.finish_turn()
+    running_meter.start_turn("turn-2")
     clock.tick(seconds=1)
-    meter.finish_turn()
+    running_meter.finish_turn()
     assert time_used_ms(store) == 4_000

@@ -6,14 +6,7 @@ import pytest
 
 from goal_state import GoalMeter, GoalStore, TokenUsage, TurnError
 from goal_state.testing.clock import Clock
-
-THREAD = "thread-1"
-
-
-def used(store: GoalStore) -> tuple[int, int]:
-    goal = store.get(THREAD)
-    assert goal is not None
-    return goal.tokens_used, goal.time_used_ms
+from tests.meter.figures import THREAD, paid
 
 
 def test_turn_block_that_ends_finishes_the_turn_and_charges_its_time(
@@ -25,7 +18,7 @@ def test_turn_block_that_ends_finishes_the_turn_and_charges_its_time(
         meter.charge(TokenUsage(5), response_id="r1")
         clock.tick(seconds=2)
     assert meter.turn_id is None
-    assert used(store) == (5, 2_000)
+    assert paid(store.get(THREAD)) == (5, 2_000)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StopIteration])
@@ -46,7 +39,7 @@ def test_turn_block_that_an_exception_leaves_aborts_the_turn_and_charges_its_tim
         raise raised
     assert caught.value is raised
     assert (aborted, meter.turn_id) == (["turn-1"], None)
-    assert used(store) == (0, 2_000)
+    assert paid(store.get(THREAD)) == (0, 2_000)
 
 
 def test_turn_block_takes_what_start_turn_takes(store: GoalStore, meter: GoalMeter) -> None:
@@ -55,7 +48,7 @@ def test_turn_block_takes_what_start_turn_takes(store: GoalStore, meter: GoalMet
         meter.record_total(TokenUsage(1_005))
     with meter.turn("turn-2", charge_tokens=False):
         meter.charge(TokenUsage(5))
-    assert used(store) == (5, 0)
+    assert paid(store.get(THREAD)) == (5, 0)
 
 
 def test_turn_block_while_a_turn_runs_is_refused_and_leaves_that_one(meter: GoalMeter) -> None:

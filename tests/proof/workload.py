@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, cast
 
-from goal_state import GoalEvent, GoalStore, RequestError, TokenUsage, TokenUsageInfo
+from goal_state import GoalEvent, GoalStore, RequestError, ThreadUsage, TokenUsage
 from goal_state.delivery.consumers import Consumer
-from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Charge
+from goal_state.operations.goal_operations import GoalOperations
 from goal_state.storage.sqlite.connections import create_engine
 from tests.processes import PATIENCE_SECONDS
 
@@ -146,10 +146,10 @@ def _charge(draw: random.Random) -> dict[str, Any]:
     return charge
 
 
-def _total(draw: random.Random, number: int) -> TokenUsage | TokenUsageInfo:
+def _total(draw: random.Random, number: int) -> TokenUsage | ThreadUsage:
     begun = draw.choice((number, number, number, number // 2))
     total = TokenUsage(begun * 11, begun * 3, begun, begun * 2, begun)
-    return total if draw.random() < 0.5 else TokenUsageInfo(total, TokenUsage(1, 0, 0, 1), 272_000)
+    return total if draw.random() < 0.5 else ThreadUsage(total, TokenUsage(1, 0, 0, 1), 272_000)
 
 
 def perform(store: GoalStore, call: Call) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ class Draft:
             first = model.keys.get((thread_id, key))
             if first is not None:
                 # Its seconds are measured anew, and are mostly others.
-                tokens = first.amounts[0]
+                tokens = first.amounts.tokens
                 if arguments["usage"] is None and tokens:
                     arguments["tokens"] = tokens
                 else:
@@ -108,6 +109,21 @@ def _near_used(model: Model, thread_id: str, distance: int) -> int:
     return min(max((goal.tokens_used if goal else 0) + distance, 1), LARGEST)
 
 
+def _near_cost(model: Model, thread_id: str, distance: int) -> Decimal:
+    """Such a cost that the budget is met but for so many nanos."""
+    goal = model.goals.get(thread_id)
+    if goal is None or goal.cost_budget_nanos is None:
+        return Decimal("0.25")
+    left = goal.cost_budget_nanos - goal.cost_used_nanos + distance
+    return Decimal(min(max(left, 0), LARGEST)).scaleb(-9)
+
+
+def _near_calls(model: Model, thread_id: str, distance: int) -> int:
+    """A budget at this distance from the calls that were made."""
+    goal = model.goals.get(thread_id)
+    return min(max((goal.calls_used if goal else 0) + distance, 1), LARGEST)
+
+
 def _goal_id(model: Model, thread_id: str, which: str) -> str:
     goal = model.goals.get(thread_id)
     if which == "right":
@@ -139,9 +155,11 @@ def _total(model: Model, thread_id: str, way: tuple[str, Counts]) -> Counts:
     return Counts(*new)
 
 
-def _info(model: Model, thread_id: str, way: tuple[str, Counts, int | None]) -> Baseline:
-    kind, step, window = way
-    return Baseline(_total(model, thread_id, (kind, step)), step, window)
+def _thread_usage(
+    model: Model, thread_id: str, way: tuple[str, Counts, int | None, str | None]
+) -> Baseline:
+    kind, step, window, turn_id = way
+    return Baseline(_total(model, thread_id, (kind, step)), step, window, turn_id)
 
 
 THREAD_IDS = st.sampled_from(THREADS)
@@ -169,6 +187,17 @@ BUDGET = st.one_of(
     st.integers(-1, 2).map(lambda distance: Lean("used", distance, _near_used)),
     st.just(LARGEST),
 )
+COST = st.one_of(
+    st.none(),
+    st.sampled_from([0, 1, "0.5", Decimal("1e-9"), "9223372036.854775807"]),
+    st.integers(-1, 1).map(lambda distance: Lean("to the cost budget", distance, _near_cost)),
+)
+COST_BUDGET = st.none() | st.sampled_from([1, "0.5", Decimal("1e-9"), "2.000000001"])
+CALL_BUDGET = st.one_of(
+    st.none(),
+    st.integers(1, 3),
+    st.integers(0, 2).map(lambda distance: Lean("made", distance, _near_calls)),
+)
 EXPECTED = st.one_of(
     st.none(),
     st.none(),
@@ -194,8 +223,8 @@ STEP = st.one_of(
 )
 TOTAL = st.one_of(
     st.tuples(_KIND, STEP).map(lambda way: Lean("total", way, _total)),
-    st.tuples(_KIND, STEP, st.sampled_from([None, 0, 272_000])).map(
-        lambda way: Lean("info", way, _info)
+    st.tuples(_KIND, STEP, st.sampled_from([None, 0, 272_000]), TURN_IDS).map(
+        lambda way: Lean("usage", way, _thread_usage)
     ),
 )
 
@@ -205,15 +234,24 @@ TOTAL = st.one_of(
 _NEW = {
     "objective": OBJECTIVES,
     "token_budget": BUDGET,
+    "cost_budget": COST_BUDGET,
+    "call_budget": CALL_BUDGET,
+    "parent": st.none() | THREAD_IDS,
     "status": st.just("active") | STATUS,
     "turn_id": TURN_IDS,
 }
+_BUDGETS = {
+    "token_budget": st.just(KEPT) | BUDGET,
+    "cost_budget": st.just(KEPT) | COST_BUDGET,
+    "call_budget": st.just(KEPT) | CALL_BUDGET,
+}
 _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "create": _NEW,
+    "ensure": _NEW,
     "replace": _NEW,
     "set": {
         "objective": st.just(KEPT) | OBJECTIVES,
-        "token_budget": st.just(KEPT) | BUDGET,
+        **_BUDGETS,
         "expected_goal_id": EXPECTED,
         "turn_id": TURN_IDS,
         "status, resume_at, blocked_reason": st.one_of(
@@ -225,7 +263,7 @@ _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         ),
     },
     "resume": {
-        "token_budget": st.just(KEPT) | BUDGET,
+        **_BUDGETS,
         "expected_goal_id": EXPECTED,
         "turn_id": TURN_IDS,
     },
@@ -235,6 +273,7 @@ _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
             st.tuples(STEP, st.just(0)),
             st.tuples(st.none() | STEP, AMOUNT),
         ),
+        "cost": COST,
         "seconds": SECONDS,
         "mode": MODE,
         "expected_goal_id": EXPECTED,
@@ -247,6 +286,8 @@ _BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "record_total": {
         "total": TOTAL,
         "seconds": SECONDS,
+        "cost": COST,
+        "calls": st.integers(0, 3) | st.just(LARGEST),
         "turn_id": TURN_IDS,
         "mode": MODE,
         "expected_goal_id": EXPECTED,
@@ -265,7 +306,7 @@ def drafts(*names: str) -> st.SearchStrategy[Draft]:
                 Draft,
                 st.just(name),
                 THREAD_IDS
-                if name in ("create", "replace")
+                if name in ("create", "ensure", "replace")
                 else st.one_of(st.just(AT_WORK), st.just(AT_WORK), THREAD_IDS),
                 st.fixed_dictionaries(_BY_NAME[name]),
                 st.booleans(),
@@ -293,6 +334,7 @@ class Malformed:
 _BAD_NAME: list[Any] = ["", Long("x" * 257), "a\0b", "\ud800", 7, b"thread"]
 _BAD_STATUS: list[Any] = ["", "done", "ACTIVE", None, 3]
 _BAD_BUDGET: list[Any] = [0, -1, 2**63, 2**200, True, 5.0, "5", float("nan")]
+_BAD_COST: list[Any] = [-1, "-0.1", 0.5, True, "much", Decimal("NaN"), 10**10, b"1"]
 _BAD: dict[str, list[Any]] = {
     "thread_id": [*_BAD_NAME, None],
     "turn_id": _BAD_NAME,
@@ -314,6 +356,11 @@ _BAD: dict[str, list[Any]] = {
     "status": _BAD_STATUS,
     "mode": [*_BAD_STATUS, "active"],
     "token_budget": _BAD_BUDGET,
+    "call_budget": _BAD_BUDGET,
+    "cost_budget": [0, *_BAD_COST],
+    "cost": _BAD_COST,
+    "calls": [-1, 2**63, True, 1.0, "1", None],
+    "parent": _BAD_NAME,
     "tokens": [-1, 2**63, 2**200, True, 1.0, "1", None, float("nan")],
     "seconds": [
         -1,
@@ -333,9 +380,19 @@ _BAD: dict[str, list[Any]] = {
     "blocked_reason": ["no reason to wait", "", " ", Long("x" * 4001), "a\0b", "\ud800", 7],
     "total": [None, 5, {"input_tokens": 1}, (1, 2)],
 }
+_GOOD_NEW: dict[str, Any] = {
+    "objective": "Refused",
+    "status": "paused",
+    "token_budget": 5,
+    "cost_budget": "0.5",
+    "call_budget": 5,
+    "turn_id": None,
+    "parent": None,
+}
 _GOOD: dict[str, dict[str, Any]] = {
-    "create": {"objective": "Refused", "status": "paused", "token_budget": 5, "turn_id": None},
-    "replace": {"objective": "Refused", "status": "paused", "token_budget": 5, "turn_id": None},
+    "create": _GOOD_NEW,
+    "ensure": _GOOD_NEW,
+    "replace": _GOOD_NEW,
     "set": {
         "objective": "Refused",
         "status": "paused",
@@ -349,6 +406,7 @@ _GOOD: dict[str, dict[str, Any]] = {
     "charge": {
         "usage": None,
         "tokens": 3,
+        "cost": "0.5",
         "seconds": 3,
         "mode": "active_or_stopped",
         "expected_goal_id": None,
@@ -359,6 +417,8 @@ _GOOD: dict[str, dict[str, Any]] = {
     "record_total": {
         "total": TokenUsage(1000, 0, 0, 1000),
         "seconds": 3,
+        "cost": 1,
+        "calls": 1,
         "turn_id": None,
         "mode": "active_or_stopped",
         "expected_goal_id": None,

@@ -111,6 +111,10 @@ class GoalMachine(RuleBasedStateMachine):
     def create(self, draft: Draft) -> None:
         self.carry_out(draft)
 
+    @rule(draft=drafts("ensure"))
+    def ensure(self, draft: Draft) -> None:
+        self.carry_out(draft)
+
     @rule(draft=drafts("replace"))
     def replace(self, draft: Draft) -> None:
         self.carry_out(draft)
@@ -202,7 +206,9 @@ class GoalMachine(RuleBasedStateMachine):
     @rule(
         kinds=st.none()
         | st.lists(
-            st.sampled_from(["created", "usage_accounted", "status_changed", "cleared"]),
+            st.sampled_from(
+                ["created", "usage_accounted", "status_changed", "cleared", "budget_changed"]
+            ),
             unique=True,
         ),
         thread_id=st.none() | st.sampled_from(THREADS),
@@ -278,6 +284,7 @@ class GoalMachine(RuleBasedStateMachine):
         self.log_only_grew(seen.events)
         self.usage_is_the_sum_of_the_ledger(seen)
         self.no_goal_is_active_over_its_budget(seen)
+        self.each_ancestor_paid_while_it_was_there(seen)
         self.each_goal_begins_and_ends_once(seen.events)
         self.times_run_forwards(seen.goals)
         self.listeners_heard_everything_in_order()
@@ -319,23 +326,54 @@ class GoalMachine(RuleBasedStateMachine):
         """Invariant 1."""
         tokens: Counter[str] = Counter()
         time_ms: Counter[str] = Counter()
+        cost_nanos: Counter[str] = Counter()
+        calls: Counter[str] = Counter()
         for event in seen.events:
             assert event.tokens_delta >= 0
             assert event.time_delta_ms >= 0
             if event.kind == "usage_accounted":
                 tokens[event.goal_id] += event.tokens_delta
                 time_ms[event.goal_id] += event.time_delta_ms
+                cost_nanos[event.goal_id] += event.cost_delta_nanos
+                calls[event.goal_id] += event.calls_delta
+                assert event.cumulative_cost_nanos == cost_nanos[event.goal_id]
+                assert event.cumulative_calls == calls[event.goal_id]
                 assert event.cumulative_tokens == tokens[event.goal_id]
                 assert event.cumulative_time_ms == time_ms[event.goal_id]
         for goal in seen.goals:
             assert goal.tokens_used == tokens[goal.goal_id]
             assert goal.time_used_ms == time_ms[goal.goal_id]
+            assert goal.cost_used_nanos == cost_nanos[goal.goal_id]
+            assert goal.calls_used == calls[goal.goal_id]
 
     def no_goal_is_active_over_its_budget(self, seen: Observation) -> None:
         """Invariant 2."""
         for goal in seen.goals:
-            spent = goal.token_budget is not None and goal.tokens_used >= goal.token_budget
-            assert not (spent and goal.status == "active")
+            assert not (plain(goal).spent and goal.status == "active")  # type: ignore[attr-defined]
+
+    def each_ancestor_paid_while_it_was_there(self, seen: Observation) -> None:
+        """Invariant 8."""
+        ends: dict[str, int] = {}
+        for event in seen.events:
+            gone = event.goal_id if event.kind == "cleared" else event.replaced_goal_id
+            if gone is not None:
+                ends[gone] = event.position
+        own: dict[str, list[GoalEvent]] = {}
+        paid: Counter[tuple[str, str]] = Counter()
+        for event in seen.events:
+            if event.origin_goal_id is None:
+                own.setdefault(event.goal_id, []).append(event)
+            else:
+                pair = (event.goal_id, event.origin_goal_id)
+                paid[pair] += event.tokens_delta
+                assert event.time_delta_ms == 0
+                assert (event.turn_id, event.idempotency_key) == (None, None)
+        for goal in seen.goals:
+            for ancestor in (goal.ancestor_goal_ids or "").split():
+                until = ends.get(ancestor, sys.maxsize)
+                assert paid[ancestor, goal.goal_id] == sum(
+                    event.tokens_delta for event in own[goal.goal_id] if event.position < until
+                )
 
     def each_goal_begins_and_ends_once(self, log: list[GoalEvent]) -> None:
         """Invariant 3."""

@@ -28,6 +28,9 @@ LARGEST = 2**63 - 1
 
 STATUSES = ("active", "paused", "blocked", "usage_limited", "budget_limited", "complete")
 
+DEEPEST = 16
+"""How many goals can be one under the other."""
+
 KEPT = "KEPT"
 """In place of a new value: the old one stays."""
 
@@ -52,10 +55,27 @@ class Row(NamedTuple):
     time_used_ms: int = 0
     resume_at_ms: int | None = None
     blocked_reason: str | None = None
+    cost_budget_nanos: int | None = None
+    cost_used_nanos: int = 0
+    call_budget: int | None = None
+    calls_used: int = 0
+    unpriced_tokens: int = 0
+    ancestors: tuple[str, ...] = ()
 
     @property
     def spent(self) -> bool:
-        return self.token_budget is not None and self.tokens_used >= self.token_budget
+        return any(
+            budget is not None and used >= budget
+            for budget, used in (
+                (self.token_budget, self.tokens_used),
+                (self.cost_budget_nanos, self.cost_used_nanos),
+                (self.call_budget, self.calls_used),
+            )
+        )
+
+    @property
+    def budgets(self) -> tuple[int | None, ...]:
+        return self.token_budget, self.cost_budget_nanos, self.call_budget
 
 
 class Recorded(NamedTuple):
@@ -74,6 +94,22 @@ class Recorded(NamedTuple):
     cumulative_time_ms: int | None = None
     idempotency_key: str | None = None
     replaced_goal_id: str | None = None
+    cost_delta_nanos: int = 0
+    calls_delta: int = 0
+    unpriced_tokens_delta: int = 0
+    cumulative_cost_nanos: int | None = None
+    cumulative_calls: int | None = None
+    origin_goal_id: str | None = None
+    via_goal_id: str | None = None
+
+
+class Amounts(NamedTuple):
+    """What a charge adds; a cost that is None is not known."""
+
+    tokens: int
+    time_ms: int = 0
+    cost_nanos: int | None = None
+    calls: int = 0
 
 
 class Counts(NamedTuple):
@@ -140,7 +176,7 @@ def _check_charge(
 class _Paid(NamedTuple):
     """A charge that was made under an idempotency key."""
 
-    amounts: tuple[int, int]
+    amounts: Amounts
     row: Row
 
 
@@ -176,16 +212,24 @@ class Model:
     def apply(self, name: str, arguments: dict[str, Any], minted: str | None) -> Any:
         """Carries out an operation by its name; `minted` is the id of the goal that it makes, if any."""
         operation = getattr(self, name)
-        if name in ("create", "replace", "set"):
+        if name in ("create", "ensure", "replace", "set"):
             return operation(**arguments, minted=minted)
         return operation(**arguments)
 
     # -- what hosts ask for ------------------------------------------------------------------------
 
     def create(self, *, thread_id: str, minted: str | None, **values: Any) -> Row:
+        _check_parent(thread_id, values["parent"])
         old = self.goals.get(thread_id)
         if old is not None and old.status != "complete":
             raise Refused("GoalExistsError")
+        return self.replace(thread_id=thread_id, minted=minted, **values)
+
+    def ensure(self, *, thread_id: str, minted: str | None, **values: Any) -> Row:
+        _check_parent(thread_id, values["parent"])
+        old = self.goals.get(thread_id)
+        if old is not None:
+            return old
         return self.replace(thread_id=thread_id, minted=minted, **values)
 
     def replace(
@@ -194,15 +238,20 @@ class Model:
         thread_id: str,
         objective: str,
         token_budget: int | None,
+        cost_budget: Any,
+        call_budget: int | None,
         status: str,
         turn_id: str | None,
         minted: str | None,
+        parent: str | None = None,
         resume_at_ms: int | None = None,
         blocked_reason: str | None = None,
     ) -> Row:
+        _check_parent(thread_id, parent)
+        old = self.goals.get(thread_id)
+        ancestors = () if parent is None else self._ancestors_under(parent, old)
         assert minted is not None, "a goal was expected to be made"
         assert minted not in self.minted, "a goal id was used again"
-        old = self.goals.get(thread_id)
         new = Row(
             thread_id,
             minted,
@@ -211,6 +260,9 @@ class Model:
             token_budget,
             resume_at_ms=resume_at_ms,
             blocked_reason=blocked_reason,
+            cost_budget_nanos=_nanos(cost_budget),
+            call_budget=call_budget,
+            ancestors=ancestors,
         )
         self.minted[minted] = thread_id
         self.goals[thread_id] = new
@@ -224,6 +276,8 @@ class Model:
         objective: str,
         status: str,
         token_budget: int | str | None,
+        cost_budget: Any,
+        call_budget: int | str | None,
         resume_at: datetime | None,
         blocked_reason: str | None,
         expected_goal_id: str | None,
@@ -244,6 +298,8 @@ class Model:
                 thread_id=thread_id,
                 objective=objective,
                 token_budget=None if token_budget == KEPT else token_budget,
+                cost_budget=None if cost_budget == KEPT else cost_budget,
+                call_budget=None if call_budget == KEPT else call_budget,
                 status="active" if status == KEPT else status,
                 turn_id=turn_id,
                 minted=minted,
@@ -252,7 +308,7 @@ class Model:
             )
         new = goal._replace(
             objective=goal.objective if objective == KEPT else objective.strip(),
-            token_budget=goal.token_budget if token_budget == KEPT else token_budget,
+            **_new_budgets(goal, token_budget, cost_budget, call_budget),
         )
         asked = goal.status if status == KEPT else status
         kept_limited = goal.status == "budget_limited" and asked in ("paused", "blocked")
@@ -269,6 +325,8 @@ class Model:
         *,
         thread_id: str,
         token_budget: int | str | None,
+        cost_budget: Any,
+        call_budget: int | str | None,
         expected_goal_id: str | None,
         turn_id: str | None,
     ) -> Row:
@@ -276,8 +334,7 @@ class Model:
         if goal is None:
             raise Refused("GoalNotFoundError")
         new = goal._replace(
-            status="active",
-            token_budget=goal.token_budget if token_budget == KEPT else token_budget,
+            status="active", **_new_budgets(goal, token_budget, cost_budget, call_budget)
         )
         if new.spent:
             raise Refused("BudgetExhaustedError")
@@ -301,6 +358,7 @@ class Model:
         thread_id: str,
         usage: Counts | None,
         tokens: int,
+        cost: Any,
         seconds: float,
         mode: str,
         expected_goal_id: str | None,
@@ -312,11 +370,14 @@ class Model:
         if usage is not None:
             tokens = usage.payable
         key = idempotency_key if response_id is None else response_id
-        amounts = (tokens, _milliseconds(seconds))
+        calls = int(usage is not None or response_id is not None)
+        amounts = Amounts(tokens, _milliseconds(seconds), _nanos(cost), calls)
         goal = self.goals.get(thread_id)
         if key is not None and (thread_id, key) in self.keys:
             first = self.keys[thread_id, key]
-            if first.amounts[0] != tokens:
+            if first.amounts.tokens != tokens:
+                raise Refused("IdempotencyConflictError")
+            if cost is not None and (first.amounts.cost_nanos or 0) != amounts.cost_nanos:
                 raise Refused("IdempotencyConflictError")
             if goal is None or goal.goal_id != first.row.goal_id:
                 return Settlement(None, applied=True, duplicate=True)
@@ -325,6 +386,9 @@ class Model:
                 objective=goal.objective,
                 resume_at_ms=goal.resume_at_ms,
                 blocked_reason=goal.blocked_reason,
+                cost_budget_nanos=goal.cost_budget_nanos,
+                call_budget=goal.call_budget,
+                unpriced_tokens=min(goal.unpriced_tokens, first.row.tokens_used),
             )
             return Settlement(_waiting(was), applied=True, duplicate=True)
         settled = self._charge(thread_id, amounts, mode, expected_goal_id, turn_id, key)
@@ -349,12 +413,15 @@ class Model:
         thread_id: str,
         total: Counts | Baseline,
         seconds: float,
+        cost: Any,
+        calls: int,
         turn_id: str | None,
         mode: str,
         expected_goal_id: str | None,
     ) -> Settlement:
         old = self.baselines.get(thread_id)
         counts = total.total if isinstance(total, Baseline) else total
+        turn_id = _turn_of(total, turn_id)
         if (
             old is not None
             and counts.is_below(old.total)
@@ -367,7 +434,7 @@ class Model:
             # Neither the first total of a thread nor a repeated one brings anything new.
             settled = Settlement(self.goals.get(thread_id), applied=False)
         else:
-            amounts = (tokens, _milliseconds(seconds))
+            amounts = Amounts(tokens, _milliseconds(seconds), _nanos(cost), calls)
             settled = self._charge(thread_id, amounts, mode, expected_goal_id, turn_id, None)
         self.set_baseline(thread_id=thread_id, total=total, turn_id=turn_id)
         return settled
@@ -375,6 +442,7 @@ class Model:
     def set_baseline(
         self, *, thread_id: str, total: Counts | Baseline, turn_id: str | None
     ) -> None:
+        turn_id = _turn_of(total, turn_id)
         self._see(thread_id, total, turn_id)
         self.reported.setdefault(thread_id, set()).add(turn_id)
         if turn_id is not None:
@@ -386,11 +454,12 @@ class Model:
     ) -> Settlement:
         old, goal = self.baselines.get(thread_id), self.goals.get(thread_id)
         counts = total.total if isinstance(total, Baseline) else total
+        turn_id = _turn_of(total, turn_id)
         settled = Settlement(goal, applied=False)
         if old is not None and counts.is_below(old.total):
             return settled
         if old is not None and goal is not None and self.recorded_for[thread_id] == goal.goal_id:
-            amounts = (counts.since(old.total).payable, 0)
+            amounts = Amounts(counts.since(old.total).payable)
             payer = old.turn_id if turn_id is None else turn_id
             settled = self._charge(thread_id, amounts, "active_only", None, payer, None)
         self.set_baseline(thread_id=thread_id, total=total, turn_id=turn_id)
@@ -436,6 +505,8 @@ class Model:
 
     def _change(self, old: Row, new: Row, turn_id: str | None) -> Row:
         self.goals[old.thread_id] = new
+        if new.budgets != old.budgets:
+            self._note("budget_changed", new, turn_id, previous_status=old.status)
         if new.status != old.status:
             self._note("status_changed", new, turn_id, previous_status=old.status)
         return new
@@ -443,7 +514,7 @@ class Model:
     def _charge(
         self,
         thread_id: str,
-        amounts: tuple[int, int],
+        amounts: Amounts,
         mode: str,
         expected_goal_id: str | None,
         turn_id: str | None,
@@ -454,31 +525,56 @@ class Model:
             goal is None
             or expected_goal_id not in (None, goal.goal_id)
             or goal.status not in MODES[mode]
-            or (amounts == (0, 0) and key is None)
+            or (not any(amounts) and key is None)
         ):
             return Settlement(goal, applied=False)
-        tokens, time_ms = amounts
-        new = goal._replace(
-            tokens_used=goal.tokens_used + tokens, time_used_ms=goal.time_used_ms + time_ms
-        )
-        if new.tokens_used > LARGEST:
-            raise Refused("UsageOverflowError", "tokens")
-        if new.time_used_ms > LARGEST:
-            raise Refused("UsageOverflowError", "seconds")
-        if new.spent and (goal.status == "active" or mode == "active_or_stopped"):
-            new = _waiting(new._replace(status="budget_limited"))
+        new = _charged(goal, amounts, mode)
+        shared = amounts._replace(time_ms=0)
+        above: list[tuple[Row, Row, str]] = []
+        via = goal.goal_id
+        for goal_id in reversed(goal.ancestors if any(shared) else ()):
+            above += [
+                (ancestor, _charged(ancestor, shared, "active_only"), via)
+                for ancestor in self.goals.values()
+                if ancestor.goal_id == goal_id
+            ]
+            via = goal_id
+        self._note_charge(goal, new, amounts, turn_id, idempotency_key=key)
+        for ancestor, charged, via in above:
+            self._note_charge(
+                ancestor, charged, shared, None, origin_goal_id=goal.goal_id, via_goal_id=via
+            )
+        return Settlement(new, applied=True)
+
+    def _note_charge(
+        self, old: Row, new: Row, amounts: Amounts, turn_id: str | None, **rest: Any
+    ) -> None:
         self._note(
             "usage_accounted",
             new,
             turn_id,
-            previous_status=goal.status,
-            tokens_delta=tokens,
-            time_delta_ms=time_ms,
+            previous_status=old.status,
+            tokens_delta=amounts.tokens,
+            time_delta_ms=amounts.time_ms,
+            cost_delta_nanos=amounts.cost_nanos or 0,
+            calls_delta=amounts.calls,
+            unpriced_tokens_delta=amounts.tokens if amounts.cost_nanos is None else 0,
             cumulative_tokens=new.tokens_used,
             cumulative_time_ms=new.time_used_ms,
-            idempotency_key=key,
+            cumulative_cost_nanos=new.cost_used_nanos,
+            cumulative_calls=new.calls_used,
+            **rest,
         )
-        return Settlement(self._change(goal, new, turn_id), applied=True)
+        self._change(old, new, turn_id)
+
+    def _ancestors_under(self, parent: str, old: Row | None) -> tuple[str, ...]:
+        above = self.goals.get(parent)
+        if above is None:
+            raise Refused("GoalNotFoundError")
+        ancestors = (*above.ancestors, above.goal_id)
+        if len(ancestors) >= DEEPEST or (old is not None and old.goal_id in ancestors):
+            raise Refused("TreeError")
+        return ancestors
 
     def _note(self, kind: str, goal: Row, turn_id: str | None, **rest: Any) -> None:
         rest.setdefault("previous_status", None)
@@ -493,6 +589,51 @@ class Model:
                 **rest,
             )
         )
+
+
+def _turn_of(total: Counts | Baseline, turn_id: str | None) -> str | None:
+    """The turn that a call names, else the one that its total does."""
+    return total.turn_id if turn_id is None and isinstance(total, Baseline) else turn_id
+
+
+def _check_parent(thread_id: str, parent: str | None) -> None:
+    if parent == thread_id:
+        raise Refused("InvalidValueError", "parent")
+
+
+def _new_budgets(goal: Row, tokens: Any, cost: Any, calls: Any) -> dict[str, Any]:
+    return {
+        "token_budget": goal.token_budget if tokens == KEPT else tokens,
+        "cost_budget_nanos": goal.cost_budget_nanos if cost == KEPT else _nanos(cost),
+        "call_budget": goal.call_budget if calls == KEPT else calls,
+    }
+
+
+def _charged(goal: Row, amounts: Amounts, mode: str) -> Row:
+    new = goal._replace(
+        tokens_used=goal.tokens_used + amounts.tokens,
+        time_used_ms=goal.time_used_ms + amounts.time_ms,
+        cost_used_nanos=goal.cost_used_nanos + (amounts.cost_nanos or 0),
+        calls_used=goal.calls_used + amounts.calls,
+        unpriced_tokens=goal.unpriced_tokens
+        + (amounts.tokens if amounts.cost_nanos is None else 0),
+    )
+    for field, used in (
+        ("tokens", new.tokens_used),
+        ("seconds", new.time_used_ms),
+        ("calls", new.calls_used),
+        ("cost", new.cost_used_nanos),
+    ):
+        if used > LARGEST:
+            raise Refused("UsageOverflowError", field)
+    if new.spent and (goal.status == "active" or mode == "active_or_stopped"):
+        new = _waiting(new._replace(status="budget_limited"))
+    return new
+
+
+def _nanos(cost: Any) -> int | None:
+    """Of a cost in units, exactly."""
+    return None if cost is None else int(Fraction(cost) * 10**9)
 
 
 def _waiting(goal: Row) -> Row:

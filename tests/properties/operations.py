@@ -16,10 +16,9 @@ from goal_state import (
     RequestError,
     ThreadUsage,
     TokenUsage,
-    TokenUsageInfo,
 )
-from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Charge
+from goal_state.operations.goal_operations import GoalOperations
 from tests.properties.model import KEPT, STATUSES, Baseline, Counts, Recorded, Row, Settlement
 
 __all__ = ["Observation", "Operation", "Outcome", "Perform", "observe", "perform", "plain"]
@@ -65,7 +64,9 @@ def _argument(value: object) -> object:
     if isinstance(value, Counts):
         return TokenUsage(*value)
     if isinstance(value, Baseline):
-        return TokenUsageInfo(TokenUsage(*value.total), TokenUsage(*value.last), value.window)
+        return ThreadUsage(
+            TokenUsage(*value.total), TokenUsage(*value.last), value.window, value.turn_id
+        )
     if isinstance(value, list):
         return [
             Charge(**{name: _argument(its) for name, its in charge.items()}) for charge in value
@@ -87,13 +88,21 @@ def plain(value: object) -> object:
                 value.time_used_ms,
                 value.resume_at_ms,
                 value.blocked_reason,
+                value.cost_budget_nanos,
+                value.cost_used_nanos,
+                value.call_budget,
+                value.calls_used,
+                value.unpriced_tokens,
+                tuple((value.ancestor_goal_ids or "").split()),
             )
         case Accounting():
             return Settlement(plain(value.goal), value.applied, value.duplicate)  # type: ignore[arg-type]
         case ThreadUsage():
-            info = value.info
             return Baseline(
-                _counts(info.total), _counts(info.last), info.model_context_window, value.turn_id
+                _counts(value.total),
+                _counts(value.last),
+                value.model_context_window,
+                value.turn_id,
             )
         case GoalEvent():
             previous = value.previous_status
@@ -111,6 +120,13 @@ def plain(value: object) -> object:
                 value.cumulative_time_ms,
                 value.idempotency_key,
                 value.replaced_goal_id,
+                value.cost_delta_nanos,
+                value.calls_delta,
+                value.unpriced_tokens_delta,
+                value.cumulative_cost_nanos,
+                value.cumulative_calls,
+                value.origin_goal_id,
+                value.via_goal_id,
             )
         case list():
             return [plain(one) for one in value]

@@ -7,6 +7,7 @@ Only if it is missing: once a revision was released its fixture stays as it is.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -23,12 +24,34 @@ FOLDER = Path(__file__).parent / "fixtures"
 Row = dict[str, Any]
 
 _NOW_MS = 1_767_225_600_000
+_LATE_MS = 253_402_300_799_999
 _MAX = 2**63 - 1
+_BUDGETS = (
+    ("token_budget", "tokens_used"),
+    ("cost_budget_nanos", "cost_used_nanos"),
+    ("call_budget", "calls_used"),
+    ("time_budget_ms", "time_used_ms"),
+)
 
 
 def fixture(revision: str) -> Path:
     """The database of a revision."""
     return FOLDER / f"{revision}.sqlite"
+
+
+def _part(event: Row) -> tuple[str, str]:
+    return event["via_goal_id"] or "", event["model"] or ""
+
+
+def _sums(events: list[Row]) -> Row:
+    return {
+        "tokens": sum(event["tokens_delta"] for event in events),
+        "time_ms": sum(event["time_delta_ms"] for event in events),
+        "cost_nanos": sum(event["cost_delta_nanos"] for event in events),
+        "calls": sum(event["calls_delta"] for event in events),
+        "unpriced_tokens": sum(event["unpriced_tokens_delta"] for event in events),
+        "estimated_tokens": sum(event["estimated_tokens_delta"] for event in events),
+    }
 
 
 class _Rows:
@@ -43,8 +66,12 @@ class _Rows:
             "goal_state_events": [],
             "goal_state_baselines": [],
             "goal_state_balances": [],
+            "goal_state_parts": [],
             "goal_state_cursors": [],
-            "goal_state_database": [{"identity": self.new_id(), "counted_tokens": "uncached"}],
+            "goal_state_holds": [],
+            "goal_state_database": [
+                {"identity": self.new_id(), "counted_tokens": "uncached", "currency": "USD"}
+            ],
         }
 
     def new_id(self) -> str:
@@ -75,13 +102,35 @@ class _Rows:
                 "idempotency_key": None,
                 "replaced_goal_id": None,
                 "occurred_at_ms": self.tick(),
+                "cost_delta_nanos": 0,
+                "calls_delta": 0,
+                "unpriced_tokens_delta": 0,
+                "estimated_tokens_delta": 0,
+                "cumulative_cost_nanos": None,
+                "cumulative_calls": None,
+                "model": None,
+                "estimate": None,
+                "origin_goal_id": None,
+                "via_goal_id": None,
+                "hold_id": None,
+                "tags_json": None,
+                "details_json": None,
             }
             | values
         )
         goal["updated_at_ms"] = self._clock_ms
         return self._position
 
-    def goal(self, thread_id: str, *, budget: int | None = None, **event: Any) -> Row:
+    def goal(
+        self,
+        thread_id: str,
+        *,
+        budget: int | None = None,
+        budgets: Row | None = None,
+        parent: Row | None = None,
+        **event: Any,
+    ) -> Row:
+        ancestors = [] if parent is None else [*self.ancestor_ids(parent), parent["goal_id"]]
         goal: Row = {
             "thread_id": thread_id,
             "goal_id": self.new_id(),
@@ -94,17 +143,57 @@ class _Rows:
             "updated_at_ms": self._clock_ms,
             "resume_at_ms": None,
             "blocked_reason": None,
+            "cost_budget_nanos": None,
+            "cost_used_nanos": 0,
+            "call_budget": None,
+            "calls_used": 0,
+            "time_budget_ms": None,
+            "deadline_ms": None,
+            "warn_fractions": None,
+            "unpriced_tokens": 0,
+            "estimated_tokens": 0,
+            "parent_goal_id": None if parent is None else parent["goal_id"],
+            "ancestor_goal_ids": " ".join(ancestors) or None,
+            "live_holds": 0,
+            "held_tokens": 0,
+            "held_cost_nanos": 0,
+            "held_calls": 0,
+            "claim_number": 0,
+            "claim_owner": None,
+            "claim_expires_at_ms": None,
         }
+        goal |= budgets or {}
         self.event("created", goal, **event)
         self.tables["goal_state_goals"].append(goal)
         return goal
 
-    def charge(self, goal: Row, tokens: int, time_ms: int, **event: Any) -> int:
-        before = goal["status"]
+    @staticmethod
+    def ancestor_ids(goal: Row) -> list[str]:
+        """Of the goals above one, the root first."""
+        return (goal["ancestor_goal_ids"] or "").split()
+
+    def charge(
+        self,
+        goal: Row,
+        tokens: int,
+        time_ms: int,
+        *,
+        cost: int | None = None,
+        calls: int = 0,
+        estimated: int = 0,
+        **event: Any,
+    ) -> int:
+        """Charges a goal and those above it; a cost that is None is not known."""
+        before, unpriced = goal["status"], tokens if cost is None else 0
         goal["tokens_used"] += tokens
         goal["time_used_ms"] += time_ms
-        budget = goal["token_budget"]
-        if before == "active" and budget is not None and goal["tokens_used"] >= budget:
+        goal["cost_used_nanos"] += cost or 0
+        goal["calls_used"] += calls
+        goal["unpriced_tokens"] += unpriced
+        goal["estimated_tokens"] += estimated
+        if before == "active" and any(
+            goal[budget] is not None and goal[used] >= goal[budget] for budget, used in _BUDGETS
+        ):
             goal["status"] = "budget_limited"
         position = self.event(
             "usage_accounted",
@@ -114,11 +203,85 @@ class _Rows:
             time_delta_ms=time_ms,
             cumulative_tokens=goal["tokens_used"],
             cumulative_time_ms=goal["time_used_ms"],
+            cost_delta_nanos=cost or 0,
+            calls_delta=calls,
+            unpriced_tokens_delta=unpriced,
+            estimated_tokens_delta=estimated,
+            cumulative_cost_nanos=goal["cost_used_nanos"],
+            cumulative_calls=goal["calls_used"],
             **event,
         )
         if goal["status"] != before:
-            return self.event("status_changed", goal, previous_status=before, turn_id="turn-2")
+            position = self.event("status_changed", goal, previous_status=before, turn_id="turn-2")
+        parent = next((one for one in self.goals if one["goal_id"] == goal["parent_goal_id"]), None)
+        if parent is not None:
+            above = event | {
+                "turn_id": None,
+                "idempotency_key": None,
+                "via_goal_id": goal["goal_id"],
+            }
+            above.setdefault("origin_goal_id", goal["goal_id"])
+            self.charge(parent, tokens, 0, cost=cost, calls=calls, estimated=estimated, **above)
         return position
+
+    @property
+    def goals(self) -> list[Row]:
+        return self.tables["goal_state_goals"]
+
+    def change_budget(self, goal: Row, **budgets: int | None) -> None:
+        was = {name: goal[name] for name in budgets}
+        goal |= budgets
+        details = json.dumps({"was": was, "now": budgets})
+        self.event("budget_changed", goal, previous_status=goal["status"], details_json=details)
+
+    def warn(self, goal: Row, budget: str, used: int, limit: int) -> None:
+        details = {"budget": budget, "fraction": 0.5, "used": used, "limit": limit}
+        self.event(
+            "threshold_crossed",
+            goal,
+            previous_status=goal["status"],
+            details_json=json.dumps(details),
+        )
+
+    def hold(self, goal: Row, tokens: int, cost: int, **values: Any) -> Row:
+        """A hold, which counts on the goal and those above it while it has not ended."""
+        ancestors = self.ancestor_ids(goal)
+        hold: Row = {
+            "hold_id": self.new_id(),
+            "thread_id": goal["thread_id"],
+            "goal_id": goal["goal_id"],
+            "root_goal_id": [*ancestors, goal["goal_id"]][0],
+            "ancestor_goal_ids": goal["ancestor_goal_ids"],
+            "hold_key": None,
+            "tokens": tokens,
+            "cost_nanos": cost,
+            "calls": 1,
+            "observed_tokens": None,
+            "observed_cost_nanos": None,
+            "observed_unpriced_tokens": None,
+            "model": None,
+            "turn_id": None,
+            "tags_json": None,
+            "on_unknown": "charge",
+            "is_dispatched": 1,
+            "created_at_ms": self.tick(),
+            "expires_at_ms": _LATE_MS,
+            "ended_at_ms": None,
+            "outcome": None,
+            "charged_tokens": None,
+            "charged_cost_nanos": None,
+            "charged_calls": None,
+            "charged_position": None,
+        } | values
+        if hold["outcome"] is None:
+            for one in self.goals:
+                if one["goal_id"] in (goal["goal_id"], *ancestors):
+                    one["live_holds"] += 1
+                    one["held_tokens"] += hold["tokens"]
+                    one["held_cost_nanos"] += hold["cost_nanos"]
+                    one["held_calls"] += hold["calls"]
+        self.tables["goal_state_holds"].append(hold)
+        return hold
 
     def change_status(self, goal: Row, status: str, **event: Any) -> None:
         before, goal["status"] = goal["status"], status
@@ -167,14 +330,19 @@ class _Rows:
             and event["kind"] != "created"
         ]
         self.tables["goal_state_events"] = [event for event in events if event not in old]
+        charges = [event for event in old if event["kind"] == "usage_accounted"]
+        for via, model in sorted({_part(event) for event in charges}):
+            of_part = [event for event in charges if _part(event) == (via, model)]
+            self.tables["goal_state_parts"].append(
+                {"goal_id": goal["goal_id"], "via_goal_id": via, "model": model} | _sums(of_part)
+            )
         self.tables["goal_state_balances"].append(
             {
                 "goal_id": goal["goal_id"],
                 "through_position": through,
-                "tokens": sum(event["tokens_delta"] for event in old),
-                "time_ms": sum(event["time_delta_ms"] for event in old),
                 "status": old[-1]["goal_status"],
             }
+            | _sums(old)
         )
 
 
@@ -212,6 +380,9 @@ def _fill(rows: _Rows) -> None:
     rows.tables["goal_state_goals"].remove(old)
     rows.goal("replaced", turn_id="turn-3", replaced_goal_id=old["goal_id"])
 
+    _fill_tree(rows)
+    _fill_holds(rows)
+
     gone = rows.goal("cleared", budget=10)
     rows.charge(gone, 9, 9, idempotency_key="of the one that was cleared")
     rows.clear(gone)
@@ -226,6 +397,62 @@ def _fill(rows: _Rows) -> None:
     rows.cursor("audit", last - 3)
     rows.cursor("analytics", last, holder="019b7600-0000-7000-8000-ffffffffffff")
     rows.cursor("new", 0)
+
+
+def _fill_tree(rows: _Rows) -> None:
+    budgets = {
+        "cost_budget_nanos": 5 * 10**9,
+        "call_budget": 4,
+        "time_budget_ms": 60_000,
+        "deadline_ms": _LATE_MS,
+        "warn_fractions": "0.5 0.999999",
+    }
+    root = rows.goal("tree", budget=1_000, budgets=budgets, turn_id="turn-1")
+    middle = rows.goal("tree/middle", parent=root)
+    leaf = rows.goal("tree/leaf", parent=middle)
+    said = {"model": "model-\u00fc", "tags_json": '{"tool":"search","user":"ada"}'}
+    paid = {"cost": 1_500_000_001, "calls": 1, "idempotency_key": "response-1"}
+    first = rows.charge(leaf, 40, 1_500, **paid, **said)
+    rows.charge(leaf, 60, 0, calls=1, turn_id="turn-4", model="nobody knows its price")
+    rows.warn(root, "calls", 2, 4)
+    rows.charge(middle, 30, 0, calls=1, estimated=30, estimate="made", hold_id=rows.new_id())
+    rows.charge(middle, 5, 0, estimated=-20, estimate="resolved")
+    rows.change_budget(root, call_budget=3)
+    rows.change_status(root, "budget_limited")
+    through = rows.charge(leaf, 1, 0, cost=7, calls=1)
+    rows.charge(leaf, 2, 3, cost=1, calls=1, turn_id="turn-5")
+    rows.prune(leaf, through)
+    rows.prune(root, first + 2)  # what it paid for the leaf, by way of the middle
+    root |= {"claim_number": 2, "claim_owner": "worker-2", "claim_expires_at_ms": _NOW_MS}
+
+
+def _fill_holds(rows: _Rows) -> None:
+    goal = rows.goal("held", budget=10_000, budgets={"cost_budget_nanos": 10**9})
+    child = rows.goal("held/child", parent=goal)
+    said = {"model": "model-1", "turn_id": "turn-1", "tags_json": '{"user":"ada"}'}
+    seen = {"observed_tokens": 5, "observed_cost_nanos": 6, "observed_unpriced_tokens": 7}
+    rows.hold(goal, 100, 10**6, hold_key="live", **said)
+    rows.hold(child, 200, 0, is_dispatched=0, on_unknown="release")
+    rows.hold(child, 300, 5, calls=2, **seen)
+    ended: Row = {"ended_at_ms": rows.tick(), "charged_tokens": 0}
+    ended |= {"charged_cost_nanos": 0, "charged_calls": 0}
+    rows.hold(goal, 10, 0, outcome="released", hold_key="ended", **ended)
+    for outcome, tokens in (("settled", 12), ("unknown", 10)):
+        hold = rows.hold(child, 10, 10, outcome=outcome, **ended)
+        estimated = tokens if outcome == "unknown" else 0
+        estimate = "made" if estimated else None
+        position = rows.charge(
+            child,
+            tokens,
+            0,
+            cost=10,
+            calls=1,
+            estimated=estimated,
+            estimate=estimate,
+            hold_id=hold["hold_id"],
+        )
+        hold |= {"charged_tokens": tokens, "charged_cost_nanos": 10, "charged_calls": 1}
+        hold["charged_position"] = position
 
 
 def make(path: Path) -> None:

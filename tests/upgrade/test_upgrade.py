@@ -84,11 +84,70 @@ def test_fixture_of_each_revision_has_the_schema_that_it_makes(
     assert {goal["status"] for goal in found["goal_state_goals"]} == {
         *("active", "paused", "blocked", "usage_limited", "budget_limited", "complete")
     }
-    assert {event["kind"] for event in found["goal_state_events"]} == {*EventKind}
+    assert {event["kind"] for event in found["goal_state_events"]} == _KINDS.get(
+        revision, {*EventKind}
+    )
     # Every column is filled somewhere.
     for table, rows in found.items():
         for column in rows[0]:
             assert any(row[column] is not None for row in rows), (table, column)
+
+
+_KINDS = {"0001": {"created", "usage_accounted", "status_changed", "cleared"}}
+"""Of the revisions that knew less than all."""
+
+_BEFORE_BUDGETS: dict[str, Callable[[Row], Row]] = {
+    # What was charged before prices were known cost nobody knows what, in calls that nobody counted.
+    "goal_state_goals": lambda goal: {
+        "cost_used_nanos": 0,
+        "calls_used": 0,
+        "unpriced_tokens": goal["tokens_used"],
+        "estimated_tokens": 0,
+        "live_holds": 0,
+        "held_tokens": 0,
+        "held_cost_nanos": 0,
+        "held_calls": 0,
+        "claim_number": 0,
+    },
+    "goal_state_events": lambda event: {
+        "cost_delta_nanos": 0,
+        "calls_delta": 0,
+        "unpriced_tokens_delta": event["tokens_delta"],
+        "estimated_tokens_delta": 0,
+        "cumulative_cost_nanos": 0 if event["kind"] == "usage_accounted" else None,
+        "cumulative_calls": 0 if event["kind"] == "usage_accounted" else None,
+    },
+    "goal_state_balances": lambda balance: {
+        "cost_nanos": 0,
+        "calls": 0,
+        "unpriced_tokens": balance["tokens"],
+        "estimated_tokens": 0,
+    },
+}
+
+
+def upgraded(table: str, old: Row, columns: list[str]) -> Row:
+    """What a row is in the newest schema."""
+    known = _BEFORE_BUDGETS.get(table, lambda _: {})(old)
+    return dict.fromkeys(columns) | known | old
+
+
+def _parts_of(before: Data) -> list[Row]:
+    """What was pruned before children and models were known came from none of them."""
+    return [
+        {
+            "goal_id": balance["goal_id"],
+            "via_goal_id": "",
+            "model": "",
+            "tokens": balance["tokens"],
+            "time_ms": balance["time_ms"],
+            "cost_nanos": 0,
+            "calls": 0,
+            "unpriced_tokens": balance["tokens"],
+            "estimated_tokens": 0,
+        }
+        for balance in before["goal_state_balances"]
+    ]
 
 
 def upgrade_by_opening(path: Path) -> None:
@@ -103,8 +162,10 @@ def upgrade_by_opening(path: Path) -> None:
         assert len(after[table]) == len(rows), table
         for new, old in zip(after[table], rows, strict=True):
             # Nothing is made up: what an older schema did not know is not known.
-            assert new == dict.fromkeys(new) | old, table
-    assert all(not after[table] for table in after.keys() - before.keys())
+            assert new == upgraded(table, old, [*new]), table
+    for table in after.keys() - before.keys():
+        made = _parts_of(before) if table == "goal_state_parts" else []
+        assert after[table] == made, table
 
 
 def walk_down_and_up(path: Path) -> None:
@@ -131,6 +192,55 @@ def test_upgrade_of_each_revision_keeps_every_field(older: Path) -> None:
 
 def test_downgrade_to_each_revision_and_upgrade_restore_both_databases(older: Path) -> None:
     walk_down_and_up(older)
+
+
+def test_upgrade_and_downgrade_keep_the_last_position_where_the_newest_events_are_gone(
+    path: Path,
+) -> None:
+    shutil.copy(fixture("0001"), path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        [(last,)] = connection.execute("SELECT max(position) FROM goal_state_events").fetchall()
+        connection.execute("DELETE FROM goal_state_events WHERE position > ?", (last - 5,))
+    with GoalStore.open(path) as store:
+        store.create("new after the upgrade", "Ship")
+        [created] = store.events(after=last)
+        assert created.position == last + 1
+        store.create("gone after the upgrade", "Ship")
+    engine = create_engine(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM goal_state_events WHERE position = ?", (last + 2,))
+    migrate.downgrade(engine, "0001")
+    migrate.upgrade(engine)
+    with GoalStore.open(path) as store:
+        store.create("new after the downgrade", "Ship")
+        [created] = store.events(after=last + 1)
+        assert created.position == last + 3
+
+
+def test_downgrade_to_before_budgets_keeps_what_that_schema_can_hold(path: Path) -> None:
+    with GoalStore.open(path) as store:
+        store.create("parent", "Ship", cost_budget="1", call_budget=9, warn_at=(0.5,))
+        store.create("t", "Ship", parent="parent", token_budget=100)
+        store.charge("t", tokens=60, cost="0.75", response_id="r1", seconds=1.5, model="model-1")
+        store.set("parent", cost_budget="0.5")
+        before = {goal.thread_id: goal for goal in store.goals()}
+        assert {event.kind for event in store.events()} == {*EventKind} - {EventKind.CLEARED}
+        last = store.last_position()
+    engine = create_engine(path)
+    migrate.downgrade(engine, "0001")
+    assert {row["kind"] for row in data(path)["goal_state_events"]} < _KINDS["0001"]
+    with GoalStore.open(path) as store:
+        assert store.verify() == []
+        for thread_id, goal in before.items():
+            again = store.get(thread_id)
+            assert again is not None
+            assert (again.goal_id, again.status) == (goal.goal_id, goal.status)
+            assert (again.tokens_used, again.time_used_ms) == (60, goal.time_used_ms)
+            assert (again.cost_budget, again.call_budget, again.warn_at) == (None, None, ())
+            assert (again.cost_used, again.unpriced_tokens) == (0, 60)
+        assert store.charge("t", tokens=60, response_id="r1").duplicate
+        store.set("t", status="paused")
+        assert store.last_position() == last + 1
 
 
 # -- the checks themselves, on a revision that is made up ----------------------------------------------
@@ -221,16 +331,16 @@ def test_store_on_each_revision_goes_on_where_the_older_one_stopped(older: Path)
                 continue
             usage = store.usage(row["thread_id"])
             assert usage is not None
-            counts = (*usage.info.total.counts(), *usage.info.last.counts())
+            counts = (*usage.total.counts(), *usage.last.counts())
             assert counts == tuple(v for k, v in row.items() if k.endswith("_tokens"))
             assert usage.turn_id == row["turn_id"]
-            assert usage.info.model_context_window == row["model_context_window"]
+            assert usage.model_context_window == row["model_context_window"]
 
         # A key is known, a total is charged from its baseline on, and a name from its position on.
         again = store.charge("active", tokens=250, seconds=1.5, idempotency_key="key")
         assert again.duplicate
         baseline = TokenUsage(1100, 1099, 1098, 1097, 1096, 1095)
-        assert store.usage("active").info.total == baseline  # type: ignore[union-attr]
+        assert store.usage("active").total == baseline  # type: ignore[union-attr]
         new = store.record_total("active", TokenUsage(1107, 1099, 1098, 1100, 1096, 1105))
         assert new.goal is not None
         assert new.goal.tokens_used == goals["active"]["tokens_used"] + 10

@@ -28,7 +28,6 @@ from goal_state.codex.rollout.reader import RolloutReader
 from goal_state.codex.rollout.records import HistoryBase, SessionMeta, TurnStatus
 from goal_state.codex.rollout.tail import RolloutTail
 from goal_state.codex.rollout.turns import Turn
-from goal_state.codex.rollout.usages import RolloutUsage
 from goal_state.codex.rollout.writer import RolloutWriter
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "RolloutPath",
     "RolloutReader",
     "RolloutTail",
-    "RolloutUsage",
     "RolloutWriter",
     "SessionMeta",
     "SkippedLine",

@@ -12,7 +12,8 @@ from goal_state.codex.rollout.records import SessionMeta, UsageStated
 from goal_state.codex.rollout.scan import all_records, session_of
 from goal_state.codex.rollout.tail import RolloutTail, TailBuilder, read_tail
 from goal_state.codex.rollout.turns import Turn, Turns
-from goal_state.codex.rollout.usages import RolloutUsage, UsageContext
+from goal_state.codex.rollout.usages import UsageContext
+from goal_state.domain.usage import ThreadUsage
 from goal_state.errors import RolloutError
 
 __all__ = ["RolloutReader"]
@@ -78,25 +79,22 @@ class RolloutReader:
                     self._ledger.add(self.path, offset, f"more than {_MAX_TURNS} turns")
         return turns.listed()
 
-    def usages(self) -> Iterator[RolloutUsage]:
-        """Every usage that is stated, in the order of the file. Reads on as it is asked for more.
+    def usages(self) -> Iterator[ThreadUsage]:
+        """Every usage that is stated, in the order of the file, with the turn that it belongs to (None if no
+        line before it names one). Reads on as it is asked for more.
 
         A `token_usage_record` and the `token_count` that repeats it give one usage.
         """
         self._ledger = ledger = SkipLedger()
         context = UsageContext()
-        pending: RolloutUsage | None = (
-            None  # a record, until it is known whether a count repeats it
-        )
+        pending: ThreadUsage | None = None  # a record, until it is known whether a count repeats it
         with open_rollout(self.path) as rollout:
             for _, record in all_records(rollout, ledger):
                 context.take(record)
                 if not isinstance(record, UsageStated):
                     continue
                 usage = context.usage(record)
-                if pending is not None and (
-                    record.is_usage_record or pending.info.total != usage.info.total
-                ):
+                if pending is not None and (record.is_usage_record or pending.total != usage.total):
                     yield pending
                 pending = usage if record.is_usage_record else None
                 if not record.is_usage_record:

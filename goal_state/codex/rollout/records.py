@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, TypeAlias, cast
 
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
 from goal_state.domain.values import check_amount, check_name
 from goal_state.errors import InvalidValueError
 
@@ -123,8 +123,7 @@ class TurnsDropped:
 class UsageStated:
     """A `token_count` with usage, which names no turn, or a `token_usage_record`, which states no window."""
 
-    info: TokenUsageInfo
-    turn_id: str | None
+    usage: ThreadUsage
     is_usage_record: bool
 
 
@@ -168,7 +167,7 @@ def record_of(line: Mapping[str, Any]) -> Record | None:
         case "turn_context":
             return None if turn_id is None else TurnNamed(turn_id)
         case "token_usage_record":
-            return UsageStated(_record_info(stated), turn_id, is_usage_record=True)
+            return UsageStated(_recorded_usage(stated, turn_id), is_usage_record=True)
         case "event_msg":
             return _record_of_event(stated, turn_id)
         case _:
@@ -181,7 +180,8 @@ def _record_of_event(event: Mapping[str, Any], turn_id: str | None) -> Record | 
             info = event.get("info")
             if info is None:  # the line is about rate limits alone
                 return None
-            return UsageStated(TokenUsageInfo.from_mapping(info), turn_id, is_usage_record=False)
+            usage = ThreadUsage.from_mapping(info).of_turn(turn_id)
+            return UsageStated(usage, is_usage_record=False)
         case "task_started" | "turn_started":
             return TurnBegan(turn_id, _amount(event.get("model_context_window")))
         case "task_complete" | "turn_complete":
@@ -221,11 +221,12 @@ def session_meta(line: Mapping[str, Any]) -> SessionMeta | None:
     )
 
 
-def _record_info(record: Mapping[str, Any]) -> TokenUsageInfo:
+def _recorded_usage(record: Mapping[str, Any], turn_id: str | None) -> ThreadUsage:
     last = record.get("usage")
-    return TokenUsageInfo(
+    return ThreadUsage(
         TokenUsage.from_codex(record.get("thread_token_usage")),
         TokenUsage() if last is None else TokenUsage.from_codex(last),
+        turn_id=turn_id,
     )
 
 

@@ -22,7 +22,7 @@ from goal_state.codex.rollout.records import (
 from goal_state.codex.rollout.scan import LocatedRecord, records_in
 from goal_state.codex.rollout.turns import Turn, Turns
 from goal_state.codex.rollout.usages import UsageContext
-from goal_state.domain.usage import TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage
 
 __all__ = ["RolloutTail", "TailBuilder", "read_tail"]
 
@@ -48,15 +48,14 @@ class RolloutTail:
     """What the end of a rollout tells about the usage to be restored.
 
     Attributes:
-        info: the newest usage, or None if there is none (then no notification is due).
-        usage_turn_id: the turn that this usage belongs to, or None if no line before it names one.
+        usage: the newest usage, with the turn that it belongs to if a line before it names one; None if
+            there is none (then no notification is due).
         last_turn_id: the turn that the last line about turns is about, ended or not; None if none is.
         ended_turn_id: the turn that ended last (completed, interrupted or failed), or None.
         turns: the thread's turns in the order in which they began, where they were asked for.
     """
 
-    info: TokenUsageInfo | None = None
-    usage_turn_id: str | None = None
+    usage: ThreadUsage | None = None
     last_turn_id: str | None = None
     ended_turn_id: str | None = None
     turns: tuple[Turn, ...] = ()
@@ -79,8 +78,7 @@ class TailBuilder:
     """
 
     lists_turns: bool = False
-    info: TokenUsageInfo | None = None
-    usage_turn_id: str | None = None
+    usage: ThreadUsage | None = None
     last_turn_id: str | None = None
     ended_turn_id: str | None = None
     needs_usage_turn: bool = True
@@ -106,7 +104,7 @@ class TailBuilder:
     def _is_known(self) -> bool:
         """The usage is known, and the turns that go with it."""
         return (
-            self.info is not None
+            self.usage is not None
             and self.ended_turn_id is not None
             and not self.needs_usage_turn
             and not self.needs_window
@@ -122,13 +120,13 @@ class TailBuilder:
         from there on as far as turns are looked for. Where it does not, it is over.
         """
         bytes_left = self.search_bytes_left - self._bytes_not_for_listing
-        if self.info is not None and self.searched_to - position > bytes_left:
+        if self.usage is not None and self.searched_to - position > bytes_left:
             self.search_bytes_left = -1
         return self.search_bytes_left >= 0
 
     def search_to(self, position: int) -> None:
         """The file has been searched back to there."""
-        if self.info is not None:
+        if self.usage is not None:
             self.search_bytes_left -= self.searched_to - position
         self.searched_to = position
 
@@ -138,8 +136,7 @@ class TailBuilder:
         for record in reversed(self.turn_records):
             turns.take(record)
         return RolloutTail(
-            self.info,
-            self.usage_turn_id,
+            self.usage,
             self.last_turn_id,
             self.ended_turn_id,
             tuple(turns.listed()),
@@ -177,22 +174,22 @@ class TailBuilder:
             self.turn_records.append(record)
 
     def _take_usage(self, stated: UsageStated) -> None:
-        if self.info is None:
-            self.info = stated.info
+        if self.usage is None:
+            self.usage = stated.usage
             self.needs_window = stated.is_usage_record
         elif self.needs_window and not stated.is_usage_record:
-            self._take_window(stated.info.model_context_window)
-        self._belongs_to(stated.turn_id)
+            self._take_window(stated.usage.model_context_window)
+        self._belongs_to(stated.usage.turn_id)
 
     def _take_window(self, window: int | None) -> None:
         self.needs_window = False
-        if self.info is not None:
-            self.info = replace(self.info, model_context_window=window)
+        if self.usage is not None:
+            self.usage = replace(self.usage, model_context_window=window)
 
     def _belongs_to(self, turn_id: str | None, *, certain: bool = False) -> None:
         """The nearest turn named before the usage owns it; a turn without an id leaves it without one."""
-        if self.info is not None and self.needs_usage_turn and (turn_id is not None or certain):
-            self.usage_turn_id = turn_id
+        if self.usage is not None and self.needs_usage_turn and (turn_id is not None or certain):
+            self.usage = self.usage.of_turn(turn_id)
             self.needs_usage_turn = False
 
     def _take_opening(self, turn_id: str | None) -> None:
@@ -261,9 +258,7 @@ def _kept_records(
         context.take(located.record)
         if isinstance(located.record, UsageStated):
             usage = context.usage(located.record)
-            newest = LocatedRecord(
-                located.offset, UsageStated(usage.info, usage.turn_id, is_usage_record=False)
-            )
+            newest = LocatedRecord(located.offset, UsageStated(usage, is_usage_record=False))
         else:
             turn_lines.append(located)
     kept = [*turn_lines] if newest is None else [*turn_lines, newest]

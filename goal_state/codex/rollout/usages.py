@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from goal_state.codex.rollout.records import (
     ErrorRaised,
@@ -13,22 +13,9 @@ from goal_state.codex.rollout.records import (
     TurnsDropped,
     UsageStated,
 )
-from goal_state.domain.usage import TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage
 
-__all__ = ["RolloutUsage", "UsageContext"]
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutUsage:
-    """The usage after one model response.
-
-    Attributes:
-        info: the thread's usage so far, cumulative, and that of the response.
-        turn_id: the turn that it belongs to, or None if no line before it names one.
-    """
-
-    info: TokenUsageInfo
-    turn_id: str | None
+__all__ = ["UsageContext"]
 
 
 class UsageContext:
@@ -46,16 +33,16 @@ class UsageContext:
                 self._window = window
             case TurnNamed(turn_id):
                 self._turn_id = turn_id
-            case UsageStated(info, turn_id, is_usage_record):
-                self._turn_id = turn_id or self._turn_id
+            case UsageStated(usage, is_usage_record):
+                self._turn_id = usage.turn_id or self._turn_id
                 if not is_usage_record:
-                    self._window = info.model_context_window
+                    self._window = usage.model_context_window
             case TurnEnded(turn_id):
                 self._turn_id = turn_id or self._turn_id
             case ErrorRaised() | TurnsDropped():
                 pass
 
-    def usage(self, stated: UsageStated) -> RolloutUsage:
+    def usage(self, stated: UsageStated) -> ThreadUsage:
         """The usage, after `take` of the same line."""
-        window = self._window if stated.is_usage_record else stated.info.model_context_window
-        return RolloutUsage(replace(stated.info, model_context_window=window), self._turn_id)
+        window = self._window if stated.is_usage_record else stated.usage.model_context_window
+        return replace(stated.usage, model_context_window=window, turn_id=self._turn_id)

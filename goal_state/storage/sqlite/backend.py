@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
-from goal_state.domain.counting import CountedTokens
+from goal_state.domain.tariff import Tariff
 from goal_state.errors import ForkedStoreError, RequestError, StoreClosedError, fresh
 from goal_state.storage.backend import Migrations
 from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
@@ -51,7 +51,7 @@ class SqliteBackend:
     def __init__(
         self,
         source: Source,
-        counted_tokens: CountedTokens,
+        tariff: Tariff,
         busy_timeout_seconds: float,
         migrations: Migrations,
         *,
@@ -70,9 +70,7 @@ class SqliteBackend:
         connected = source.connect()
         self._file = opened_file(connected.driver)
         self._executor = Executor(connected)
-        self.writes_with: GoalRepository = GoalRepository.with_executor(
-            self._executor, counted_tokens
-        )
+        self.writes_with: GoalRepository = GoalRepository.with_executor(self._executor, tariff)
         self._gate = gate(source.path, busy_timeout_seconds)
         self._let_gate_wait()
         try:
@@ -103,7 +101,7 @@ class SqliteBackend:
         cls,
         target: str | os.PathLike[str] | URL | Engine,
         *,
-        counted_tokens: CountedTokens,
+        tariff: Tariff,
         durability: Durability,
         busy_timeout_seconds: float,
         migrations: Migrations,
@@ -115,7 +113,7 @@ class SqliteBackend:
 
         Args:
             target: a path, `":memory:"`, a URL, or a host's engine.
-            counted_tokens: which tokens of a usage a goal pays for.
+            tariff: how usage is counted and priced.
             durability: see `Durability`.
             busy_timeout_seconds: how long to wait for another process that writes.
             migrations: maintains the schema.
@@ -138,7 +136,7 @@ class SqliteBackend:
             migrations.ensure_current(source.engine, revision, migrate=migrate)
             backend = cls(
                 source,
-                counted_tokens,
+                tariff,
                 busy_timeout_seconds,
                 migrations,
                 on_begin=on_begin,
@@ -235,7 +233,7 @@ class SqliteBackend:
             with prepared(
                 path, self._source.path, identity, page_size, progress, self._migrations.upgrade
             ) as copy:
-                check_copy(copy, self.writes_with.counted_tokens)
+                check_copy(copy, self.writes_with.tariff)
                 self._writer.exclusively(
                     lambda: write_over(copy, self._executor.driver, self._busy_timeout_seconds)
                 )
@@ -247,7 +245,7 @@ class SqliteBackend:
     def _connect_reader(self) -> tuple[GoalRepository, Executor]:
         self._file.check()  # else SQLite would create an empty file if ours was moved
         executor = Executor(self._source.connect())
-        return GoalRepository.with_executor(executor, self.writes_with.counted_tokens), executor
+        return GoalRepository.with_executor(executor, self.writes_with.tariff), executor
 
     def _reconnect_writer(self) -> None:
         self._file.check()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from goal_state.domain.counting import CountedTokens
+from goal_state.domain.tariff import Tariff
 from goal_state.errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -27,7 +27,7 @@ from goal_state.errors import (
 from goal_state.storage.options import Progress
 from goal_state.storage.schema import HEAD_REVISION, cursors
 from goal_state.storage.schema import database as settings
-from goal_state.storage.settings import check_counted_tokens
+from goal_state.storage.settings import check_settings
 from goal_state.storage.sqlite.connections import create_engine
 from goal_state.storage.sqlite.errors import translating
 from goal_state.storage.sqlite.location import change_identity, inspect_file, reading_uri
@@ -133,14 +133,16 @@ def _check(connection: sqlite3.Connection, source: Path) -> None:
         )
 
 
-def check_copy(copy: sqlite3.Connection, counted_tokens: CountedTokens) -> None:
-    """Makes sure that a prepared copy has the `counted_tokens` of the database to be written over.
+def check_copy(copy: sqlite3.Connection, tariff: Tariff) -> None:
+    """Makes sure that a prepared copy has the settings of the database to be written over.
 
     Raises:
         SettingsConflictError: it has others.
     """
-    if (stored := _counted_tokens(copy)) is not None:
-        check_counted_tokens(stored, counted_tokens.name)
+    row = copy.execute(f"SELECT counted_tokens, currency FROM {settings.name}").fetchone()  # noqa: S608
+    if row is not None:
+        counted_tokens, currency = row
+        check_settings(counted_tokens, currency, tariff)
 
 
 def write_over(

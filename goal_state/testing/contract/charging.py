@@ -244,11 +244,11 @@ class Charging:
     def test_charge_many_does_as_charge_one_after_the_other(
         self, subject: Subject, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("goal_state.storage.repository.wall_clock_ms", lambda: 1_000)
+        monkeypatch.setattr("goal_state.storage.wall_clock.now_ms", lambda: 1_000)
         for group in ("one", "many"):
             _with_goals_to_charge(subject, group)
         begun = subject.events()[-1].position
-        monkeypatch.setattr("goal_state.storage.repository.wall_clock_ms", lambda: 2_000)
+        monkeypatch.setattr("goal_state.storage.wall_clock.now_ms", lambda: 2_000)
         one = [subject.apply(charge) for charge in _charges("one")]
         between = subject.events()[-1].position
         many = subject.charge_many(_charges("many"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -50,6 +51,20 @@ SECONDS: dict[Any, str] = {
     1e300: "below 2^63 milliseconds",
     "1": "number of seconds",
 }
+COSTS: dict[Any, str] = {
+    -1: "0 or more",
+    "-0.01": "0 or more",
+    Decimal("-1e-30"): "0 or more",
+    0.5: "must be exact",
+    float("nan"): "must be exact",
+    "much": "must be a number",
+    "": "must be a number",
+    "NaN": "must be finite",
+    Decimal("Infinity"): "must be finite",
+    10**10: "below 2^63 nanos",
+    "1e999999999": "below 2^63 nanos",
+    (1,): "an int, a Decimal or text",
+}
 OBJECTIVES: dict[Any, str] = {
     "": "1 to 4000",
     " \n\t": "1 to 4000",
@@ -64,6 +79,8 @@ STATUSES: dict[Any, str] = {
     None: "one of active",
     1: "one of",
 }
+
+BUDGET_NAMES = "token_budget cost_budget call_budget time_budget deadline"
 
 BOUNDS: dict[str, dict[Any, str]] = {
     "thread_id": NAMES | {None: "text"},
@@ -80,21 +97,35 @@ BOUNDS: dict[str, dict[Any, str]] = {
     "resume_at": {5: "datetime", datetime(2030, 1, 1): "aware"},  # noqa: DTZ001
     "blocked_reason": OBJECTIVES | {5: "text"},
     "mode": {"ACTIVE_ONLY": "one of active_status_only", None: "one of"},
-    "total": {1: "TokenUsageInfo, not int", None: "TokenUsageInfo, not NoneType"},
+    "cost_budget": COSTS | {0: "at least 0.000000001", "0.0000000001": "at least 0.000000001"},
+    "call_budget": BUDGETS,
+    "time_budget": SECONDS | {0: "a millisecond or more", 0.0001: "a millisecond or more"},
+    "deadline": {5: "datetime", datetime(2030, 1, 1): "aware"},  # noqa: DTZ001
+    "warn_at": {0.5: "several fractions", (1.5,): "above 0 and below 1", ("0.5",): "not str"},
+    "parent": NAMES | {"t": "another thread"},
+    "cost": COSTS,
+    "calls": AMOUNTS | {None: "int"},
+    "model": NAMES,
+    "tags": {5: "a mapping of texts, not int", "user": "a mapping of texts, not str"},
+    "total": {1: "ThreadUsage, not int", None: "ThreadUsage, not NoneType"},
 }
 ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
-    "create": ({"objective": "Ship"}, "objective token_budget status turn_id"),
-    "replace": ({"objective": "Ship"}, "objective token_budget status turn_id"),
+    "create": ({"objective": "Ship"}, f"objective {BUDGET_NAMES} warn_at parent status turn_id"),
+    "ensure": ({"objective": "Ship"}, f"objective {BUDGET_NAMES} warn_at parent status turn_id"),
+    "replace": ({"objective": "Ship"}, f"objective {BUDGET_NAMES} warn_at parent status turn_id"),
     "set": (
         {},
-        "objective token_budget status resume_at blocked_reason expected_goal_id turn_id",
+        f"objective {BUDGET_NAMES} warn_at status resume_at blocked_reason expected_goal_id turn_id",
     ),
-    "resume": ({}, "token_budget expected_goal_id turn_id"),
+    "resume": ({}, f"{BUDGET_NAMES} expected_goal_id turn_id"),
     "charge": (
         {},
-        "usage tokens seconds mode expected_goal_id turn_id response_id idempotency_key",
+        "usage tokens cost seconds model mode expected_goal_id turn_id response_id idempotency_key tags",
     ),
-    "record_total": ({"total": TokenUsage()}, "total seconds mode expected_goal_id turn_id"),
+    "record_total": (
+        {"total": TokenUsage()},
+        "total seconds calls cost model mode expected_goal_id turn_id tags",
+    ),
     "set_baseline": ({"total": TokenUsage()}, "total turn_id"),
     "reconcile": ({"total": TokenUsage()}, "total turn_id"),
     "clear": ({}, "expected_goal_id turn_id"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
+import pytest
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, func, insert, select
 
 from goal_state import (
@@ -17,8 +18,10 @@ from goal_state import (
     GoalStore,
     ThreadUsage,
 )
-from goal_state.domain.operations import GoalOperations
+from goal_state.domain.holds import Headroom, HoldRecord
+from goal_state.domain.prices import Prices
 from goal_state.domain.requests import Request
+from goal_state.operations.goal_operations import GoalOperations
 from goal_state.storage.schema import metadata
 from goal_state.storage.statements import Statement
 
@@ -26,6 +29,7 @@ __all__ = [
     "ACCOUNTED",
     "ACTIVE",
     "BLOCKED",
+    "BUDGET_CHANGED",
     "BUDGET_LIMITED",
     "CLEARED",
     "COMPLETE",
@@ -33,19 +37,21 @@ __all__ = [
     "NO_GOAL",
     "PAUSED",
     "STATUS_CHANGED",
+    "THRESHOLD_CROSSED",
     "USAGE_LIMITED",
     "CommittingHost",
     "HesitantHost",
     "Rows",
     "Subject",
     "kinds",
+    "set_clock",
     "with_status",
 ]
 
 Result = TypeVar("Result")
 Rows = dict[str, list[tuple[Any, ...]]]
 
-CREATED, ACCOUNTED, STATUS_CHANGED, CLEARED = EventKind
+CREATED, ACCOUNTED, STATUS_CHANGED, CLEARED, BUDGET_CHANGED, THRESHOLD_CROSSED = EventKind
 ACTIVE, PAUSED, BLOCKED, USAGE_LIMITED, BUDGET_LIMITED, COMPLETE = GoalStatus
 NO_GOAL: Final = "01980000-0000-7000-8000-000000000000"
 
@@ -56,7 +62,17 @@ _HOST_NOTES: Final = Table("host_notes", MetaData(), Column("id", Integer, prima
 
 
 class Subject(GoalOperations):
-    """A store, with what is in its tables to look at."""
+    """A store, with what is in its tables to look at.
+
+    Attributes:
+        keeps_what_time_made_true: whether a refused call commits what time alone had changed; a host whose
+            call raises undoes its transaction instead.
+    """
+
+    keeps_what_time_made_true = True
+
+    attempts: ClassVar[int] = 1
+    """How often a request is carried out for each time that it is made."""
 
     def __init__(self, store: GoalStore) -> None:
         self.store = store
@@ -82,6 +98,14 @@ class Subject(GoalOperations):
     def goals(self, status: GoalStatus | str | None = None) -> list[Goal]:
         """All goals."""
         return list(self.store.goals(status))
+
+    def holds(self, thread_id: str | None = None) -> list[HoldRecord]:
+        """The holds that have not ended."""
+        return self.store.holds(thread_id)
+
+    def headroom(self, thread_id: str) -> Headroom | None:
+        """What the thread's goal may still use."""
+        return self.store.headroom(thread_id)
 
     def events(self, **chosen: Any) -> list[GoalEvent]:
         """The log."""
@@ -111,9 +135,12 @@ class Subject(GoalOperations):
 class CommittingHost(Subject):
     """A host that runs each operation in a transaction in which it changes a table of its own as well."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(GoalStore.open(engine, durability="normal"))
+    keeps_what_time_made_true = False
+
+    def __init__(self, engine: Engine, prices: Prices | None = None) -> None:
+        super().__init__(GoalStore.open(engine, durability="normal", prices=prices))
         self.engine = engine
+        self.prices = prices
         _HOST_NOTES.create(engine)
 
     def apply(self, request: Request[Result]) -> Result:
@@ -127,7 +154,7 @@ class CommittingHost(Subject):
     def in_transaction(self, connection: Connection, request: Request[Result]) -> Result:
         """The same, in a transaction that is open."""
         connection.execute(insert(_HOST_NOTES))
-        result = GoalRepository(connection).apply(request)
+        result = GoalRepository(connection, prices=self.prices).apply(request)
         connection.execute(insert(_HOST_NOTES))
         return result
 
@@ -152,6 +179,16 @@ class CommittingHost(Subject):
         """All goals, as a host reads them."""
         return self._read(lambda repository: repository.goals_page(status=status))
 
+    def holds(self, thread_id: str | None = None) -> list[HoldRecord]:
+        """The holds that have not ended, as a host reads them."""
+        if thread_id is None:
+            return self._read(lambda repository: list(repository.all_holds()))
+        return self._read(lambda repository: repository.holds(thread_id))
+
+    def headroom(self, thread_id: str) -> Headroom | None:
+        """What the thread's goal may still use, as a host reads it."""
+        return self._read(lambda repository: repository.headroom(thread_id))
+
     def _read(self, read: Callable[[GoalRepository], Result]) -> Result:
         with self.engine.connect() as connection:
             return read(GoalRepository(connection))
@@ -170,6 +207,8 @@ class CommittingHost(Subject):
 class HesitantHost(CommittingHost):
     """A host that rolls each operation back before it does it again and commits."""
 
+    attempts: ClassVar[int] = 2
+
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request twice, and commits the second time alone."""
         tables, notes = self.tables(), self.notes()
@@ -186,6 +225,11 @@ class HesitantHost(CommittingHost):
 def kinds(events: list[GoalEvent]) -> list[EventKind]:
     """What happened, in order."""
     return [event.kind for event in events]
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, now_ms: int) -> None:
+    """Has changes take place at a Unix time in milliseconds."""
+    monkeypatch.setattr("goal_state.storage.wall_clock.now_ms", lambda: now_ms)
 
 
 def with_status(subject: Subject, status: GoalStatus, *, used: int = 100) -> Goal:

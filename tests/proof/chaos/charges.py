@@ -6,8 +6,8 @@ import random
 from typing import Final, Literal, NamedTuple
 
 from goal_state import Accounting, GoalRepository, GoalStore
-from goal_state.domain.operations import GoalOperations
 from goal_state.domain.requests import Charge
+from goal_state.operations.goal_operations import GoalOperations
 
 __all__ = ["BUDGETS", "THREADS", "ChargeMade", "charge_of", "make", "make_in", "number_of"]
 

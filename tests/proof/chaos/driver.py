@@ -436,6 +436,7 @@ class Machine:
         pid = self._hands[holder].pid
         while True:
             os.kill(pid, signal.SIGSTOP)
+            self._wait_until_stopped(pid)
             if self._can_be_written_to():
                 break
             os.kill(pid, signal.SIGCONT)
@@ -457,6 +458,18 @@ class Machine:
         ]
         if again:
             raise Found(f"{name} was handed {again} by one whose name another had taken over")
+
+    def _wait_until_stopped(self, pid: int) -> None:
+        """A thread in the kernel, or one that waits for a processor, stops later and may get a lock first."""
+        ends = time.monotonic() + self.limit
+        while time.monotonic() < ends:
+            states: list[str] = []
+            for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    states.append(stat.read_text().rpartition(")")[2].split()[0])
+            if all(state in "TtZX" for state in states):
+                return
+            time.sleep(0.001)
 
     def _can_be_written_to(self) -> bool:
         with contextlib.closing(sqlite3.connect(self.path, timeout=1)) as raw:

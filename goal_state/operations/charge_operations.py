@@ -1,156 +1,35 @@
-"""The calls that change goals: one description for the store and for a host's own transaction."""
+"""The calls that charge usage."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import TypeVar
 
-from goal_state.domain.goals import KEEP, Accounting, AccountingMode, Goal, GoalStatus, Keep
+from goal_state.domain.goals import Accounting, AccountingMode
 from goal_state.domain.requests import (
-    ChangeGoal,
     Charge,
     ChargeMany,
-    ClearGoal,
-    CreateGoal,
     Reconcile,
     RecordTotal,
     Request,
-    ResumeGoal,
     SetBaseline,
 )
-from goal_state.domain.usage import TokenUsage, TokenUsageInfo
+from goal_state.domain.usage import ThreadUsage, TokenUsage
+from goal_state.operations.hold import Hold
 
-__all__ = ["GoalOperations"]
+__all__ = ["ChargeOperations"]
 
 Result = TypeVar("Result")
 
 
-class GoalOperations(ABC):
-    """Everything that changes goals. `GoalStore` runs each call in a transaction of its own;
-    `GoalRepository` runs it in its host's.
-
-    Common to all of them: a `RequestError` means that nothing was written; a `DatabaseError` means that
-    the transaction was rolled back. `thread_id`, `turn_id`, `expected_goal_id`, `response_id` and
-    `idempotency_key` are texts of 1 to 256 characters.
-    """
+class ChargeOperations(ABC):
+    """What adds usage to a goal."""
 
     @abstractmethod
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request and returns its result."""
-
-    def create(
-        self,
-        thread_id: str,
-        objective: str,
-        *,
-        token_budget: int | None = None,
-        status: GoalStatus | str = GoalStatus.ACTIVE,
-        turn_id: str | None = None,
-    ) -> Goal:
-        """Makes a goal, where the thread has none or only a complete one.
-
-        Args:
-            thread_id: the conversation.
-            objective: 1 to 4000 characters after stripping.
-            token_budget: the tokens that it may use, from 1; None for no bound.
-            status: the status to begin with.
-            turn_id: the turn that caused it, None if it came from outside.
-
-        Raises:
-            GoalExistsError: the thread has a goal that is not complete.
-            InvalidValueError: a value is out of its bounds.
-        """
-        return self.apply(
-            CreateGoal(thread_id, objective, token_budget, status, turn_id, replace=False)
-        )
-
-    def replace(
-        self,
-        thread_id: str,
-        objective: str,
-        *,
-        token_budget: int | None = None,
-        status: GoalStatus | str = GoalStatus.ACTIVE,
-        turn_id: str | None = None,
-    ) -> Goal:
-        """Makes a goal in any case: a new `goal_id`, no usage. The one that was there is gone.
-
-        Arguments as for `create`.
-
-        Raises:
-            InvalidValueError: a value is out of its bounds.
-        """
-        return self.apply(
-            CreateGoal(thread_id, objective, token_budget, status, turn_id, replace=True)
-        )
-
-    def set(
-        self,
-        thread_id: str,
-        *,
-        objective: str | Literal[Keep.KEEP] = KEEP,
-        status: GoalStatus | str | Literal[Keep.KEEP] = KEEP,
-        token_budget: int | Literal[Keep.KEEP] | None = KEEP,
-        resume_at: datetime | None = None,
-        blocked_reason: str | None = None,
-        expected_goal_id: str | None = None,
-        turn_id: str | None = None,
-    ) -> Goal:
-        """Changes a goal in place, keeping its `goal_id` and its usage; makes one where there is none.
-
-        What is left out stays. The status that is stored can differ from the one asked for: a goal whose
-        budget is spent becomes `budget_limited` instead of active, and one that is `budget_limited` does
-        not become paused or blocked. A new budget alone never lifts `budget_limited`; see `resume`.
-
-        Args:
-            thread_id: the conversation.
-            objective: a new objective; needed where there is no goal yet.
-            status: the status asked for.
-            token_budget: a new budget; None removes it.
-            resume_at: with status `usage_limited`, when the limit ends (an aware datetime).
-            blocked_reason: with status `blocked`, what the goal waits for, 1 to 4000 characters.
-            expected_goal_id: change only this goal.
-            turn_id: the turn that caused it, None if it came from outside.
-
-        Raises:
-            GoalNotFoundError: there is no goal, and no objective to make one.
-            StaleGoalError: the goal is not the expected one.
-            InvalidValueError: a value is out of its bounds.
-        """
-        return self.apply(
-            ChangeGoal(
-                thread_id,
-                objective,
-                status,
-                token_budget,
-                resume_at,
-                blocked_reason,
-                expected_goal_id,
-                turn_id,
-            )
-        )
-
-    def resume(
-        self,
-        thread_id: str,
-        *,
-        token_budget: int | Literal[Keep.KEEP] | None = KEEP,
-        expected_goal_id: str | None = None,
-        turn_id: str | None = None,
-    ) -> Goal:
-        """Makes a goal active again, raising (or removing) its budget in the same transaction.
-
-        Arguments as for `set`.
-
-        Raises:
-            BudgetExhaustedError: it would still be at or over its budget.
-            GoalNotFoundError: there is no goal.
-            StaleGoalError: the goal is not the expected one.
-            InvalidValueError: a value is out of its bounds.
-        """
-        return self.apply(ResumeGoal(thread_id, token_budget, expected_goal_id, turn_id))
 
     def charge(
         self,
@@ -158,14 +37,19 @@ class GoalOperations(ABC):
         usage: object = None,
         *,
         tokens: int = 0,
+        cost: Decimal | int | str | None = None,
         seconds: float = 0,
+        model: str | None = None,
         mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
         expected_goal_id: str | None = None,
         turn_id: str | None = None,
         response_id: str | None = None,
         idempotency_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        claim: int | None = None,
+        settles: Hold | str | None = None,
     ) -> Accounting:
-        """Adds usage to the thread's goal; a charge that fills the budget makes it `budget_limited`.
+        """Adds usage to the thread's goal; a charge that fills a budget makes it `budget_limited`.
 
             store.charge("thread-1", response.usage, response_id=response.id)
             store.charge("thread-1", tokens=1_250, seconds=3.2, turn_id="turn-1")
@@ -179,20 +63,32 @@ class GoalOperations(ABC):
             usage: what one model response used: a `TokenUsage`, or the usage of a provider or an SDK that
                 `TokenUsage.of` knows. How many of its tokens count is the store's `counted_tokens`.
             tokens: instead of a usage, how many tokens, from 0.
+            cost: what it cost, in the currency of the prices: an int, a `Decimal` or text such as `"0.25"`.
+                Where it is left out, the store's `prices` tell what a usage cost; else its tokens count as
+                `unpriced_tokens`.
             seconds: active time, a finite number from 0, kept to the millisecond.
+            model: the model that answered: what `prices` go by, and kept in the log.
             mode: which statuses take the charge; see `AccountingMode`.
             expected_goal_id: charge only this goal, so that an old turn never pays into a new goal.
             turn_id: the turn that used it.
             response_id: the provider's id of the response. It is a key, as an `idempotency_key` is, and a
                 usage or tokens must come with it.
             idempotency_key: a key of your own for what is no response. A key is unique within its thread.
-                A repeat with the same usage or tokens charges nothing and returns the first result, with
-                `duplicate` set, whatever its seconds.
+                A repeat with the same usage or tokens, and the same cost if one is named, charges nothing
+                and returns the first result, with `duplicate` set, whatever its seconds or today's price.
+            tags: up to 8 short texts by short names, such as `{"tool": "search"}`, to add up by later; see
+                `breakdown`.
+            claim: the number of the caller's claim; see `claim()`.
+            settles: the hold (or its id) that this ends; it is charged as `Hold.settle` charges, whatever
+                the mode.
 
         Raises:
-            IdempotencyConflictError: the key was used before with other tokens. That charge stands, and
-                nothing was added to it.
-            UsageOverflowError: the goal's usage would reach 2^63.
+            IdempotencyConflictError: the key was used before with other tokens, or another cost. That charge
+                stands, and nothing was added to it.
+            ClaimOvertakenError: another owner has claimed the goal since.
+            HoldEndedError: the hold was settled with other figures, or released.
+            HoldNotFoundError: there is no such hold of this thread.
+            UsageOverflowError: a figure of the goal, or of one above it, would reach 2^63.
             InvalidValueError: a value is out of its bounds; the usage is of no source that is known, or has a
                 field that would be overlooked; usage and tokens, or two different keys, were given at once.
         """
@@ -201,12 +97,19 @@ class GoalOperations(ABC):
                 thread_id,
                 usage,
                 tokens=tokens,
+                cost=cost,
                 seconds=seconds,
+                model=settles.record.model
+                if model is None and isinstance(settles, Hold)
+                else model,
                 mode=mode,
                 expected_goal_id=expected_goal_id,
                 turn_id=turn_id,
                 response_id=response_id,
                 idempotency_key=idempotency_key,
+                tags=tags,
+                claim=claim,
+                settles=settles.hold_id if isinstance(settles, Hold) else settles,
             )
         )
 
@@ -228,13 +131,19 @@ class GoalOperations(ABC):
     def record_total(
         self,
         thread_id: str,
-        total: TokenUsage | TokenUsageInfo,
+        total: TokenUsage | ThreadUsage,
         *,
         seconds: float = 0,
         turn_id: str | None = None,
         count_id: str | None = None,
+        calls: int = 0,
+        cost: Decimal | int | str | None = None,
+        model: str | None = None,
         mode: AccountingMode | str = AccountingMode.ACTIVE_ONLY,
         expected_goal_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        claim: int | None = None,
+        settles: Hold | str | None = None,
     ) -> Accounting:
         """Takes what a thread has used *since it began*, charges what is new in it and moves the stored
         baseline, in one transaction: repeated, or repeated after a crash, it charges once.
@@ -253,28 +162,49 @@ class GoalOperations(ABC):
 
         Args:
             thread_id: the conversation.
-            total: its cumulative usage; with a `TokenUsageInfo` the last response's part and the size of
-                the context window are kept too.
+            total: its cumulative usage; with a `ThreadUsage` the last response's part and the size of the
+                context window are kept too.
             seconds: active time to charge with it, as for `charge`; where the total is not new (a repeat,
                 a late one, or the first of a thread) neither is the time.
-            turn_id: the turn that used it.
+            turn_id: the turn that used it; by default the one that a `ThreadUsage` names.
             count_id: what the total is counted in, where a thread's usage is counted from zero more than
                 once: by each process, session, or attempt at a turn.
+            calls: how many model calls are new in it; like the time, they count only where the total is new.
+            cost: what that which is new cost, as for `charge`; nobody else can tell, since prices are those
+                of responses.
+            model: the model that used it.
             mode: which statuses take the charge; see `AccountingMode`.
             expected_goal_id: charge only this goal.
+            tags: as for `charge`.
+            claim: likewise.
+            settles: likewise.
 
         Raises:
             UsageOverflowError: the goal's usage would reach 2^63.
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(
-            RecordTotal(thread_id, total, seconds, mode, expected_goal_id, turn_id, count_id)
+            RecordTotal(
+                thread_id,
+                total,
+                seconds,
+                mode,
+                expected_goal_id,
+                turn_id,
+                count_id,
+                calls=calls,
+                cost=cost,
+                model=model,
+                tags=tags,
+                claim=claim,
+                settles=settles.hold_id if isinstance(settles, Hold) else settles,
+            )
         )
 
     def set_baseline(
         self,
         thread_id: str,
-        total: TokenUsage | TokenUsageInfo,
+        total: TokenUsage | ThreadUsage,
         *,
         turn_id: str | None = None,
         count_id: str | None = None,
@@ -285,7 +215,7 @@ class GoalOperations(ABC):
         Args:
             thread_id: the conversation.
             total: its cumulative usage.
-            turn_id: the turn that used it last.
+            turn_id: the turn that used it last; by default the one that a `ThreadUsage` names.
             count_id: the count that it is of, as for `record_total`.
 
         Raises:
@@ -296,7 +226,7 @@ class GoalOperations(ABC):
     def reconcile(
         self,
         thread_id: str,
-        total: TokenUsage | TokenUsageInfo,
+        total: TokenUsage | ThreadUsage,
         *,
         turn_id: str | None = None,
         count_id: str | None = None,
@@ -311,7 +241,8 @@ class GoalOperations(ABC):
         Args:
             thread_id: the conversation.
             total: its cumulative usage.
-            turn_id: the turn that used it; by default the one that used the baseline.
+            turn_id: the turn that used it; by default the one that a `ThreadUsage` names, else the one
+                that used the baseline.
             count_id: the count that it is of, as for `record_total`.
 
         Raises:
@@ -319,22 +250,3 @@ class GoalOperations(ABC):
             InvalidValueError: a value is out of its bounds.
         """
         return self.apply(Reconcile(thread_id, total, turn_id, count_id))
-
-    def clear(
-        self, thread_id: str, *, expected_goal_id: str | None = None, turn_id: str | None = None
-    ) -> Goal | None:
-        """Removes the thread's goal.
-
-        Args:
-            thread_id: the conversation.
-            expected_goal_id: remove only this goal.
-            turn_id: the turn that caused it, None if it came from outside.
-
-        Returns:
-            The goal as it was; None if there was none, or another one than expected. Of many who clear
-            at once exactly one gets it.
-
-        Raises:
-            InvalidValueError: a value is out of its bounds.
-        """
-        return self.apply(ClearGoal(thread_id, expected_goal_id, turn_id))
