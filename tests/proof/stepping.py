@@ -33,6 +33,7 @@ from tests.proof.strikes import (
     arriving_signal,
     asynchronous,
     chain,
+    collect_unraisable,
     count_steps,
     frames,
     strike_class,
@@ -707,6 +708,7 @@ def main() -> None:
     name, called, folder, seed, seconds = sys.argv[1:]
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+    collect_unraisable()
     figures, places = run(
         name, None if called == "raise" else called, place, int(seed), float(seconds)
     )

@@ -28,6 +28,7 @@ __all__ = [
     "Strike",
     "Struck",
     "chain",
+    "collect_unraisable",
     "count_steps",
     "frames",
     "kinds",
@@ -100,8 +101,14 @@ def struck_at(error: BaseException) -> str | None:
 
 
 _reported: Final[list[Any]] = []
-# In C: the next exception could strike a hook of bytecodes, and nobody would hear of either.
-sys.unraisablehook = _reported.append
+
+
+def collect_unraisable() -> None:
+    """From here on `take_unraisable` says what CPython could raise to nobody. In a process of its own: in one
+    of pytest's, its own hook fails the test.
+    """
+    # In C: the next exception could strike a hook of bytecodes, and nobody would hear of either.
+    sys.unraisablehook = _reported.append
 
 
 def take_unraisable() -> list[BaseException]:
