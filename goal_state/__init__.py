@@ -72,10 +72,12 @@ from goal_state.errors import (
     UsageOverflowError,
 )
 from goal_state.operations import Hold
+from goal_state.operations.async_hold import AsyncHold
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 
 if TYPE_CHECKING:
+    from goal_state.aio import AsyncConsumer, AsyncGoalStore
     from goal_state.delivery.consumers import Consumer
     from goal_state.meter import ExhaustedBudget, GoalMeter, Reading
     from goal_state.storage.verification import Difference
@@ -84,6 +86,9 @@ __all__ = [
     "KEEP",
     "Accounting",
     "AccountingMode",
+    "AsyncConsumer",
+    "AsyncGoalStore",
+    "AsyncHold",
     "Breakdown",
     "BudgetExceededError",
     "BudgetExhaustedError",
@@ -162,6 +167,8 @@ __all__ = [
 __version__: str
 
 _LATER = {
+    "AsyncConsumer": "goal_state.aio",
+    "AsyncGoalStore": "goal_state.aio",
     "Consumer": "goal_state.delivery.consumers",
     "Difference": "goal_state.storage.verification",
     "GoalMeter": "goal_state.meter",

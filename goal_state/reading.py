@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from goal_state.domain.breakdown import Breakdown
 from goal_state.domain.events import GoalEvent
@@ -12,33 +13,76 @@ from goal_state.domain.goals import Goal, GoalStatus, check_status, utc_from_ms
 from goal_state.domain.holds import Headroom, HoldRecord
 from goal_state.domain.usage import ThreadUsage, UsageBaseline
 from goal_state.domain.values import check_amount, check_name, check_optional_name
-from goal_state.storage.backend import Backend
+from goal_state.operations.calls import call, iteration
 from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.repository import GoalRepository
 
 if TYPE_CHECKING:
     from goal_state.storage.verification import Difference
 
-__all__ = ["GoalReads"]
+__all__ = ["GoalReads", "Pages"]
 
 Result = TypeVar("Result")
 
 _PAGE: Final = 500
 
 
-class GoalReads:
+class Pages(Generic[Result]):
+    """Reads a long result page by page, each behind the key of the last row before it."""
+
+    def __init__(
+        self,
+        page: Callable[[GoalRepository, Any], list[Result]],
+        behind: Any,
+        key: Callable[[Result], Any],
+        *,
+        matches: Callable[[Result], bool] | None = None,
+        left: int | None = None,
+    ) -> None:
+        """
+        Args:
+            page: up to `_PAGE` rows behind a key.
+            behind: the key to begin behind.
+            key: that of a row.
+            matches: which rows are wanted; by default all.
+            left: how many of them at the most.
+        """
+        self._page = page
+        self._behind = behind
+        self._key = key
+        self._matches = matches
+        self._left = left
+        self.is_over: bool = left == 0
+        """Whether there is no further page."""
+
+    def next(self, reader: GoalRepository) -> list[Result]:
+        """What is wanted of the next page."""
+        rows = self._page(reader, self._behind)
+        self.is_over = len(rows) < _PAGE
+        if rows:
+            self._behind = self._key(rows[-1])
+        if self._matches is not None:
+            rows = [row for row in rows if self._matches(row)]
+        if self._left is not None:
+            del rows[self._left :]
+            self._left -= len(rows)
+            self.is_over |= self._left == 0
+        return rows
+
+
+class GoalReads(ABC):
     """The calls of a store that change nothing. They take no write lock, and wait for nobody."""
 
-    _backend: Backend
-
+    @call
     def get(self, thread_id: str) -> Goal | None:
         """The thread's goal, or None.
 
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        return self._backend.read(lambda reader: reader.get(thread_id))
+        return self.read(lambda reader: reader.get(thread_id))
 
+    @iteration
     def goals(self, status: GoalStatus | str | None = None) -> Iterator[Goal]:
         """All goals (of a status), in the order in which they were made, in bounded memory.
 
@@ -49,19 +93,23 @@ class GoalReads:
         """
         wanted = None if status is None else check_status(status)
         return self._paged(
-            lambda reader, after: reader.goals_page(after=after, status=wanted, limit=_PAGE),
-            "",
-            lambda goal: goal.goal_id,
+            Pages(
+                lambda reader, after: reader.goals_page(after=after, status=wanted, limit=_PAGE),
+                "",
+                lambda goal: goal.goal_id,
+            )
         )
 
+    @call
     def count(self, status: GoalStatus | str | None = None) -> int:
         """How many goals there are (of a status).
 
         Raises:
             InvalidValueError: there is no such status.
         """
-        return self._backend.read(lambda reader: reader.count(status))
+        return self.read(lambda reader: reader.count(status))
 
+    @call
     def usage(self, thread_id: str) -> ThreadUsage | None:
         """What the thread has used, all its counts together, and the turn that reported last; None
         if none was recorded.
@@ -69,8 +117,9 @@ class GoalReads:
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        return self._backend.read(lambda reader: reader.usage(thread_id))
+        return self.read(lambda reader: reader.usage(thread_id))
 
+    @call
     def baseline(self, thread_id: str, *, count_id: str | None = None) -> UsageBaseline | None:
         """From where the thread's next total is charged, whose that is, and how often its count has begun
         anew; None if no total of that count was recorded.
@@ -82,16 +131,18 @@ class GoalReads:
         Raises:
             InvalidValueError: the thread id or the count id is out of its bounds.
         """
-        return self._backend.read(lambda reader: reader.baseline(thread_id, count_id))
+        return self.read(lambda reader: reader.baseline(thread_id, count_id))
 
+    @call
     def children(self, thread_id: str) -> list[Goal]:
         """The goals that were made under the thread's goal of now, in the order in which they were made.
 
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        return self._backend.read(lambda reader: reader.children(thread_id))
+        return self.read(lambda reader: reader.children(thread_id))
 
+    @call
     def headroom(self, thread_id: str) -> Headroom | None:
         """What the thread's goal may still use: of each kind of budget the tightest, its own or one above it,
         with holds taken off; None where the thread has no goal.
@@ -99,8 +150,9 @@ class GoalReads:
         Raises:
             InvalidValueError: the thread id is out of its bounds.
         """
-        return self._backend.read(lambda reader: reader.headroom(thread_id))
+        return self.read(lambda reader: reader.headroom(thread_id))
 
+    @call
     def holds(self, thread_id: str | None = None) -> list[HoldRecord]:
         """The holds (of a thread) that have not ended, in the order in which they were made.
 
@@ -108,9 +160,10 @@ class GoalReads:
             InvalidValueError: the thread id is out of its bounds.
         """
         if thread_id is None:
-            return self._backend.read(lambda reader: list(reader.all_holds()))
-        return self._backend.read(lambda reader: reader.holds(thread_id))
+            return self.read(lambda reader: list(reader.all_holds()))
+        return self.read(lambda reader: reader.holds(thread_id))
 
+    @call
     def breakdown(self, thread_id: str, by: str = "child") -> Breakdown | None:
         """What the usage of the thread's goal is made up of; None where the thread has no goal.
 
@@ -122,15 +175,21 @@ class GoalReads:
         Raises:
             InvalidValueError: an argument is out of its bounds.
         """
-        return self._backend.read(lambda reader: reader.breakdown(thread_id, by))
+        return self.read(lambda reader: reader.breakdown(thread_id, by))
 
+    @call
     def next_resume_at(self) -> datetime | None:
         """When the next provider's limit ends, in UTC, so that `resume_due` is worth a call; None where no
         goal waits for one.
         """
-        at_ms = self._backend.read(lambda reader: reader.next_resume_at_ms())
-        return None if at_ms is None else utc_from_ms(at_ms)
 
+        def read(reader: GoalRepository) -> datetime | None:
+            at_ms = reader.next_resume_at_ms()
+            return None if at_ms is None else utc_from_ms(at_ms)
+
+        return self.read(read)
+
+    @iteration
     def events(
         self,
         *,
@@ -162,15 +221,14 @@ class GoalReads:
                 return reader.log.page_of_thread(thread_id, behind, _PAGE)
             return reader.log.page(behind, _PAGE)
 
-        events = self._paged(page, after, lambda event: event.position)
-        if goal_id is not None and thread_id is not None:
-            events = (event for event in events if event.thread_id == thread_id)
-        return (
-            events
-            if left is None
-            else (event for event, _ in zip(events, range(left), strict=False))
+        def matches(event: GoalEvent) -> bool:
+            return goal_id is None or thread_id in (None, event.thread_id)
+
+        return self._paged(
+            Pages(page, after, lambda event: event.position, matches=matches, left=left)
         )
 
+    @call
     def verify(self, thread_id: str | None = None) -> list[Difference]:
         """Recomputes every goal (or one thread's) from the log; an empty list means that all agree.
 
@@ -180,8 +238,9 @@ class GoalReads:
         from goal_state.storage.verification import verify
 
         thread_id = check_optional_name("thread_id", thread_id)
-        return self._backend.read(lambda reader: list(verify(reader, thread_id)))
+        return self._read_at_length(lambda reader: list(verify(reader, thread_id)))
 
+    @call
     def read_events(self, after: int, limit: int) -> list[GoalEvent]:
         """One page of the log: up to `limit` events behind a position.
 
@@ -189,8 +248,9 @@ class GoalReads:
             InvalidValueError: an argument is out of its bounds.
         """
         after, limit = check_amount("after", after), check_amount("limit", limit)
-        return self._backend.read(lambda reader: reader.log.settled_page(after, limit))
+        return self.read(lambda reader: reader.log.settled_page(after, limit))
 
+    @call
     def read_cursor(self, name: str) -> ConsumerCursor | None:
         """How far the durable consumers of a name have got and who holds it; None if there was none ever.
 
@@ -198,27 +258,21 @@ class GoalReads:
             InvalidValueError: the name is out of its bounds.
         """
         name = check_name("name", name)
-        return self._backend.read(lambda reader: ConsumerCursors(reader.executor).get(name))
+        return self.read(lambda reader: ConsumerCursors(reader.executor).get(name))
 
+    @call
     def last_position(self) -> int:
         """The position of the newest event, 0 in an empty log."""
-        return self._backend.read(lambda reader: reader.log.last_position())
+        return self.read(lambda reader: reader.log.last_position())
 
-    def _paged(
-        self,
-        page: Callable[[GoalRepository, Any], list[Result]],
-        behind: Any,
-        key: Callable[[Result], Any],
-    ) -> Iterator[Result]:
-        """The rows of page after page, each read behind the key of the last row before it."""
-        self._backend.check_open()
+    @abstractmethod
+    def read(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """Runs work with a repository that no other thread uses meanwhile."""
 
-        def rows(behind: Any) -> Iterator[Result]:
-            while True:
-                batch = self._backend.read(lambda reader, behind=behind: page(reader, behind))
-                yield from batch
-                if len(batch) < _PAGE:
-                    return
-                behind = key(batch[-1])
+    def _read_at_length(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """As `read`, for work that may take seconds."""
+        return self.read(work)
 
-        return rows(behind)
+    @abstractmethod
+    def _paged(self, pages: Pages[Result]) -> Iterator[Result]:
+        """The rows of page after page."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -22,8 +23,8 @@ from goal_state.domain.values import check_amount, check_name, check_path, check
 from goal_state.errors import InvalidValueError, RequestError
 from goal_state.operations.goal_operations import GoalOperations
 from goal_state.pricing import tariff_of
-from goal_state.reading import GoalReads
-from goal_state.storage.backend import Backend
+from goal_state.reading import GoalReads, Pages
+from goal_state.storage.backend import Backend, Outcome
 from goal_state.storage.blocks import Block
 from goal_state.storage.forks import FileIdentity, register
 from goal_state.storage.opening import open_backend
@@ -124,6 +125,21 @@ class GoalStore(GoalOperations, GoalReads):
             ),
             listeners,
         )
+
+    def read(self, work: Callable[[GoalRepository], Result]) -> Result:
+        """Runs work that only reads, outside of any transaction, with a repository that no other thread uses
+        meanwhile.
+        """
+        return self._backend.read(work)
+
+    def _paged(self, pages: Pages[Result]) -> Iterator[Result]:
+        self._backend.check_open()
+
+        def rows() -> Iterator[Result]:
+            while not pages.is_over:
+                yield from self.read(pages.next)
+
+        return rows()
 
     @property
     def counted_tokens(self) -> CountedTokens:
@@ -335,16 +351,45 @@ class GoalStore(GoalOperations, GoalReads):
         Raises:
             InvalidValueError: it is no request.
         """
-        if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
-        request = request.rated(self._tariff)
         try:
-            return self._carry_out(lambda repository: repository.apply(request))
+            return self._carry_out(self.work_of(request))
         except RequestError as error:
             thread_id = error.overdue_thread_id
             if thread_id is not None:  # the transaction that noticed it was rolled back
                 self._carry_out(lambda repository: repository.notice(thread_id))
             raise
+
+    def work_of(self, request: Request[Result]) -> Callable[[GoalRepository], Result]:
+        """What carries out a request in a transaction. What its usage costs is found out here and now.
+
+        Raises:
+            InvalidValueError: it is no request.
+        """
+        if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
+        request = request.rated(self._tariff)
+        return lambda repository: repository.apply(request)
+
+    def carry_out_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
+        """Carries out what `work_of` made of several requests, in their order, as if each were applied by
+        itself, but in as few transactions as it takes; returns once all of them are durable.
+        """
+        try:
+            outcomes = self._backend.write_together(works)
+            overdue = {
+                error.overdue_thread_id
+                for _, error in outcomes
+                if isinstance(error, RequestError) and error.overdue_thread_id is not None
+            }
+            if overdue:  # the transactions that noticed it were rolled back
+                self._backend.write_together(
+                    [partial(GoalRepository.notice, thread_id=thread_id) for thread_id in overdue]
+                )
+        finally:
+            if self._closes_after_call:
+                self.close()
+        self._tell()
+        return outcomes
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Runs several operations in one transaction: all of them or none.

@@ -43,6 +43,11 @@ class Subscription:
         self.end()
         self._listeners.remove(self)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no further event reaches the listener."""
+        return self._closed
+
     def end(self) -> None:
         """Drops all further events."""
         self._closed = True

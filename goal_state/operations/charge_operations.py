@@ -17,7 +17,8 @@ from goal_state.domain.requests import (
     SetBaseline,
 )
 from goal_state.domain.usage import ThreadUsage, TokenUsage
-from goal_state.operations.hold import Hold
+from goal_state.operations.calls import call
+from goal_state.operations.hold import HoldHandle
 
 __all__ = ["ChargeOperations"]
 
@@ -31,6 +32,7 @@ class ChargeOperations(ABC):
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request and returns its result."""
 
+    @call
     def charge(
         self,
         thread_id: str,
@@ -47,7 +49,7 @@ class ChargeOperations(ABC):
         idempotency_key: str | None = None,
         tags: Mapping[str, str] | None = None,
         claim: int | None = None,
-        settles: Hold | str | None = None,
+        settles: HoldHandle | str | None = None,
     ) -> Accounting:
         """Adds usage to the thread's goal; a charge that fills a budget makes it `budget_limited`.
 
@@ -100,7 +102,7 @@ class ChargeOperations(ABC):
                 cost=cost,
                 seconds=seconds,
                 model=settles.record.model
-                if model is None and isinstance(settles, Hold)
+                if model is None and isinstance(settles, HoldHandle)
                 else model,
                 mode=mode,
                 expected_goal_id=expected_goal_id,
@@ -109,10 +111,11 @@ class ChargeOperations(ABC):
                 idempotency_key=idempotency_key,
                 tags=tags,
                 claim=claim,
-                settles=settles.hold_id if isinstance(settles, Hold) else settles,
+                settles=settles.hold_id if isinstance(settles, HoldHandle) else settles,
             )
         )
 
+    @call
     def charge_many(self, charges: Iterable[Charge]) -> list[Accounting]:
         """Makes many charges in one transaction, as `charge` would one after the other: all or none.
 
@@ -128,6 +131,7 @@ class ChargeOperations(ABC):
         """
         return self.apply(ChargeMany(charges))
 
+    @call
     def record_total(
         self,
         thread_id: str,
@@ -143,7 +147,7 @@ class ChargeOperations(ABC):
         expected_goal_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         claim: int | None = None,
-        settles: Hold | str | None = None,
+        settles: HoldHandle | str | None = None,
     ) -> Accounting:
         """Takes what a thread has used *since it began*, charges what is new in it and moves the stored
         baseline, in one transaction: repeated, or repeated after a crash, it charges once.
@@ -197,10 +201,11 @@ class ChargeOperations(ABC):
                 model=model,
                 tags=tags,
                 claim=claim,
-                settles=settles.hold_id if isinstance(settles, Hold) else settles,
+                settles=settles.hold_id if isinstance(settles, HoldHandle) else settles,
             )
         )
 
+    @call
     def set_baseline(
         self,
         thread_id: str,
@@ -221,8 +226,9 @@ class ChargeOperations(ABC):
         Raises:
             InvalidValueError: a value is out of its bounds.
         """
-        self.apply(SetBaseline(thread_id, total, turn_id, count_id))
+        return self.apply(SetBaseline(thread_id, total, turn_id, count_id))
 
+    @call
     def reconcile(
         self,
         thread_id: str,

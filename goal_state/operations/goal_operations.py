@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from goal_state.domain.goals import KEEP, Goal, GoalStatus, Keep
 from goal_state.domain.requests import ChangeGoal, ClearGoal, CreateGoal, ResumeGoal
+from goal_state.operations.calls import call
 from goal_state.operations.charge_operations import ChargeOperations
 from goal_state.operations.hold_operations import HoldOperations
 
@@ -26,6 +27,7 @@ class GoalOperations(ChargeOperations, HoldOperations):
     `idempotency_key` are texts of 1 to 256 characters.
     """
 
+    @call
     def create(
         self,
         thread_id: str,
@@ -84,6 +86,7 @@ class GoalOperations(ChargeOperations, HoldOperations):
             )
         )
 
+    @call
     def ensure(
         self,
         thread_id: str,
@@ -123,6 +126,7 @@ class GoalOperations(ChargeOperations, HoldOperations):
             )
         )
 
+    @call
     def replace(
         self,
         thread_id: str,
@@ -159,6 +163,7 @@ class GoalOperations(ChargeOperations, HoldOperations):
             )
         )
 
+    @call
     def set(
         self,
         thread_id: str,
@@ -224,6 +229,7 @@ class GoalOperations(ChargeOperations, HoldOperations):
             )
         )
 
+    @call
     def resume(
         self,
         thread_id: str,
@@ -264,6 +270,7 @@ class GoalOperations(ChargeOperations, HoldOperations):
             )
         )
 
+    @call
     def clear(
         self, thread_id: str, *, expected_goal_id: str | None = None, turn_id: str | None = None
     ) -> Goal | None:

@@ -1,8 +1,9 @@
-"""The handle of a hold: what a caller does with a part of a budget that is set aside for one call."""
+"""The handles of a hold: what a caller does with a part of a budget that is set aside for one call."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -20,40 +21,26 @@ from goal_state.domain.hold_requests import (
 from goal_state.domain.holds import HoldRecord
 from goal_state.domain.requests import Charge, Request
 from goal_state.errors import HoldEndedError
+from goal_state.operations.calls import call
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["Hold"]
+__all__ = ["Hold", "HoldHandle"]
 
 _OBSERVED_EVERY_SECONDS: Final = 1.0
 
 
-class Hold:
-    """A part of a goal's budgets, set aside for one call; `reserve` makes it.
-
-        with store.reserve("thread-1", tokens=12_000) as hold:
-            reply = client.messages.create(max_tokens=hold.tokens, …)
-            hold.settle(reply.usage, model=reply.model, response_id=reply.id)
-
-    A block that is left while the hold is live, by an exception or not, ends it as its call was left: with
-    what was `observed`, else in full as an estimate, since it may have been sent. A hold whose process dies
-    ends likewise when it expires.
+class HoldHandle(ABC):
+    """What is done with a hold, whether its calls are awaited (`AsyncHold`) or not (`Hold`).
 
     Attributes:
         record: the hold as it was when it was last read or changed through this handle.
         was_found: whether it had been reserved before, under the same key.
     """
 
-    def __init__(
-        self,
-        apply: Callable[[Request[Any]], Any],
-        record: HoldRecord,
-        *,
-        was_found: bool,
-    ) -> None:
+    def __init__(self, record: HoldRecord, *, was_found: bool) -> None:
         """Use `reserve`."""
-        self._apply = apply
         self.record: HoldRecord = record
         self.was_found: bool = was_found
         self._observation: ObserveHold | None = None
@@ -90,6 +77,7 @@ class Hold:
         """When it ends by itself, in UTC."""
         return self.record.expires_at
 
+    @call
     def settle(
         self,
         usage: object = None,
@@ -115,7 +103,7 @@ class Hold:
             HoldEndedError: it was settled with other figures, or released.
             IdempotencyConflictError, UsageOverflowError, InvalidValueError: as for `charge`.
         """
-        accounting: Accounting = self._apply(
+        return self._carry_out(
             Charge(
                 self.thread_id,
                 usage,
@@ -128,28 +116,29 @@ class Hold:
                 turn_id=turn_id,
                 tags=tags,
                 settles=self.hold_id,
-            )
+            ),
+            ends=True,
         )
-        self._is_over = True
-        return accounting
 
+    @call
     def release(self) -> None:
         """Gives everything back: the call was not sent, or was refused before the provider took it.
 
         Raises:
             HoldEndedError: it has ended in another way.
         """
-        self.record = self._apply(ReleaseHold(self.hold_id))
-        self._is_over = True
+        return self._carry_out(ReleaseHold(self.hold_id), ends=True)
 
+    @call
     def dispatched(self) -> None:
         """Notes that the call may be sent from now on, where it was reserved with `dispatched=False`.
 
         Raises:
             HoldEndedError: it has ended.
         """
-        self.record = self._apply(DispatchHold(self.hold_id))
+        return self._carry_out(DispatchHold(self.hold_id))
 
+    @call
     def observed(
         self,
         usage: object = None,
@@ -165,14 +154,11 @@ class Hold:
             HoldEndedError: it has ended.
             InvalidValueError: a value is malformed.
         """
-        observation = ObserveHold(self.hold_id, usage, tokens, cost, model or self.record.model)
-        now = time.monotonic()
-        if now - self._observed_at < _OBSERVED_EVERY_SECONDS:
-            self._observation = observation
-            return
-        self._observe(observation)
-        self._observed_at = now
+        return self._observe(
+            ObserveHold(self.hold_id, usage, tokens, cost, model or self.record.model)
+        )
 
+    @call
     def extend(self, seconds: float) -> None:
         """Has the hold expire so many seconds from now.
 
@@ -180,22 +166,103 @@ class Hold:
             HoldEndedError: it has ended.
             InvalidValueError: it is no time from a millisecond to 366 days.
         """
-        self.record = self._apply(ExtendHold(self.hold_id, seconds))
+        return self._carry_out(ExtendHold(self.hold_id, seconds))
 
+    @call
     def cut(self) -> None:
         """Ends the hold of a call that was cut: with what was `observed`, else in full as an estimate (with
         `unknown="release"`: with nothing). A settlement that comes later adds what is missing. A hold that
         has ended stays as it is.
         """
-        if self._observation is not None:
-            with suppress(HoldEndedError):  # it has expired: what it charged then stands
-                self._observe(self._observation)
-        self.record = self._apply(EndHold(self.hold_id))
-        self._is_over = True
+        return self._cut()
+
+    @abstractmethod
+    def _carry_out(self, request: Request[Any], *, ends: bool = False) -> Any:
+        """Carries out a request about the hold; returns its result, unless that is the hold as it is then.
+
+        Args:
+            request: the request.
+            ends: whether it ends the hold.
+        """
+
+    @abstractmethod
+    def _observe(self, observation: ObserveHold) -> Any:
+        """Writes an observation, or keeps it for later where the last one was written a moment ago."""
+
+    @abstractmethod
+    def _cut(self) -> Any:
+        """See `cut`."""
+
+    def _took(self, result: Any, *, ends: bool) -> Any:
+        """Notes what a request has made of the hold."""
+        if ends:
+            self._is_over = True
+        if not isinstance(result, HoldRecord):
+            return result
+        self.record = result
+        return None
+
+    def _may_observe(self, observation: ObserveHold) -> bool:
+        """Whether an observation is to be written now; if not, it is kept for when the hold is cut."""
+        if time.monotonic() - self._observed_at >= _OBSERVED_EVERY_SECONDS:
+            return True
+        self._observation = observation
+        return False
+
+    def _has_observed(self) -> None:
+        """Notes that an observation was written."""
+        self._observation = None
+        self._observed_at = time.monotonic()
+
+    def __repr__(self) -> str:
+        parts = [f"{self.tokens} tokens"] if self.tokens else []
+        if self.record.cost_nanos:
+            parts.append(f"cost {self.cost:f}")
+        if self.calls:
+            parts.append(f"{self.calls} calls")
+        return f"<{type(self).__name__} {self.hold_id} of {self.thread_id!r}: {', '.join(parts)}>"
+
+
+class Hold(HoldHandle):
+    """A part of a goal's budgets, set aside for one call; `reserve` makes it.
+
+        with store.reserve("thread-1", tokens=12_000) as hold:
+            reply = client.messages.create(max_tokens=hold.tokens, …)
+            hold.settle(reply.usage, model=reply.model, response_id=reply.id)
+
+    A block that is left while the hold is live, by an exception or not, ends it as its call was left: with
+    what was `observed`, else in full as an estimate, since it may have been sent. A hold whose process dies
+    ends likewise when it expires.
+
+    Attributes:
+        record: the hold as it was when it was last read or changed through this handle.
+        was_found: whether it had been reserved before, under the same key.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[Request[Any]], Any],
+        record: HoldRecord,
+        *,
+        was_found: bool,
+    ) -> None:
+        """Use `reserve`."""
+        super().__init__(record, was_found=was_found)
+        self._apply = apply
+
+    def _carry_out(self, request: Request[Any], *, ends: bool = False) -> Any:
+        return self._took(self._apply(request), ends=ends)
 
     def _observe(self, observation: ObserveHold) -> None:
-        self.record = self._apply(observation)
-        self._observation = None
+        if self._may_observe(observation):
+            self._carry_out(observation)
+            self._has_observed()
+
+    def _cut(self) -> None:
+        if self._observation is not None:
+            with suppress(HoldEndedError):  # it has expired: what it charged then stands
+                self._carry_out(self._observation)
+        self._carry_out(EndHold(self.hold_id), ends=True)
 
     def __enter__(self) -> Self:
         return self
@@ -208,11 +275,3 @@ class Hold:
     ) -> None:
         if not self._is_over:
             self.cut()
-
-    def __repr__(self) -> str:
-        parts = [f"{self.tokens} tokens"] if self.tokens else []
-        if self.record.cost_nanos:
-            parts.append(f"cost {self.cost:f}")
-        if self.calls:
-            parts.append(f"{self.calls} calls")
-        return f"<Hold {self.hold_id} of {self.thread_id!r}: {', '.join(parts)}>"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from goal_state.domain.goals import Goal
 from goal_state.domain.hold_requests import ClaimGoal, ExpireHolds, Reserve, ResumeDue
 from goal_state.domain.requests import Request
 from goal_state.domain.values import check_time_ms
+from goal_state.operations.async_hold import reservation
+from goal_state.operations.calls import call
 from goal_state.operations.hold import Hold
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class HoldOperations(ABC):
     def apply(self, request: Request[Result]) -> Result:
         """Carries out a request and returns its result."""
 
+    @reservation
     def reserve(
         self,
         thread_id: str,
@@ -91,7 +94,7 @@ class HoldOperations(ABC):
             ClaimOvertakenError: another owner has claimed the goal since.
             InvalidValueError: a value is out of its bounds.
         """
-        record, was_found = self.apply(
+        return self._grant(
             Reserve(
                 thread_id,
                 tokens=tokens,
@@ -110,8 +113,8 @@ class HoldOperations(ABC):
                 claim=claim,
             )
         )
-        return Hold(self.apply, record, was_found=was_found)
 
+    @call
     def expire_holds(self) -> int:
         """Ends every hold that has expired, as the next change of its goal would: a call that may have been
         sent is charged with what was observed of it, else in full as an estimate.
@@ -119,11 +122,9 @@ class HoldOperations(ABC):
         Returns:
             How many there were.
         """
-        count = 0
-        while some := self.apply(ExpireHolds()):
-            count += some
-        return count
+        return self._apply_while_some(ExpireHolds(), 0)
 
+    @call
     def claim(self, thread_id: str, owner: str, seconds: float) -> Goal:
         """Makes an owner the only one who runs the goal, for so many seconds from now; again, to go on.
 
@@ -143,6 +144,7 @@ class HoldOperations(ABC):
         """
         return self.apply(ClaimGoal(thread_id, owner, seconds))
 
+    @call
     def resume_due(self, now: datetime | None = None) -> list[Goal]:
         """Makes the `usage_limited` goals active again whose `resume_at` has come; `budget_limited` where a
         budget is reached. Of many who call it each goal is given to exactly one.
@@ -157,7 +159,15 @@ class HoldOperations(ABC):
             InvalidValueError: the time has no time zone.
         """
         now_ms = None if now is None else check_time_ms("now", now)
-        resumed: list[Goal] = []
-        while some := self.apply(ResumeDue(now_ms, _RESUMED_AT_ONCE)):
-            resumed += some
-        return resumed
+        return self._apply_while_some(ResumeDue(now_ms, _RESUMED_AT_ONCE), [])
+
+    def _grant(self, request: Reserve) -> Any:
+        """Carries out a reservation and returns a handle of the hold."""
+        record, was_found = self.apply(request)
+        return Hold(self.apply, record, was_found=was_found)
+
+    def _apply_while_some(self, request: Request[Any], results: Any) -> Any:
+        """Carries out a request again and again until nothing is left for it to do; its results added up."""
+        while some := self.apply(request):
+            results += some
+        return results

@@ -7,19 +7,26 @@ position the log is settled, how callers share a commit, and what an error of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Engine
 
 from goal_state.storage.options import Progress
 from goal_state.storage.repository import GoalRepository
 
-__all__ = ["Backend", "Migrations"]
+__all__ = ["Backend", "Migrations", "Outcome"]
 
 Result = TypeVar("Result")
+
+
+class Outcome(NamedTuple):
+    """What became of a request: it raised the error, or returned the result."""
+
+    result: Any
+    error: BaseException | None
 
 
 class Migrations(Protocol):
@@ -90,6 +97,10 @@ class Backend(Protocol):
         transaction with other callers' requests, run on another caller's thread, and run again after a
         rollback.
         """
+        ...
+
+    def write_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
+        """As `write` for each of several requests, in their order and in as few transactions as it takes."""
         ...
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
 from goal_state.domain.tariff import Tariff
 from goal_state.errors import ForkedStoreError, RequestError, StoreClosedError, fresh
-from goal_state.storage.backend import Migrations
+from goal_state.storage.backend import Migrations, Outcome
 from goal_state.storage.forks import FileIdentity, register, until_held, while_connecting
 from goal_state.storage.options import Durability, Progress, check_busy_timeout, check_durability
 from goal_state.storage.repository import GoalRepository
@@ -196,6 +196,11 @@ class SqliteBackend:
         if self._refusal is not None:
             raise fresh(self._refusal)
         return self._writer.group(work)
+
+    def write_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
+        """See `Backend`."""
+        self.check_open()
+        return self._writer.group_together(works)
 
     def transact(self, work: Callable[[GoalRepository], Result]) -> Result:
         """See `Backend`."""

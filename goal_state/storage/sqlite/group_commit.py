@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Generic, TypeVar, cast
 
 from goal_state.errors import (
@@ -34,6 +34,7 @@ from goal_state.errors import (
     StoreClosedError,
     fresh,
 )
+from goal_state.storage.backend import Outcome
 from goal_state.storage.locks import is_mine
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.sqlite.executor import Executor
@@ -63,6 +64,7 @@ class _Call(Generic[Result]):
         "error",
         "leader",
         "leads",
+        "others",
         "result",
         "wake_up",
         "work",
@@ -81,11 +83,24 @@ class _Call(Generic[Result]):
         # Of its transaction; shared with the other calls in that.
         self.commits: list[object] = []
         self.result: Result | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        # That come from the same caller, who leads them all by itself.
+        self.others: Sequence[_Call[Any]] = ()
 
     @property
     def done(self) -> bool:
         return bool(self.commits) or self.error is not None
+
+    @property
+    def may_be_led(self) -> bool:
+        """Whether another caller may carry it out, in its own group."""
+        return not (self.alone or self.others)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it, with an error of its own, without the frames of the leader's thread."""
+        error = self.error
+        return Outcome(self.result, fresh(error) if isinstance(error, GoalStateError) else error)
 
 
 class Writer:
@@ -146,6 +161,25 @@ class Writer:
         of another caller. It raises nothing but `GoalStateError`s.
         """
         return self._submit(_Call(work, alone=False))
+
+    def group_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
+        """As `group` for each of several requests of one caller, in their order. One that raises anything
+        else than a `GoalStateError` has that for its outcome, and leaves the others alone.
+        """
+        calls = [_Call(work, alone=False) for work in works]
+        own, own.others = calls[0], calls[1:]
+        try:
+            self._join_queue(own)
+            if not own.done:
+                self._lead(own)
+        except BaseException as error:
+            if len(works) == 1 and not own.done:
+                own.error = error
+            # Whoever was the cause, each of the others is tried by itself.
+            return [
+                call.outcome if call.done else self.group_together([call.work])[0] for call in calls
+            ]
+        return [call.outcome for call in calls]
 
     def alone(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Carries out a host's work: once, on this thread, in a transaction of its own."""
@@ -221,7 +255,6 @@ class Writer:
         if not call.done:
             self._lead(call)
         if call.error is not None:
-            # A fresh error, without the frames of the leader's thread.
             raise fresh(call.error) from call.error.__cause__
         return cast(Result, call.result)
 
@@ -270,7 +303,7 @@ class Writer:
     # -- leader ------------------------------------------------------------------------------------
 
     def _lead(self, own: _Call[Any]) -> None:
-        group = [own]
+        group = [own, *own.others]
         try:
             with self.lock, self._at_work:
                 if own.done:  # by a leader that was taken for an interrupted one
@@ -285,12 +318,12 @@ class Writer:
                     except BaseException:
                         # This leader was interrupted. The followers' calls are left to the next one.
                         with self._queue_lock:
-                            self._requeue(group)
+                            self._requeue(group[1 + len(own.others) :])
                         raise
         finally:
             self._hand_over_lead()
-            for call in group:
-                if call.done and call is not own:
+            for call in group[1 + len(own.others) :]:
+                if call.done:
                     _release(call.wake_up)
 
     # Loops under a lock are in functions of their own, see `locks`.
@@ -303,14 +336,14 @@ class Writer:
 
     def _move_into(self, group: list[_Call[Any]]) -> None:
         own = group[0]
-        while self._waiting and len(group) < _MAX_GROUP and not self._waiting[0].alone:
+        while self._waiting and len(group) < _MAX_GROUP and self._waiting[0].may_be_led:
             call = self._waiting.popleft()
             if call is not own and not call.done and call.caller.locked():
                 call.leader = self._leader
                 group.append(call)
 
-    def _requeue(self, group: list[_Call[Any]]) -> None:
-        for call in reversed(group[1:]):
+    def _requeue(self, followers: list[_Call[Any]]) -> None:
+        for call in reversed(followers):
             if not call.done:
                 call.leader = None
                 self._waiting.appendleft(call)
@@ -335,15 +368,20 @@ class Writer:
             for call in group:
                 call.error = self.refusal
             return
-        if self._run_in_one_transaction(group):
-            return
-        # One of them failed, maybe after it had begun to write. All of them were rolled back, and each one
-        # is tried in a transaction of its own.
-        for call in group:
-            self._run_in_one_transaction([call])
+        while group:
+            failed = self._run_in_one_transaction(group)
+            if failed is None:
+                return
+            # A request failed, maybe after it had begun to write, and all of them were rolled back. Those
+            # before it are carried out without it, and it is tried in a transaction of its own.
+            self._run_group(group[:failed])
+            self._run_in_one_transaction([group[failed]])
+            group = group[failed + 1 :]
 
-    def _run_in_one_transaction(self, group: list[_Call[Any]]) -> bool:
-        """Runs a group in one transaction; False if it was rolled back and each call is to be tried alone."""
+    def _run_in_one_transaction(self, group: list[_Call[Any]]) -> int | None:
+        """Runs a group in one transaction, which settles every call of it; where one of several failed, all
+        of it was rolled back, and its place in the group is returned.
+        """
         commits: list[object] = []
         for call in group:
             call.commits = commits
@@ -351,23 +389,23 @@ class Writer:
             self._transact(commits, lambda: self._run_requests(group))
         except _RequestFailedError as failed:
             if len(group) > 1:
-                return False
+                return failed.place
             group[0].error = failed.error
         except (DatabaseError, ForkedStoreError) as error:  # the fault of no single request
             for call in group:
                 call.error = error
-        return True
+        return None
 
     def _run_requests(self, group: list[_Call[Any]]) -> None:
-        for call in group:
+        for place, call in enumerate(group):
             try:
                 call.result = call.work(self._repository)
             except _NOT_FROM_A_REQUEST:
                 raise
             except (GoalStateError, sqlite3.Error) as error:
                 if isinstance(error, sqlite3.Error):
-                    raise _RequestFailedError(self._executor.failed(error)) from error
-                raise _RequestFailedError(error) from None
+                    raise _RequestFailedError(self._executor.failed(error), place) from error
+                raise _RequestFailedError(error, place) from None
 
     def _run_alone(self, own: _Call[Any]) -> None:
         if self.refusal is not None:
@@ -426,9 +464,10 @@ class _BlockFailedError(Exception):
 class _RequestFailedError(Exception):
     """Wraps the error of a request, to tell it apart from an exception that interrupts the leader."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, place: int) -> None:
         super().__init__(error)
         self.error = error
+        self.place = place  # in its group
 
 
 def nested_call() -> NestedCallError:
