@@ -30,7 +30,7 @@ Work = Callable[..., Any]
 class _Job:
     """One call, from the loop that waits for it to the thread that carries it out and back."""
 
-    __slots__ = ("_take_back", "future", "is_abandoned", "is_kept", "outcome", "work")
+    __slots__ = ("_take_back", "future", "is_abandoned", "outcome", "work")
 
     def __init__(
         self,
@@ -38,18 +38,15 @@ class _Job:
         future: asyncio.Future[Any] | None = None,
         *,
         take_back: Callable[[Any], None] | None = None,
-        is_kept: bool = False,
     ) -> None:
         """
         Args:
             work: what to carry out.
             future: what its caller waits for; None where nobody does.
             take_back: called with the result where nobody is left to have it, on any thread, maybe twice.
-            is_kept: whether it is carried out although its caller was cancelled before it was begun.
         """
         self.work: Final = work
         self.future: Final = future
-        self.is_kept: Final = is_kept
         self.is_abandoned = False
         self.outcome: Outcome | None = None
         self._take_back = take_back
@@ -147,7 +144,7 @@ class Lane:
             StoreClosedError: the lane was stopped.
         """
         future = asyncio.get_running_loop().create_future()
-        self._put(_Job(work, future, is_kept=True))
+        self._put(_Job(work, future))
         return future
 
     def post(self, work: Work) -> None:
@@ -220,7 +217,7 @@ class Lane:
                 job = self._jobs.popleft()
             except IndexError:
                 break
-            if job.is_kept or not job.is_abandoned:
+            if not job.is_abandoned:
                 jobs.append(job)
         if not jobs:
             return bool(self._jobs)
