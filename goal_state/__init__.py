@@ -77,7 +77,7 @@ from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 
 if TYPE_CHECKING:
-    from goal_state.aio import AsyncConsumer, AsyncGoalStore
+    from goal_state.aio import AsyncConsumer, AsyncGoalMeter, AsyncGoalStore
     from goal_state.delivery.consumers import Consumer
     from goal_state.meter import ExhaustedBudget, GoalMeter, Reading
     from goal_state.storage.verification import Difference
@@ -87,6 +87,7 @@ __all__ = [
     "Accounting",
     "AccountingMode",
     "AsyncConsumer",
+    "AsyncGoalMeter",
     "AsyncGoalStore",
     "AsyncHold",
     "Breakdown",
@@ -168,6 +169,7 @@ __version__: str
 
 _LATER = {
     "AsyncConsumer": "goal_state.aio",
+    "AsyncGoalMeter": "goal_state.aio",
     "AsyncGoalStore": "goal_state.aio",
     "Consumer": "goal_state.delivery.consumers",
     "Difference": "goal_state.storage.verification",

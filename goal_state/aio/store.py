@@ -219,8 +219,12 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
 
     def send(self, request: Request[Any]) -> asyncio.Future[Any]:
         """See `HoldCalls`."""
+        return self.send_work(self._store.work_of(request))
+
+    def send_work(self, work: Callable[[GoalRepository], Any]) -> asyncio.Future[Any]:
+        """As `carry_out`, whatever becomes of who waits for it."""
         self._check()
-        return self._writes.send(self._store.work_of(request))
+        return self._writes.send(work)
 
     def post(self, request: Request[Any]) -> None:
         """See `HoldCalls`."""

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Literal, TypeVar
 
 from goal_state.domain.goals import KEEP, Goal, GoalStatus, Keep
+from goal_state.operations.calls import call
 from goal_state.storage.repository import GoalRepository
 
 __all__ = ["GoalChanges"]
@@ -28,6 +29,7 @@ class GoalChanges(ABC):
 
     # -- changes caused by the turn ----------------------------------------------------------------
 
+    @call
     def create_goal(
         self,
         objective: str,
@@ -56,6 +58,7 @@ class GoalChanges(ABC):
             )
         )
 
+    @call
     def complete_goal(self) -> Goal:
         """The model has reached the goal, which takes its last charge first.
 
@@ -68,6 +71,7 @@ class GoalChanges(ABC):
             )
         )
 
+    @call
     def block_goal(self, reason: str | None = None) -> Goal:
         """The turn failed, or waits for somebody; the goal is blocked.
 
@@ -84,6 +88,7 @@ class GoalChanges(ABC):
             )
         )
 
+    @call
     def usage_limited(self, resume_at: datetime | None = None) -> Goal:
         """The provider refuses more usage for now.
 
@@ -105,6 +110,7 @@ class GoalChanges(ABC):
 
     # -- changes from outside ----------------------------------------------------------------------
 
+    @call
     def set_goal(
         self,
         *,
@@ -134,6 +140,7 @@ class GoalChanges(ABC):
             )
         )
 
+    @call
     def clear_goal(self, *, turn_id: str | None = None) -> Goal | None:
         """Somebody removes the goal. As `GoalStore.clear`; charges what is due first."""
         return self._change(lambda repository, _: repository.clear(self.thread_id, turn_id=turn_id))

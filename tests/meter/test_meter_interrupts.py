@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 WHERE = tuple(
     f"goal_state.{name}"
     for name in (
-        *("meter.goal_meter", "meter.changes", "meter.settling", "meter.state"),
+        *("meter.goal_meter", "meter.calls", "meter.changes", "meter.settling", "meter.state"),
         *("storage.repository", "storage.charges", "storage.totals"),
         *("storage.goals", "storage.baselines", "storage.ledger"),
         *("domain.charging", "domain.totals", "domain.requests"),
