@@ -30,9 +30,9 @@ class AsyncGoalMeter(Awaited, MeterCalls):
         async with meter.turn("turn-1"):
             reading = await meter.charge(response.usage, response_id=response.id)
 
-    Tasks may share one; their calls take turns. A call that is cancelled before its turn has come does nothing.
-    After that it is carried out, and the cancellation leaves then: a turn that it ended has ended, one that it
-    was to begin has not begun.
+    Tasks may share one; their calls take turns. A call that is cancelled before its turn has come does
+    nothing. After that it is carried out, and the cancellation leaves then: a turn that it ended has ended,
+    one that it was to begin has not begun.
     """
 
     def __init__(

@@ -161,17 +161,18 @@ def test_a_block_whose_hold_was_observed_charges_that_at_least_when_it_is_cancel
 
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_a_cancellation_leaves_a_block_once_its_hold_has_ended(database: Path, times: int) -> None:
-    async def block(store: AsyncGoalStore) -> None:
+    async def block(store: AsyncGoalStore, is_held: asyncio.Event) -> None:
         async with store.reserve("t", tokens=USED):
+            is_held.set()
             await asyncio.Event().wait()
 
     async def run() -> None:
         async with AsyncGoalStore.open(database, durability="normal") as store:
             with GoalStore.open(database, durability="normal") as other:
                 other.create("t", "Ship")
-                task = asyncio.create_task(block(store))
-                while not other.holds("t"):
-                    await asyncio.sleep(0.001)
+                is_held = asyncio.Event()
+                task = asyncio.create_task(block(store, is_held))
+                await is_held.wait()
                 with other.transaction():  # so that the hold cannot end yet
                     for _ in range(times):
                         task.cancel()
