@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import (
+    aio,
     memory,
     pages,
     peers,
@@ -32,7 +33,7 @@ from benchmarks.measure import FULL, MEDIUM, QUICK, Figure, Scale
 
 GROUPS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     module.GROUP: module.run
-    for module in (single, threads, processes, start, size, pages, memory, rollout_tail, peers)
+    for module in (single, threads, aio, processes, start, size, pages, memory, rollout_tail, peers)
 }
 SCALES = {"quick": QUICK, "medium": MEDIUM, "full": FULL}
 

@@ -12,21 +12,21 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from goal_state import Goal, GoalRepository, GoalStore, TokenUsage
 
-__all__ = ["BUDGET", "OBJECTIVE", "Limit", "new_file"]
+__all__ = ["BUDGET", "CHARGE", "EVENT", "GOAL", "OBJECTIVE", "Limit", "charged", "new_file"]
 
 OBJECTIVE: Final = "Ship the parser, with tests for every branch of it"
 BUDGET: Final = 10**15
 
-_GOAL = (
+GOAL = (
     "SELECT goal_id, status, token_budget, tokens_used, time_used_ms, updated_at_ms, unpriced_tokens"
     " FROM goal_state_goals WHERE thread_id = ?"
 )
 _WHOLE_GOAL = f"SELECT {', '.join(Goal.__slots__)} FROM goal_state_goals WHERE thread_id = ?"
-_CHARGE = (
+CHARGE = (
     "UPDATE goal_state_goals SET tokens_used = ?, time_used_ms = ?, updated_at_ms = ?,"
     " unpriced_tokens = ? WHERE goal_id = ?"
 )
@@ -34,7 +34,7 @@ _CHARGE_AND_LIMIT = (
     "UPDATE goal_state_goals SET status = 'budget_limited', tokens_used = ?, time_used_ms = ?,"
     " updated_at_ms = ?, unpriced_tokens = ? WHERE goal_id = ?"
 )
-_EVENT = (
+EVENT = (
     "INSERT INTO goal_state_events (event_id, kind, thread_id, goal_id, turn_id, goal_status,"
     " previous_status, token_budget, tokens_delta, time_delta_ms, cumulative_tokens,"
     " cumulative_time_ms, idempotency_key, replaced_goal_id, occurred_at_ms, unpriced_tokens_delta,"
@@ -71,6 +71,21 @@ def new_file(path: Path, threads: Sequence[str]) -> Path:
     with GoalStore.open(path, durability="normal") as store:
         store.transact(fill)
     return path
+
+
+def charged(
+    goal: Sequence[Any], thread_id: str, tokens: int, time_ms: int, turn_id: str
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The values of `CHARGE` and `EVENT` for one charge below the budget of a goal, as `GOAL` reads it."""
+    goal_id, status, budget, used, time_used, updated, unpriced = goal
+    used, time_used = used + tokens, time_used + time_ms
+    now_ms = time.time_ns() // 1_000_000
+    change = (used, time_used, max(now_ms, updated), unpriced + tokens, goal_id)
+    event = (
+        *(_id(now_ms), "usage_accounted", thread_id, goal_id, turn_id, status, status, budget),
+        *(tokens, time_ms, used, time_used, None, now_ms, tokens, 0, 0),
+    )
+    return change, event
 
 
 def _id(now_ms: int) -> str:
@@ -113,7 +128,7 @@ class Limit:
     ) -> str:
         """One charge inside of the transaction that is open."""
         execute = self.cursor.execute
-        goal = execute(_GOAL, (thread_id,)).fetchone()
+        goal = execute(GOAL, (thread_id,)).fetchone()
         goal_id, before, budget, used, time_used, updated, unpriced = goal
         if before not in ("active", "budget_limited"):
             return goal_id
@@ -124,11 +139,11 @@ class Limit:
             status = "budget_limited"
         now_ms = time.time_ns() // 1_000_000
         execute(
-            _CHARGE if status == before else _CHARGE_AND_LIMIT,
+            CHARGE if status == before else _CHARGE_AND_LIMIT,
             (used, time_used, max(now_ms, updated), unpriced + tokens, goal_id),
         )
         execute(
-            _EVENT,
+            EVENT,
             (
                 _id(now_ms),
                 "usage_accounted",
@@ -151,7 +166,7 @@ class Limit:
         )
         if status != before:
             execute(
-                _EVENT,
+                EVENT,
                 (
                     _id(now_ms),
                     "status_changed",

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 GROUPS = {
     "single",
     "threads",
+    "aio",
     "processes",
     "start",
     "size",
