@@ -99,6 +99,7 @@ demo: $(VENV)/.installed ## recorded rollouts under and over their budget; a sma
 	@echo; echo '# A small agent with a budget, against a scripted model.'; echo
 	@$(BIN)/python examples/agent.py
 	@$(BIN)/python examples/budgets.py
+	@$(BIN)/python examples/async_agents.py
 
 # -- checks ------------------------------------------------------------------------------------------
 

@@ -82,24 +82,26 @@ class Opening:
             await self._store.__aexit__(kind, error, traceback)
 
 
-def _opening(open_store: Callable[P, GoalStore]) -> Callable[P, Opening]:
+def _opening(open_store: Callable[P, GoalStore]) -> Callable[[object], Callable[P, Opening]]:
+    """Declares what opens a store as another function does."""
+
     @functools.wraps(open_store)
     def opening(*args: P.args, **options: P.kwargs) -> Opening:
         return Opening(lambda: open_store(*args, **options))
 
-    return opening
+    return lambda _: opening
 
 
 def _at_length(
     method: Callable[Concatenate[GoalStore, P], Result],
-) -> Callable[Concatenate[AsyncGoalStore, P], Coroutine[Any, Any, Result]]:
-    """A call of the store that may take seconds: on a thread that no other call waits for meanwhile."""
+) -> Callable[[object], Callable[Concatenate[AsyncGoalStore, P], Coroutine[Any, Any, Result]]]:
+    """Declares an awaited call that is like a method of the store, and may take seconds."""
 
     @functools.wraps(method)
     async def at_length(store: AsyncGoalStore, *args: P.args, **options: P.kwargs) -> Result:
         return await store.call_at_length(lambda inner: method(inner, *args, **options))
 
-    return at_length
+    return lambda _: at_length
 
 
 class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
@@ -140,7 +142,10 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
         # Of a store that nobody closed no thread is left.
         weakref.finalize(self, _stop, self._lanes).atexit = False
 
-    open = staticmethod(_opening(GoalStore.open))
+    @staticmethod
+    @_opening(GoalStore.open)
+    def open() -> None:
+        """See `GoalStore.open`."""
 
     @property
     def counted_tokens(self) -> CountedTokens:
@@ -326,10 +331,21 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
 
     # -- the whole store ---------------------------------------------------------------------------
 
-    prune_events = _at_length(GoalStore.prune_events)
-    backup = _at_length(GoalStore.backup)
-    restore = _at_length(GoalStore.restore)
-    import_lines = _at_length(GoalStore.import_lines)
+    @_at_length(GoalStore.prune_events)
+    def prune_events(self) -> None:
+        """See `GoalStore.prune_events`."""
+
+    @_at_length(GoalStore.backup)
+    def backup(self) -> None:
+        """See `GoalStore.backup`."""
+
+    @_at_length(GoalStore.restore)
+    def restore(self) -> None:
+        """See `GoalStore.restore`."""
+
+    @_at_length(GoalStore.import_lines)
+    def import_lines(self) -> None:
+        """See `GoalStore.import_lines`."""
 
     async def export_lines(self) -> AsyncIterator[str]:
         """Everything in the store as lines of JSON, as of one snapshot, in bounded memory.

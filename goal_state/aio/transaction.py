@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -121,18 +122,18 @@ class _UndoneError(Exception):
     """Tells the store's own block that it failed; raised nowhere."""
 
 
-def _awaited(
+def _like(
     read: Callable[Concatenate[GoalRepository, P], Result],
-) -> Callable[Concatenate[AsyncGoalRepository, P], Coroutine[Any, Any, Result]]:
+) -> Callable[[object], Callable[Concatenate[AsyncGoalRepository, P], Coroutine[Any, Any, Result]]]:
+    """Declares an awaited call that is like a method of the repository in all but that."""
+
+    @functools.wraps(read)
     async def awaited(
         repository: AsyncGoalRepository, *args: P.args, **options: P.kwargs
     ) -> Result:
         return await repository.run(lambda inner: read(inner, *args, **options))
 
-    awaited.__name__ = awaited.__qualname__ = read.__name__
-    awaited.__doc__ = read.__doc__
-    awaited.__wrapped__ = read  # pyright: ignore[reportFunctionMemberAccess]
-    return awaited
+    return lambda _: awaited
 
 
 class AsyncGoalRepository(Awaited, GoalOperations):
@@ -147,15 +148,41 @@ class AsyncGoalRepository(Awaited, GoalOperations):
         """Runs work with the repository, on the transaction's thread."""
         return await self._block.call(partial(work, self._repository))
 
-    get = _awaited(GoalRepository.get)
-    goals_page = _awaited(GoalRepository.goals_page)
-    count = _awaited(GoalRepository.count)
-    usage = _awaited(GoalRepository.usage)
-    baseline = _awaited(GoalRepository.baseline)
-    children = _awaited(GoalRepository.children)
-    holds = _awaited(GoalRepository.holds)
-    headroom = _awaited(GoalRepository.headroom)
-    breakdown = _awaited(GoalRepository.breakdown)
+    @_like(GoalRepository.get)
+    def get(self) -> None:
+        """See `GoalRepository.get`."""
+
+    @_like(GoalRepository.goals_page)
+    def goals_page(self) -> None:
+        """See `GoalRepository.goals_page`."""
+
+    @_like(GoalRepository.count)
+    def count(self) -> None:
+        """See `GoalRepository.count`."""
+
+    @_like(GoalRepository.usage)
+    def usage(self) -> None:
+        """See `GoalRepository.usage`."""
+
+    @_like(GoalRepository.baseline)
+    def baseline(self) -> None:
+        """See `GoalRepository.baseline`."""
+
+    @_like(GoalRepository.children)
+    def children(self) -> None:
+        """See `GoalRepository.children`."""
+
+    @_like(GoalRepository.holds)
+    def holds(self) -> None:
+        """See `GoalRepository.holds`."""
+
+    @_like(GoalRepository.headroom)
+    def headroom(self) -> None:
+        """See `GoalRepository.headroom`."""
+
+    @_like(GoalRepository.breakdown)
+    def breakdown(self) -> None:
+        """See `GoalRepository.breakdown`."""
 
     async def apply(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: Request[Result]
