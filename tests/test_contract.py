@@ -19,6 +19,7 @@ from goal_state.testing.contract import (
     StoreContract,
     Subject,
 )
+from tests.in_memory import open_in_memory
 
 
 def _plain_engine(path: Path) -> Engine:
@@ -28,7 +29,7 @@ def _plain_engine(path: Path) -> Engine:
 
 SUBJECTS: dict[str, Callable[..., Subject]] = {
     "file": lambda path, **options: Subject(GoalStore.open(path, durability="normal", **options)),
-    "memory": lambda _, **options: Subject(GoalStore.open(":memory:", **options)),
+    "memory": lambda _, **options: Subject(open_in_memory(**options)),
     "host": lambda path, **options: CommittingHost(create_engine(path), **options),
     "host-with-plain-engine": lambda path, **options: CommittingHost(
         _plain_engine(path), **options

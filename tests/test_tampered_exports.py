@@ -19,6 +19,7 @@ from goal_state import GoalStatus, GoalStore, ThreadUsage, TokenUsage
 from goal_state.errors import NotAnExportError
 from goal_state.storage.exported_rows import CHECKED_COLUMNS
 from goal_state.storage.schema import metadata
+from tests.in_memory import open_in_memory
 from tests.proof.effort import IS_LONG
 
 Record = dict[str, Any]
@@ -107,7 +108,7 @@ def sealed(lines: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def exported() -> list[str]:
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         fill(store)
         return list(store.export_lines())
 
