@@ -62,7 +62,7 @@ from tests.processes import CHECKOUT
 # -- values ------------------------------------------------------------------------------------------
 
 AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-EXAMPLES = 1_000 if AT_LENGTH else 25
+EXAMPLES = 1_000 if AT_LENGTH else max(settings().max_examples // 2, 1)
 pytestmark = pytest.mark.timeout(900 if AT_LENGTH else 120)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
