@@ -58,9 +58,9 @@ SUBJECTS: dict[str, Callable[..., Subject]] = {
 
 # Three of them run all of the contract. What else a host can do otherwise lies in its engine, which begins a
 # transaction in its own way, and in whether a call was made and rolled back before: a kind of call meets
-# both, whatever its figures are. So our own engine runs the groups in which every kind of call is made, and not
-# those that make the same calls with many figures more. And hosts that only commit do what the others do after
-# they have rolled back; they show that what counts and prices does not live on that first attempt.
+# both, whatever its figures are. So our own engine runs the groups in which every kind of call is made, and
+# not those that make the same calls with many figures more. And hosts that only commit do what the others do
+# after they have rolled back; they show that what counts and prices does not live on that first attempt.
 GROUPS_OF_EVERY_CALL = (
     *(Creating, Changing, Charging, Totals, Clearing, Pricing),
     *(HoldEnds, HoldExpiry, Claims),
