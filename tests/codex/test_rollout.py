@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from goal_state.codex.rollout import (
@@ -246,7 +246,6 @@ turn_steps = st.lists(
 
 @pytest.mark.slow
 @given(turn_steps)
-@settings(max_examples=150, deadline=None)
 def test_forwards_backwards_and_compressed_agree(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, bool, str, int]]
 ) -> None:

@@ -44,7 +44,7 @@ class MemoryMachine(GoalMachine):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.handles = [LocalHandle(":memory:")]
+        self.handles = [LocalHandle(None)]
 
 
 @pytest.fixture
