@@ -499,7 +499,7 @@ def test_a_lease_of_a_clock_that_jumped_back_does_not_lock_the_name(store: GoalS
     assert claim(store, "audit", "one", now_ms - MAX_LEASE_MS) is None
 
 
-def test_a_lease_ends(store: GoalStore) -> None:
+def test_a_lease_that_has_ended_is_free(store: GoalStore) -> None:
     assert claim(store, "audit", "one", 1_000_000) == 0
     assert claim(store, "audit", "two", 1_009_999) is None
     assert claim(store, "audit", "two", 1_010_000) == 0

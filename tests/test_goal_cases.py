@@ -186,7 +186,9 @@ def with_last_charge_only(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("real_clock", [False, True], ids=["clock that stands", "real clock"])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_case(path: Path, made_once: Path, tmp_path: Path, *, real_clock: bool) -> None:
+def test_a_recorded_case_charges_exactly(
+    path: Path, made_once: Path, tmp_path: Path, *, real_clock: bool
+) -> None:
     case = json.loads(path.read_text())
     player = Player(Path(shutil.copy(made_once, tmp_path)), real_clock=real_clock)
     try:

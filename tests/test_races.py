@@ -380,7 +380,7 @@ def test_after_an_interrupt_the_store_goes_on(store: GoalStore) -> None:
     assert tokens_used(store) == 1
 
 
-def test_several_operations_in_one_transaction(store: GoalStore) -> None:
+def test_several_operations_in_one_transaction_are_all_kept(store: GoalStore) -> None:
     def work(repository: GoalRepository) -> str:
         repository.create("t", "Ship")
         repository.charge("t", tokens=5)

@@ -220,7 +220,7 @@ def test_a_store_in_memory_can_be_backed_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands(database: Path, tmp_path: Path) -> None:
+def test_the_commands_move_everything(database: Path, tmp_path: Path) -> None:
     runner = CliRunner()
 
     def run(*arguments: str | os.PathLike[str]) -> str:

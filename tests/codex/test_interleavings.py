@@ -278,7 +278,7 @@ class HubMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_any_interleaving(tmp_path: Path) -> None:
+def test_any_interleaving_restores_usage_once(tmp_path: Path) -> None:
     examples = count()
     with open_in_memory() as store:
         run_state_machine_as_test(

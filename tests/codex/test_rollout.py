@@ -83,7 +83,7 @@ def test_recorded_totals_are_those_that_clients_were_told(thread_id: str) -> Non
     assert usages[-1].total == TokenUsage(spent, cached, 0, made, reasoned, total)
 
 
-def test_meta_of_a_recorded_fork() -> None:
+def test_meta_of_a_recorded_fork_names_its_parent() -> None:
     found = RolloutReader(recorded(FORK)).meta
     assert found is not None
     assert found.thread_id == found.session_id == FORK
@@ -197,7 +197,7 @@ STATUSES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, TurnStatus]]]] =
 
 
 @pytest.mark.parametrize(("lines", "expected"), STATUSES.values(), ids=STATUSES)
-def test_turns_and_their_statuses(
+def test_turns_have_their_true_statuses(
     rollout: Write, lines: list[dict[str, Any]], expected: list[tuple[str, TurnStatus]]
 ) -> None:
     reader = rollout(meta(), *lines)

@@ -304,7 +304,7 @@ def test_what_meta_states_malformed_is_none(rollout: Write) -> None:
         (1_795_203_954, None),
     ],
 )
-def test_when_a_session_started(
+def test_a_malformed_start_of_a_session_is_none(
     rollout: Write, monkeypatch: pytest.MonkeyPatch, stated: Any, expected: datetime | None
 ) -> None:
     with monkeypatch.context() as patched:

@@ -46,7 +46,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_processes_are_killed(
+def test_killed_processes_lose_no_acknowledged_call(
     tmp_path: Path, shard: int, figures: Callable[[str, float], None]
 ) -> None:
     seed = 1_000 * shard + 7

@@ -49,7 +49,7 @@ class Creating:
         assert (event.idempotency_key, event.replaced_goal_id) == (None, None)
         assert event.occurred_at == goal.created_at
 
-    def test_create_without_a_budget(self, subject: Subject) -> None:
+    def test_create_without_a_budget_has_no_bound(self, subject: Subject) -> None:
         goal = subject.create("t", "Ship")
         assert (goal.token_budget, goal.has_token_budget, goal.remaining_tokens) == (
             None,
@@ -107,7 +107,7 @@ class Creating:
         assert (event.kind, event.replaced_goal_id) == (CREATED, old.goal_id)
         assert (event.turn_id, event.goal_status) == ("turn-2", PAUSED)
 
-    def test_replace_where_there_is_none(self, subject: Subject) -> None:
+    def test_replace_where_there_is_none_makes_one(self, subject: Subject) -> None:
         goal = subject.replace("t", "Ship")
         [event] = subject.events()
         assert (event.goal_id, event.replaced_goal_id) == (goal.goal_id, None)
