@@ -16,8 +16,9 @@ from typing import Final
 
 from goal_state import Goal, GoalRepository, GoalStore, TokenUsage
 
-__all__ = ["BUDGET", "OBJECTIVE", "Limit", "new_file"]
+__all__ = ["BUDGET", "BY_HAND", "OBJECTIVE", "Limit", "new_file", "new_id"]
 
+BY_HAND: Final = "sqlite3 by hand"
 OBJECTIVE: Final = "Ship the parser, with tests for every branch of it"
 BUDGET: Final = 10**15
 
@@ -73,7 +74,7 @@ def new_file(path: Path, threads: Sequence[str]) -> Path:
     return path
 
 
-def _id(now_ms: int) -> str:
+def new_id(now_ms: int) -> str:
     number = f"{now_ms:012x}7{os.urandom(10).hex()[1:]}"
     return f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
 
@@ -130,7 +131,7 @@ class Limit:
         execute(
             _EVENT,
             (
-                _id(now_ms),
+                new_id(now_ms),
                 "usage_accounted",
                 thread_id,
                 goal_id,
@@ -153,7 +154,7 @@ class Limit:
             execute(
                 _EVENT,
                 (
-                    _id(now_ms),
+                    new_id(now_ms),
                     "status_changed",
                     thread_id,
                     goal_id,

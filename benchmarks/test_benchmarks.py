@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUPS = {
     "single",
+    "costs",
+    "trees",
+    "holds",
     "threads",
     "processes",
     "start",
