@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import (
     costs,
     holds,
+    limits,
     memory,
     pages,
     peers,
@@ -40,6 +41,7 @@ GROUPS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         costs,
         trees,
         holds,
+        limits,
         threads,
         processes,
         start,

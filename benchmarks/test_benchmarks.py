@@ -13,6 +13,7 @@ GROUPS = {
     "costs",
     "trees",
     "holds",
+    "limits",
     "threads",
     "processes",
     "start",
