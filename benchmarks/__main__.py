@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import (
+    budgets,
     costs,
     holds,
     limits,
@@ -50,6 +51,7 @@ GROUPS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         memory,
         rollout_tail,
         peers,
+        budgets,
     )
 }
 SCALES = {"quick": QUICK, "medium": MEDIUM, "full": FULL}

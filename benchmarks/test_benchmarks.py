@@ -22,6 +22,7 @@ GROUPS = {
     "memory",
     "rollout",
     "peers",
+    "budgets",
 }
 
 
