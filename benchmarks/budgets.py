@@ -1,4 +1,4 @@
-"""A budget of a hundred calls to a fake provider of 2 ms: what we and other libraries keep of it when threads and
+"""A budget of a hundred calls to a fake provider of 2 ms: what we and others keep of it when threads and
 processes share it, a process dies, a response comes twice and a stream is cut; and what a call costs.
 """
 
