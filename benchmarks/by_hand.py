@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -61,16 +61,31 @@ _MOVE = (
 )
 
 
-def new_file(path: Path, threads: Sequence[str]) -> Path:
-    """A database with one active goal in each thread, and its usage baseline at zero."""
+_made: Final[dict[object, bytes]] = {}
+
+
+def new_file(
+    path: Path, threads: Sequence[str], more: Callable[[GoalRepository], None] | None = None
+) -> Path:
+    """A database with one active goal in each thread, and its usage baseline at zero; and what `more` adds.
+
+    What is made once is copied then: the migrations take longer than many a figure.
+    """
+    key = (tuple(threads), more)
+    if key in _made:
+        path.write_bytes(_made[key])
+        return path
 
     def fill(repository: GoalRepository) -> None:
         for thread in threads:
             repository.create(thread, OBJECTIVE, token_budget=BUDGET)
             repository.set_baseline(thread, TokenUsage())
+        if more is not None:
+            more(repository)
 
     with GoalStore.open(path, durability="normal") as store:
         store.transact(fill)
+    _made[key] = path.read_bytes()
     return path
 
 

@@ -112,13 +112,14 @@ def _beside_live(directory: Path, scale: Scale, durability: Durability) -> Figur
             new_file(directory / f"alone-{durability}.db", ["alone"]), durability=durability
         ) as alone,
     ):
+        live = LIVE if scale.rounds >= 5 else 10
 
         def fill(repository: GoalRepository) -> None:
-            for _ in range(LIVE):
+            for _ in range(live):
                 repository.reserve("crowded", tokens=10)
 
         crowded.transact(fill)
-        sides = {f"{LIVE:,} live": (crowded, "crowded"), "none": (alone, "alone")}
+        sides = {f"{live:,} live": (crowded, "crowded"), "none": (alone, "alone")}
         taken: dict[str, list[float]] = {name: [] for name in sides}
         calls = dear_calls(scale, durability)
         for number in range(scale.rounds + 1):
@@ -135,9 +136,9 @@ def _beside_live(directory: Path, scale: Scale, durability: Durability) -> Figur
 
         return compared(
             GROUP,
-            f"reserve with {LIVE:,} live holds on the goal, {durability.upper()}",
+            f"reserve with {live:,} live holds on the goal, {durability.upper()}",
             taken,
-            (f"{LIVE:,} live", "none"),
+            (f"{live:,} live", "none"),
             target=1.3,
             work=work,
         )

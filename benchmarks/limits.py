@@ -78,7 +78,7 @@ def run(directory: Path, scale: Scale) -> Iterator[Figure]:
         try:
             name = f"{side.name} {version(side.package)}{name.removeprefix(side.name)}"
             used: list[float] = []
-            for attempt in range(max(scale.rounds // 3, 1) + 1):
+            for attempt in range(max(scale.rounds // 5, 1) + 1):
                 place = directory / f"{number}-{attempt}"
                 place.mkdir()
                 with ProcessPoolExecutor(1, mp_context=context) as process:

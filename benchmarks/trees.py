@@ -94,39 +94,28 @@ def _two_ancestors(directory: Path, scale: Scale, durability: Durability) -> Ite
 
 def _deep(path: Path) -> Path:
     """A database with goals two below a root, and as many without a parent."""
-
-    def fill(repository: GoalRepository) -> None:
-        repository.create("root", OBJECTIVE, token_budget=BUDGET)
-        for number in range(10):
-            repository.create(f"middle-{number}", OBJECTIVE, token_budget=BUDGET, parent="root")
-        for number, leaf in enumerate(LEAVES):
-            parent = f"middle-{number % 10}"
-            repository.create(leaf, OBJECTIVE, token_budget=BUDGET, parent=parent)
-
-    return _filled(new_file(path, [f"flat-{leaf}" for leaf in LEAVES]), fill)
+    return new_file(path, [f"flat-{leaf}" for leaf in LEAVES], _two_below)
 
 
-def _wide(path: Path) -> Path:
-    """A database with many goals under one."""
-
-    def fill(repository: GoalRepository) -> None:
-        repository.create("root", OBJECTIVE, token_budget=BUDGET)
-        for number in range(CHILDREN):
-            repository.create(f"child-{number}", OBJECTIVE, token_budget=BUDGET, parent="root")
-
-    return _filled(path, fill)
+def _two_below(repository: GoalRepository) -> None:
+    repository.create("root", OBJECTIVE, token_budget=BUDGET)
+    for number in range(10):
+        repository.create(f"middle-{number}", OBJECTIVE, token_budget=BUDGET, parent="root")
+    for number, leaf in enumerate(LEAVES):
+        parent = f"middle-{number % 10}"
+        repository.create(leaf, OBJECTIVE, token_budget=BUDGET, parent=parent)
 
 
-def _filled(path: Path, fill: Callable[[GoalRepository], None]) -> Path:
-    with GoalStore.open(path, durability="normal") as store:
-        store.transact(fill)
-    return path
+def _many_below(repository: GoalRepository) -> None:
+    repository.create("root", OBJECTIVE, token_budget=BUDGET)
+    for number in range(CHILDREN):
+        repository.create(f"child-{number}", OBJECTIVE, token_budget=BUDGET, parent="root")
 
 
 def _many_children(directory: Path, scale: Scale) -> Iterator[Figure]:
     count = min(MANY, max(scale.threads))
     children = _children_of_workers(count)
-    limit = BudgetLimit(_wide(directory / "wide-by-hand.db"), durability="full")
+    limit = BudgetLimit(new_file(directory / "wide-by-hand.db", [], _many_below), durability="full")
     lock = threading.Lock()
 
     def locked(worker: str) -> None:
@@ -135,7 +124,7 @@ def _many_children(directory: Path, scale: Scale) -> Iterator[Figure]:
             limit.charge_up(child, 100, 250, "turn-1")
 
     try:
-        with GoalStore.open(_wide(directory / "wide.db")) as store:
+        with GoalStore.open(new_file(directory / "wide.db", [], _many_below)) as store:
 
             def grouped(worker: str) -> None:
                 store.charge(next(children[worker]), tokens=100, seconds=0.25, turn_id="turn-1")
