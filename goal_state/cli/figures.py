@@ -135,7 +135,7 @@ def budget_lines(goal: Goal) -> list[tuple[str, str]]:
         lines.append(
             (
                 "claimed",
-                f"by {printable(goal.claim_owner)} until {until} UTC, number {goal.claim_number:,}",
+                f"by {printable(goal.claim_owner)} until {until} UTC, number {goal.claim_number}",
             )
         )
     return lines

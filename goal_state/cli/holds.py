@@ -69,7 +69,7 @@ def _table(found: list[HoldRecord]) -> Table:
             hold.hold_id,
             Text(printable(hold.thread_id)),
             f"{hold.tokens:,}",
-            figures.cost(hold.cost_nanos) if hold.cost_nanos else "",
+            "" if hold.cost_nanos is None else figures.cost(hold.cost_nanos),
             f"{hold.calls:,}",
             "perhaps" if hold.is_dispatched else "no",
             f"{moment(hold.expires_at)} UTC",

@@ -46,6 +46,11 @@ class BudgetKind(StrEnum):
     TIME = "time"
     DEADLINE = "deadline"
 
+    @property
+    def argument(self) -> str:
+        """The argument that sets it: `"token_budget"`."""
+        return _ARGUMENTS[self]
+
 
 class Budgets(NamedTuple):
     """What bounds a goal, as it is stored; None for no bound."""
@@ -131,6 +136,14 @@ def _check_time_budget(field: str, value: object) -> int | None:
 def _check_deadline(field: str, value: object) -> int | None:
     return None if value is None else check_time_ms(field, value)
 
+
+_ARGUMENTS: Final = {
+    BudgetKind.TOKENS: "token_budget",
+    BudgetKind.COST: "cost_budget",
+    BudgetKind.CALLS: "call_budget",
+    BudgetKind.TIME: "time_budget",
+    BudgetKind.DEADLINE: "deadline",
+}
 
 _CHECKS: Final[Mapping[str, tuple[str, Callable[[str, object], int | str | None]]]] = {
     "token_budget": ("token_budget", check_budget),

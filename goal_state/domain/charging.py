@@ -74,7 +74,7 @@ def end_hold(goal: Goal, hold: HoldRecord) -> Goal:
         goal,
         live_holds=goal.live_holds - 1,
         held_tokens=goal.held_tokens - hold.tokens,
-        held_cost_nanos=goal.held_cost_nanos - hold.cost_nanos,
+        held_cost_nanos=goal.held_cost_nanos - (hold.cost_nanos or 0),
         held_calls=goal.held_calls - hold.calls,
     )
 

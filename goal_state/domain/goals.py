@@ -41,6 +41,7 @@ __all__ = [
     "check_mode",
     "check_status",
     "goal_draft",
+    "goal_ids_above",
     "requested_status",
     "status_by_budget",
     "takes_charge",
@@ -111,7 +112,8 @@ class Goal:
         ancestor_goal_ids: that one and those above it, the root first, joined by blanks.
         live_holds, held_tokens, held_cost_nanos, held_calls: how many holds, on it and on the goals below
             it, have not ended, and what they set aside. No used figure contains them.
-        claim_number: how often it was claimed by another owner than before; see `claim`.
+        claim_number: the fencing number of its last claim, above those of all claims on the thread before
+            it; 0 before the first. See `claim`.
         claim_owner, claim_expires_at_ms: who claimed it last, and until when (Unix ms).
     """
 
@@ -146,6 +148,12 @@ class Goal:
     claim_expires_at_ms: int | None = None
 
     @property
+    def root_goal_id(self) -> str:
+        """The goal at the top of its tree: the goal itself where it has no parent."""
+        above = self.ancestor_goal_ids
+        return self.goal_id if above is None else above.split(" ", 1)[0]
+
+    @property
     def cost_budget(self) -> Decimal | None:
         """What it may cost, in the currency of the prices; None for no bound."""
         return None if self.cost_budget_nanos is None else decimal_cost(self.cost_budget_nanos)
@@ -178,14 +186,7 @@ class Goal:
     @property
     def budgets(self) -> Budgets:
         """All that bounds it, as it is stored."""
-        return Budgets(
-            self.token_budget,
-            self.cost_budget_nanos,
-            self.call_budget,
-            self.time_budget_ms,
-            self.deadline_ms,
-            self.warn_fractions,
-        )
+        return Budgets(*(getattr(self, name) for name in Budgets._fields))
 
     @property
     def time_used_seconds(self) -> int:
@@ -374,11 +375,16 @@ def check_goal_id(field: str, value: object) -> str:
     return text
 
 
+def goal_ids_above(ancestor_goal_ids: str | None) -> list[str]:
+    """The goals that a stored `ancestor_goal_ids` tells, the nearest first."""
+    return [] if ancestor_goal_ids is None else ancestor_goal_ids.split(" ")[::-1]
+
+
 def _check_ancestors(goal: Goal) -> None:
     text = goal.ancestor_goal_ids
     if not isinstance(text, str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidValueError("ancestor_goal_ids", f"must be text, not {type(text).__name__}")
-    ids = [] if text is None else text.split(" ")
+    ids = goal_ids_above(text)
     for goal_id in ids:
         check_goal_id("ancestor_goal_ids", goal_id)
     if len(ids) >= MAX_DEPTH:
@@ -387,7 +393,7 @@ def _check_ancestors(goal: Goal) -> None:
         raise InvalidValueError(
             "ancestor_goal_ids", "must not hold a goal twice, nor the goal itself"
         )
-    if goal.parent_goal_id != (ids[-1] if ids else None):
+    if goal.parent_goal_id != (ids[0] if ids else None):
         raise InvalidValueError("parent_goal_id", "must be the last of ancestor_goal_ids")
 
 

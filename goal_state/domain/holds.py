@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from goal_state.domain.amounts import Amounts
 from goal_state.domain.budgets import BudgetKind, budget_uses, shown_amount
-from goal_state.domain.goals import Goal, GoalStatus, utc_from_ms
+from goal_state.domain.goals import Goal, GoalStatus, goal_ids_above, utc_from_ms
 from goal_state.domain.plain import iso, plain_fields
 from goal_state.domain.prices import decimal_cost
 from goal_state.errors import BudgetExceededError
@@ -58,7 +58,7 @@ class HoldRecord:
         root_goal_id: the goal at the top of that goal's tree; the goal itself where it has no parent.
         ancestor_goal_ids: the goals above it, as `Goal` has them, of whose budgets it is a part as well.
         hold_key: the caller's key, by which the same live hold is found again.
-        tokens, cost_nanos, calls: what is set aside; costs in 10^-9 of the currency.
+        tokens, cost_nanos, calls: what is set aside; costs in 10^-9 of the currency, None where nobody knows.
         observed_tokens, observed_cost_nanos, observed_unpriced_tokens: what its call is known to have used so
             far; None where nothing is.
         model, turn_id, tags_json: what its charge will carry.
@@ -67,7 +67,6 @@ class HoldRecord:
         created_at_ms, expires_at_ms: Unix times in milliseconds.
         ended_at_ms, outcome: when it ended and how; None while it is live.
         charged_tokens, charged_cost_nanos, charged_calls: what its end charged; None while it is live.
-        charged_position: the position of the event of its charge; None where nothing was charged.
     """
 
     hold_id: str
@@ -77,7 +76,7 @@ class HoldRecord:
     ancestor_goal_ids: str | None
     hold_key: str | None
     tokens: int
-    cost_nanos: int
+    cost_nanos: int | None
     calls: int
     observed_tokens: int | None
     observed_cost_nanos: int | None
@@ -94,12 +93,11 @@ class HoldRecord:
     charged_tokens: int | None = None
     charged_cost_nanos: int | None = None
     charged_calls: int | None = None
-    charged_position: int | None = None
 
     @property
-    def cost(self) -> Decimal:
-        """What of a cost budget is set aside, in the currency of the prices."""
-        return decimal_cost(self.cost_nanos)
+    def cost(self) -> Decimal | None:
+        """What of a cost budget is set aside, in the currency of the prices; None where nobody knows."""
+        return None if self.cost_nanos is None else decimal_cost(self.cost_nanos)
 
     @property
     def expires_at(self) -> datetime:
@@ -109,7 +107,7 @@ class HoldRecord:
     @property
     def amounts(self) -> Amounts:
         """What is set aside."""
-        return Amounts(self.tokens, 0, self.cost_nanos, self.calls)
+        return Amounts(self.tokens, 0, self.cost_nanos or 0, self.calls)
 
     @property
     def charged(self) -> Amounts:
@@ -121,8 +119,7 @@ class HoldRecord:
     @property
     def goal_ids(self) -> list[str]:
         """The goals of whose budgets it is a part: its own, then those above, the nearest first."""
-        above = [] if self.ancestor_goal_ids is None else self.ancestor_goal_ids.split(" ")
-        return [self.goal_id, *reversed(above)]
+        return [self.goal_id, *goal_ids_above(self.ancestor_goal_ids)]
 
     def unknown_usage(self) -> tuple[Amounts, bool]:
         """What is charged where the usage of its call never became known, and whether that is an estimate."""
@@ -139,13 +136,13 @@ class HoldRecord:
             return known, False
         if self.on_unknown is OnUnknown.RELEASE:
             return Amounts(), False
-        unpriced = self.tokens if self.cost_nanos == 0 else 0
-        return Amounts(self.tokens, 0, self.cost_nanos, self.calls, unpriced, self.tokens), True
+        unpriced = self.tokens if self.cost_nanos is None else 0
+        return self.amounts._replace(unpriced_tokens=unpriced, estimated_tokens=self.tokens), True
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: every field, the cost as a decimal number, and the times as ISO 8601."""
         return plain_fields(self) | {
-            "cost": f"{self.cost:f}",
+            "cost": None if self.cost is None else f"{self.cost:f}",
             "created_at": iso(utc_from_ms(self.created_at_ms)),
             "expires_at": iso(self.expires_at),
         }
@@ -306,9 +303,6 @@ def _within(limit: Limit, granted: Amounts, asked: Amounts, at_least: int | None
     raise _exceeded(limit, wanted, least)
 
 
-_SINGULAR: Final = {BudgetKind.TOKENS: "token", BudgetKind.COST: "cost", BudgetKind.CALLS: "call"}
-
-
 def _exceeded(limit: Limit, asked: int, least: int) -> BudgetExceededError:
     kind = limit.kind
     budget, used, held, wanted = (
@@ -321,7 +315,7 @@ def _exceeded(limit: Limit, asked: int, least: int) -> BudgetExceededError:
         else "ask for less, or raise it with resume()"
     )
     return BudgetExceededError(
-        f"of the {_SINGULAR[kind]} budget of thread {limit.thread_id!r}, {budget}, {used} are used and {held}"
+        f"of the {kind.argument} of thread {limit.thread_id!r}, {budget}, {used} are used and {held}"
         f" held, so {wanted} are not left and nothing was reserved; {advice}",
         thread_id=limit.thread_id,
         goal_id=limit.goal_id,

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import copy as copy_of
 from decimal import Decimal
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from goal_state.domain.amounts import Amounts
 from goal_state.domain.budgets import Budgets, changed_budgets, check_budgets
-from goal_state.domain.events import Estimate
 from goal_state.domain.goals import (
     KEEP,
     Accounting,
@@ -203,10 +202,7 @@ class Charge(ThreadRequest[Accounting]):
         "calls",
         "claim",
         "cost_nanos",
-        "estimate",
-        "estimated_tokens",
         "expected_goal_id",
-        "hold_id",
         "idempotency_key",
         "key",
         "mode",
@@ -264,9 +260,6 @@ class Charge(ThreadRequest[Accounting]):
         self.settles: str | None = None if settles is None else check_name("settles", settles)
         """The id of the hold that the charge settles."""
         self.calls: int = 0 if self.usage is None and self.response_id is None else 1
-        self.estimated_tokens: int = 0
-        self.estimate: Estimate | None = None
-        self.hold_id: str | None = None
         if self.usage is not None and self.tokens:
             raise InvalidValueError(
                 "tokens",
@@ -293,8 +286,8 @@ class Charge(ThreadRequest[Accounting]):
         """What it adds; of a usage that is not rated, nothing."""
         cost_nanos, tokens = self.cost_nanos, self.tokens
         if cost_nanos is None:
-            return Amounts(tokens, self.time_ms, 0, self.calls, tokens, self.estimated_tokens)
-        return Amounts(tokens, self.time_ms, cost_nanos, self.calls, 0, self.estimated_tokens)
+            return Amounts(tokens, self.time_ms, 0, self.calls, tokens)
+        return Amounts(tokens, self.time_ms, cost_nanos, self.calls)
 
     def rated(self, tariff: Tariff) -> Self:
         """See `Request`."""
@@ -375,9 +368,6 @@ class RecordTotal(ThreadRequest[Accounting]):
         "time_ms",
         "total",
     )
-
-    estimate: Final = None
-    hold_id: Final = None
 
     def __init__(
         self,

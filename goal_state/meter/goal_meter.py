@@ -31,7 +31,7 @@ from goal_state.domain.values import check_name, check_optional_name
 from goal_state.errors import TurnError
 from goal_state.meter.changes import GoalChanges
 from goal_state.meter.settling import Settling, begins
-from goal_state.meter.state import Attempt, Reading, State, Turn, exhausted_in
+from goal_state.meter.state import Attempt, Reading, State, Turn
 from goal_state.operations.hold import Hold
 from goal_state.storage.blocks import Block
 from goal_state.storage.repository import GoalRepository
@@ -421,21 +421,10 @@ class GoalMeter(GoalChanges):
 
         def attempt(repository: GoalRepository, state: State, call: Attempt) -> Reading:
             accounting = work(repository, state)
-            goal = accounting.goal
-            self._settling.note_payer(repository, state, goal)
-            chain = () if goal is None else (goal, *repository.above(goal))
-            reading = Reading(goal, accounting.applied, False, exhausted_in(chain))
-            if goal is None or not reading.over_budget:
-                state.unheard_goal_id = None
-                if len(chain) > 1:  # whoever raises a budget above does not know whom it stopped
-                    repository.usage_log.forget_warning(self.thread_id, chain[0].goal_id)
-                return reading
-            if goal.goal_id == state.unheard_goal_id or (
-                accounting.applied and repository.usage_log.warn_once(self.thread_id, goal.goal_id)
-            ):
-                call.exhausted_goal_id = goal.goal_id
-                state.unheard_goal_id = None
-                return replace(reading, budget_exhausted=True)
+            self._settling.note_payer(repository, state, accounting.goal)
+            reading = self._settling.reading(repository, state, accounting)
+            if reading.goal is not None and reading.budget_exhausted:
+                call.exhausted_goal_id = reading.goal.goal_id
             return reading
 
         return self._call(check, attempt)

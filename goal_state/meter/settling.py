@@ -11,7 +11,7 @@ from goal_state.domain.goals import Accounting, AccountingMode, Goal, GoalStatus
 from goal_state.domain.requests import Charge, RecordTotal, SetBaseline
 from goal_state.domain.totals import cumulative
 from goal_state.domain.usage import ThreadUsage, TokenUsage
-from goal_state.meter.state import State, Turn
+from goal_state.meter.state import Reading, State, Turn, exhausted_in
 from goal_state.storage import wall_clock
 from goal_state.storage.repository import GoalRepository
 
@@ -159,6 +159,23 @@ class Settling:
             repository.apply(SetBaseline(thread_id, total, turn.turn_id, count_id, is_stated=False))
             return False
         return repository.reconcile(thread_id, total, count_id=count_id).applied
+
+    def reading(self, repository: GoalRepository, state: State, accounting: Accounting) -> Reading:
+        """What answers a report. That a budget is exhausted is told once, and again after it was raised."""
+        goal = accounting.goal
+        chain = () if goal is None else (goal, *repository.above(goal))
+        reading = Reading(goal, accounting.applied, False, exhausted_in(chain))
+        if goal is None or not reading.over_budget:
+            state.unheard_goal_id = None
+            if len(chain) > 1:  # whoever raises a budget above does not know whom it stopped
+                repository.usage_log.forget_warning(self._thread_id, chain[0].goal_id)
+            return reading
+        if goal.goal_id == state.unheard_goal_id or (
+            accounting.applied and repository.usage_log.warn_once(self._thread_id, goal.goal_id)
+        ):
+            state.unheard_goal_id = None
+            return replace(reading, budget_exhausted=True)
+        return reading
 
 
 def _takes_charges(goal: Goal | None, goal_id: str | None) -> bool:

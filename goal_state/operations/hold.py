@@ -76,8 +76,8 @@ class Hold:
         return self.record.tokens
 
     @property
-    def cost(self) -> Decimal:
-        """What is set aside of cost budgets, in the currency of the prices."""
+    def cost(self) -> Decimal | None:
+        """What is set aside of cost budgets, in the currency of the prices; None where nobody knows."""
         return self.record.cost
 
     @property
@@ -211,7 +211,7 @@ class Hold:
 
     def __repr__(self) -> str:
         parts = [f"{self.tokens} tokens"] if self.tokens else []
-        if self.record.cost_nanos:
+        if self.cost:
             parts.append(f"cost {self.cost:f}")
         if self.calls:
             parts.append(f"{self.calls} calls")

@@ -68,7 +68,8 @@ class HoldOperations(ABC):
             calls: how many calls it is.
             at_least: how many tokens will do where not all are left; the cost shrinks with them.
             key: finds the same live hold again, after a crash too.
-            expires_in: seconds after which it ends by itself, if nothing else ended it; up to 366 days.
+            expires_in: seconds after which it ends by itself, if nothing else ended it; up to 366 days. A
+                settlement that comes later, but before anything else ended it, still charges what it says.
             unknown: what is charged of a call whose usage never becomes known: `"charge"`, all of it as an
                 estimate, or `"release"`, nothing.
             dispatched: False where the call is not to be sent before `hold.dispatched()`: until then the hold
@@ -128,8 +129,8 @@ class HoldOperations(ABC):
         """Makes an owner the only one who runs the goal, for so many seconds from now; again, to go on.
 
         Its number, `goal.claim_number`, rises each time that another owner takes over, or the same one after
-        its time. Name it with what you do (`claim=`): what comes from an owner that was overtaken, as after a
-        long pause, is refused.
+        its time, also from one goal of the thread to the next. Name it with what you do (`claim=`): what
+        comes from an owner that was overtaken, as after a long pause, is refused.
 
         Args:
             thread_id: the conversation.

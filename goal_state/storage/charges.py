@@ -31,7 +31,8 @@ class Charges:
         self._reservations = reservations
 
     def lock(self, request: Charge | RecordTotal, now_ms: int) -> Goal | None:
-        """The thread's goal, locked, without holds that are due.
+        """The thread's goal, locked, without holds that are due, but for the one that the request settles:
+        its usage is known now.
 
         Raises:
             ClaimOvertakenError: the claim that the request names was overtaken.
@@ -40,7 +41,7 @@ class Charges:
         if (
             goal is not None
             and (goal.live_holds or goal.ancestor_goal_ids is not None)
-            and self._reservations.expire_due(goal, now_ms)
+            and self._reservations.expire_due(goal, now_ms, keep=request.settles)
         ):
             goal = self._goals.lock(request.thread_id)
         if request.claim is not None:
@@ -189,9 +190,7 @@ def _charged(
             _log_unpaid(request, accounting)
         return accounting, []
     put((goal, charged))
-    purpose = Purpose(
-        request.turn_id, key, request.model, request.tags_json, request.estimate, request.hold_id
-    )
+    purpose = Purpose(request.turn_id, key, request.model, request.tags_json)
     drafts = charge_events(goal, charged, amounts, purpose, charged.updated_at_ms)
     if goal.ancestor_goal_ids is not None:
         drafts += _above_charged(goal, amounts, purpose, now_ms, by_id, put)
@@ -208,20 +207,15 @@ def _above_charged(
 ) -> list[EventDraft]:
     """The events of what those above a goal pay for it: tokens, cost and calls, not its time."""
     shared = amounts.without_time
-    if goal.ancestor_goal_ids is None or not any(shared):
-        return []
     drafts: list[EventDraft] = []
-    via_goal_id = goal.goal_id
-    for goal_id in reversed(goal.ancestor_goal_ids.split(" ")):
+    if not any(shared):
+        return drafts
+    for goal_id, theirs in purpose.above(goal):
         ancestor = by_id(goal_id)
         if ancestor is not None:  # else it was cleared or replaced; those above it still pay
             charged = charge_anyway(ancestor, shared, now_ms)
             put((ancestor, charged))
-            theirs = purpose._replace(
-                turn_id=None, key=None, origin_goal_id=goal.goal_id, via_goal_id=via_goal_id
-            )
             drafts += charge_events(ancestor, charged, shared, theirs, charged.updated_at_ms)
-        via_goal_id = goal_id
     return drafts
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, cast
 from sqlalchemy import Column, Text
 
 from goal_state.domain.events import FIGURES, EventKind, GoalEvent
-from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_goal_id
+from goal_state.domain.goals import Goal, GoalStatus, check_goal, check_goal_id, goal_ids_above
 from goal_state.domain.holds import HoldRecord
 from goal_state.domain.tags import check_tags
 from goal_state.domain.values import (
@@ -175,7 +175,6 @@ _IN_TABLE: Final[Mapping[str, Mapping[str, _Check]]] = {
         **{name: _member(enum) for name, enum in enums_of(HoldRecord).items()},
         "is_dispatched": _flag,
         "ancestor_goal_ids": _goal_ids,
-        "charged_position": _position,
     },
 }
 """The columns that are checked in one table as in no other."""
@@ -267,9 +266,8 @@ def _check_event(row: Mapping[str, object]) -> None:
 
 
 def _check_hold(row: Mapping[str, object]) -> None:
-    above = row["ancestor_goal_ids"]
-    root = row["goal_id"] if above is None else cast("str", above).split(" ")[0]
-    if row["root_goal_id"] != root:
+    above = cast("str | None", row["ancestor_goal_ids"])
+    if row["root_goal_id"] != [row["goal_id"], *goal_ids_above(above)][-1]:
         raise InvalidValueError(
             "root_goal_id", "must be the first of ancestor_goal_ids, or goal_id"
         )

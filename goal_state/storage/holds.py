@@ -61,7 +61,6 @@ _CHANGE = update_of(
         "charged_tokens",
         "charged_cost_nanos",
         "charged_calls",
-        "charged_position",
     ],
 )
 _DELETE_ENDED = Statement(

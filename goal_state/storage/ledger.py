@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Executable, func, literal_column, select
@@ -17,7 +17,8 @@ from goal_state.domain.events import (
     finished_event,
     new_event_draft,
 )
-from goal_state.domain.goals import Goal, GoalStatus
+from goal_state.domain.goals import Goal, GoalStatus, goal_ids_above
+from goal_state.domain.holds import HoldRecord
 from goal_state.storage.executor import Executor
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.rows import columns_of, insert_of, reader
@@ -117,6 +118,20 @@ class Purpose(NamedTuple):
     hold_id: str | None = None
     origin_goal_id: str | None = None
     via_goal_id: str | None = None
+
+    def above(self, goal: Goal | HoldRecord) -> Iterator[tuple[str, Purpose]]:
+        """The goals above one (or above that of a hold) that is charged, the nearest first, and what the
+        charge is for to each of them.
+        """
+        via_goal_id = goal.goal_id
+        for goal_id in goal_ids_above(goal.ancestor_goal_ids):
+            yield (
+                goal_id,
+                self._replace(
+                    turn_id=None, key=None, origin_goal_id=goal.goal_id, via_goal_id=via_goal_id
+                ),
+            )
+            via_goal_id = goal_id
 
 
 def charge_events(

@@ -195,7 +195,7 @@ class Lifecycle:
         renews = is_live and goal.claim_owner == request.owner
         claimed = changed(
             goal,
-            claim_number=goal.claim_number + (not renews),
+            claim_number=goal.claim_number if renews else max(goal.claim_number + 1, now_ms),
             claim_owner=request.owner,
             claim_expires_at_ms=now_ms + request.span_ms,
         )
@@ -308,7 +308,7 @@ def _exhausted(goal: Goal) -> str:
         told.append("is past its deadline")
     return (
         f"the goal of thread {goal.thread_id!r} {' and '.join(told)}; give resume() more of"
-        f" {', '.join(_ARGUMENTS[kind] for kind in reached)}, or None for no bound"
+        f" {', '.join(kind.argument for kind in reached)}, or None for no bound"
     )
 
 
@@ -317,13 +317,6 @@ _UNITS: Final = {
     BudgetKind.COST: "in cost",
     BudgetKind.CALLS: "calls",
     BudgetKind.TIME: "of active time",
-}
-_ARGUMENTS: Final = {
-    BudgetKind.TOKENS: "token_budget",
-    BudgetKind.COST: "cost_budget",
-    BudgetKind.CALLS: "call_budget",
-    BudgetKind.TIME: "time_budget",
-    BudgetKind.DEADLINE: "deadline",
 }
 
 

@@ -16,6 +16,7 @@ from goal_state.domain.goals import (
     GoalStatus,
     check_goal,
     check_status,
+    goal_ids_above,
 )
 from goal_state.domain.hold_requests import (
     ClaimGoal,
@@ -208,9 +209,7 @@ class GoalRepository(GoalOperations):
 
     def above(self, goal: Goal) -> list[Goal]:
         """The goals above one that are there still, the nearest first."""
-        if goal.ancestor_goal_ids is None:
-            return []
-        found = map(self._goals.by_id, reversed(goal.ancestor_goal_ids.split(" ")))
+        found = map(self._goals.by_id, goal_ids_above(goal.ancestor_goal_ids))
         return [ancestor for ancestor in found if ancestor is not None]
 
     def holds(self, thread_id: str) -> list[HoldRecord]:
@@ -295,7 +294,6 @@ class GoalRepository(GoalOperations):
             return found, True
         if goal is None:
             raise not_found(request)
-        self._reservations.overdue_thread_id = request.thread_id  # those above it may be late, too
         return self._reservations.reserve(request, goal, now_ms), False
 
     def _charge(self, request: Charge) -> Accounting:

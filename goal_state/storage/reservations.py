@@ -9,7 +9,7 @@ from goal_state.domain.amounts import Amounts
 from goal_state.domain.budgets import BudgetKind
 from goal_state.domain.charging import begin_hold, charge_anyway, end_hold
 from goal_state.domain.events import Estimate
-from goal_state.domain.goals import Accounting, Goal, GoalStatus
+from goal_state.domain.goals import Accounting, Goal, GoalStatus, goal_ids_above
 from goal_state.domain.hold_requests import ExtendHold, ObserveHold, Reserve
 from goal_state.domain.holds import HoldOutcome, HoldRecord, admitted
 from goal_state.domain.records import changed
@@ -32,8 +32,8 @@ class _End(NamedTuple):
 
     goal: Goal | None
     """The hold's own goal after it; None where that is gone."""
-    position: int | None
-    """Of the first event; None where nothing was charged."""
+    is_charged: bool
+    """Whether it, or one above it, has paid anything."""
 
 
 class Reservations:
@@ -62,7 +62,7 @@ class Reservations:
         hold = self._holds.by_key(request.thread_id, request.key)
         if hold is not None and hold.outcome is None and hold.expires_at_ms <= now_ms:
             self.overdue_thread_id = hold.thread_id
-            self.expire_tree(hold.root_goal_id, now_ms)
+            self._expire_tree(hold.root_goal_id, now_ms)
             hold = self._holds.by_key(request.thread_id, request.key)
         if hold is not None and hold.outcome is not None:
             raise HoldEndedError(
@@ -86,11 +86,11 @@ class Reservations:
             hold_id=new_id(),
             thread_id=goal.thread_id,
             goal_id=goal.goal_id,
-            root_goal_id=_root(goal),
+            root_goal_id=goal.root_goal_id,
             ancestor_goal_ids=goal.ancestor_goal_ids,
             hold_key=request.key,
             tokens=granted.tokens,
-            cost_nanos=granted.cost_nanos,
+            cost_nanos=None if request.cost_nanos is None else granted.cost_nanos,
             calls=granted.calls,
             observed_tokens=None,
             observed_cost_nanos=None,
@@ -111,20 +111,20 @@ class Reservations:
 
     def above(self, goal: Goal, now_ms: int) -> list[Goal]:
         """The goals above one that are there still, the nearest first, locked, as time has made them."""
-        if goal.ancestor_goal_ids is None:
-            return []
         goals: list[Goal] = []
-        for goal_id in reversed(goal.ancestor_goal_ids.split(" ")):
+        for goal_id in goal_ids_above(goal.ancestor_goal_ids):
             ancestor = self._goals.lock_by_id(goal_id)
             if ancestor is not None:
                 goals.append(self.noticed(ancestor, now_ms))
+                if goals[-1] is not ancestor:
+                    self.overdue_thread_id = goal.thread_id
         return goals
 
     def without_unsent(self, chain: list[Goal], now_ms: int) -> list[Goal]:
         """A goal and those above it as they would be if what has expired unsent were given back; writes
         nothing.
         """
-        for hold in self._holds.due_in_tree(_root(chain[0]), now_ms):
+        for hold in self._holds.due_in_tree(chain[0].root_goal_id, now_ms):
             if not hold.is_dispatched:
                 chain = [
                     end_hold(each, hold) if each.goal_id in hold.goal_ids else each
@@ -188,7 +188,7 @@ class Reservations:
         if hold.outcome is not None or hold.is_dispatched:
             hold = self._live(hold_id, now_ms)
         self._end(hold, Amounts(), Purpose(), None, now_ms)
-        return self._ended(hold, HoldOutcome.RELEASED, Amounts(), None, now_ms)
+        return self._ended(hold, HoldOutcome.RELEASED, Amounts(), now_ms)
 
     def end_unknown(self, hold_id: str, now_ms: int) -> HoldRecord:
         """Ends a hold whose call was cut: charged is what is known of it, else an estimate. One that has
@@ -216,26 +216,26 @@ class Reservations:
         if hold.outcome is not None:
             return self._settle_again(request, hold, amounts)
         end = self._end(hold, amounts, purpose, key, now_ms)
-        self._ended(hold, HoldOutcome.SETTLED, amounts, end.position, now_ms)
-        return Accounting(end.goal, applied=end.position is not None)
+        self._ended(hold, HoldOutcome.SETTLED, amounts, now_ms)
+        return Accounting(end.goal, applied=end.is_charged)
 
     def settled_elsewhere(self, request: Charge, now_ms: int) -> None:
         """Ends a hold whose response was charged under its key already."""
         hold = self._of_thread(request)
         if hold.outcome is None:
             self._end(hold, Amounts(), Purpose(), None, now_ms)
-            self._ended(hold, HoldOutcome.SETTLED, Amounts(), None, now_ms)
+            self._ended(hold, HoldOutcome.SETTLED, Amounts(), now_ms)
 
     def charged(self, hold_id: str) -> Amounts | None:
         """What a hold has come to in all; None where it is not known any more."""
         hold = self._holds.get(hold_id)
         return None if hold is None else hold.charged
 
-    def expire_due(self, goal: Goal, now_ms: int) -> bool:
-        """Ends what is due in the tree of a goal; whether there was anything."""
+    def expire_due(self, goal: Goal, now_ms: int, *, keep: str | None = None) -> bool:
+        """Ends what is due in the tree of a goal, but for one hold to be kept; whether there was anything."""
         if not goal.live_holds and goal.ancestor_goal_ids is None:
             return False
-        if not self.expire_tree(_root(goal), now_ms):
+        if not self._expire_tree(goal.root_goal_id, now_ms, keep):
             return False
         self.overdue_thread_id = goal.thread_id
         return True
@@ -244,24 +244,29 @@ class Reservations:
         """Ends what is due of a thread, also of goals that are gone."""
         for hold in self._holds.live_of_thread(thread_id):
             if hold.expires_at_ms <= now_ms:
-                self._end_unknown(hold, now_ms)
-
-    def expire_tree(self, root_goal_id: str, now_ms: int) -> int:
-        """Ends every live hold in a tree that has expired; returns how many."""
-        count = 0
-        while due := self._holds.due_in_tree(root_goal_id, now_ms):
-            for hold in due:
-                self._end_unknown(hold, now_ms)
-                _logger.warning(
-                    "hold %s of thread %r has expired %s", hold.hold_id, hold.thread_id, _what(hold)
-                )
-            count += len(due)
-        return count
+                self._expire(hold, now_ms)
 
     def expire_all(self, now_ms: int) -> int:
         """Ends the live holds that have expired, in some of the trees; returns how many."""
         roots = self._holds.due_roots(now_ms, _ROOTS_AT_ONCE)
-        return sum(self.expire_tree(root, now_ms) for root in roots)
+        return sum(self._expire_tree(root, now_ms) for root in roots)
+
+    def _expire_tree(self, root_goal_id: str, now_ms: int, keep: str | None = None) -> int:
+        count = 0
+        while True:
+            due = self._holds.due_in_tree(root_goal_id, now_ms)
+            due = [hold for hold in due if hold.hold_id != keep]
+            if not due:
+                return count
+            for hold in due:
+                self._expire(hold, now_ms)
+            count += len(due)
+
+    def _expire(self, hold: HoldRecord, now_ms: int) -> HoldRecord:
+        _logger.warning(
+            "hold %s of thread %r has expired %s", hold.hold_id, hold.thread_id, _what(hold)
+        )
+        return self._end_unknown(hold, now_ms)
 
     def _settle_late(
         self, hold: HoldRecord, amounts: Amounts, purpose: Purpose, now_ms: int
@@ -279,7 +284,7 @@ class Reservations:
         )
         purpose = purpose._replace(estimate=Estimate.RESOLVED if was_estimate else None)
         end = self._charge(hold, more, purpose, now_ms, must_log=True)
-        self._ended(hold, HoldOutcome.SETTLED, amounts, end.position, now_ms)
+        self._ended(hold, HoldOutcome.SETTLED, amounts, now_ms)
         return Accounting(end.goal, applied=True)
 
     def _settle_again(
@@ -312,8 +317,8 @@ class Reservations:
             Estimate.MADE if is_estimate else None,
             hold.hold_id,
         )
-        end = self._end(hold, amounts, purpose, None, now_ms)
-        return self._ended(hold, HoldOutcome.UNKNOWN, amounts, end.position, now_ms)
+        self._end(hold, amounts, purpose, None, now_ms)
+        return self._ended(hold, HoldOutcome.UNKNOWN, amounts, now_ms)
 
     def _end(
         self, hold: HoldRecord, amounts: Amounts, purpose: Purpose, key: str | None, now_ms: int
@@ -336,36 +341,28 @@ class Reservations:
         changes: list[tuple[Goal, Goal]] = []
         drafts: list[EventDraft] = []
         own: Goal | None = None
-        via_goal_id = hold.goal_id
-        for number, goal_id in enumerate(hold.goal_ids):
+        for number, (goal_id, theirs) in enumerate([(hold.goal_id, purpose), *purpose.above(hold)]):
             goal = self._goals.lock_by_id(goal_id)
-            share, theirs = amounts, purpose
-            if number > 0:
-                share = amounts.without_time
-                theirs = purpose._replace(
-                    turn_id=None, key=None, origin_goal_id=hold.goal_id, via_goal_id=via_goal_id
-                )
-            via_goal_id = goal_id
             if goal is None:  # it was cleared or replaced; those above it still pay
                 continue
+            share = amounts if number == 0 else amounts.without_time
             after = end_hold(goal, hold) if gives_back else goal
             if any(share) or (must_log and number == 0):
                 after = charge_anyway(after, share, now_ms)
-            changes.append((goal, after))
-            if any(share) or (must_log and number == 0):
                 drafts += charge_events(goal, after, share, theirs, after.updated_at_ms)
+            changes.append((goal, after))
             own = after if number == 0 else own
         for before, after in changes:
             self._goals.charge(before, after)
-        position = self._log.add(drafts) if drafts else None
-        return _End(own, position)
+        if drafts:
+            self._log.add(drafts)
+        return _End(own, is_charged=bool(drafts))
 
     def _ended(
         self,
         hold: HoldRecord,
         outcome: HoldOutcome,
         charged: Amounts,
-        position: int | None,
         now_ms: int,
     ) -> HoldRecord:
         return self._updated(
@@ -376,7 +373,6 @@ class Reservations:
                 charged_tokens=charged.tokens,
                 charged_cost_nanos=charged.cost_nanos,
                 charged_calls=charged.calls,
-                charged_position=position,
             )
         )
 
@@ -402,7 +398,7 @@ class Reservations:
         hold = self._get(hold_id)
         if hold.outcome is None and hold.expires_at_ms <= now_ms:
             self.overdue_thread_id = hold.thread_id
-            hold = self._end_unknown(hold, now_ms)
+            hold = self._expire(hold, now_ms)
         if hold.outcome is not None:
             raise _has_ended(hold)
         return hold
@@ -412,11 +408,6 @@ def _has_ended(hold: HoldRecord) -> HoldEndedError:
     return HoldEndedError(
         f"hold {hold.hold_id} has ended ({hold.outcome}), and that stands; reserve anew for another call"
     )
-
-
-def _root(goal: Goal) -> str:
-    above = goal.ancestor_goal_ids
-    return goal.goal_id if above is None else above.split(" ", 1)[0]
 
 
 def _what(hold: HoldRecord) -> str:

@@ -192,7 +192,7 @@ def _held(repository: GoalRepository) -> dict[str, list[int]]:
     for hold in repository.all_holds():
         for goal_id in hold.goal_ids:
             known = held.get(goal_id, _NOTHING_HELD)
-            more = (1, hold.tokens, hold.cost_nanos, hold.calls)
+            more = (1, hold.tokens, hold.cost_nanos or 0, hold.calls)
             held[goal_id] = [a + b for a, b in zip(known, more, strict=True)]
     return held
 

@@ -299,7 +299,7 @@ def _create_holds() -> None:
         sa.Column("ancestor_goal_ids", sa.Text()),
         sa.Column("hold_key", sa.Text()),
         sa.Column("tokens", _INT64, nullable=False),
-        sa.Column("cost_nanos", _INT64, nullable=False),
+        sa.Column("cost_nanos", _INT64),
         sa.Column("calls", _INT64, nullable=False),
         sa.Column("observed_tokens", _INT64),
         sa.Column("observed_cost_nanos", _INT64),
@@ -316,7 +316,6 @@ def _create_holds() -> None:
         sa.Column("charged_tokens", _INT64),
         sa.Column("charged_cost_nanos", _INT64),
         sa.Column("charged_calls", _INT64),
-        sa.Column("charged_position", _INT64),
         sa.PrimaryKeyConstraint("hold_id", name=op.f("pk_goal_state_holds")),
         *(
             sa.CheckConstraint(condition, name=op.f(f"ck_goal_state_holds_{name}"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["PARENTS", "HoldModel", "ModelGoal", "ModelHold", "RefusedError"]
+__all__ = ["BEGUN_MS", "PARENTS", "HoldModel", "ModelGoal", "ModelHold", "RefusedError"]
+
+BEGUN_MS: Final = 1_900_000_000_000
 
 PARENTS: dict[str, str | None] = {"root": None, "middle": "root", "leaf": "middle", "side": "root"}
 
@@ -73,6 +75,7 @@ class HoldModel:
     """All of a database."""
 
     now: int = 0
+    """Seconds."""
     goals: dict[int, ModelGoal] = field(default_factory=dict[int, ModelGoal])
     holds: list[ModelHold] = field(default_factory=list[ModelHold])
     keys: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
@@ -102,6 +105,11 @@ class HoldModel:
             if hold.thread_id == thread_id and self._is_due(hold):
                 self._end_unknown(hold)
         self._lock(thread_id)
+
+    @property
+    def now_ms(self) -> int:
+        """The Unix time in milliseconds."""
+        return BEGUN_MS + self.now * 1000
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -145,7 +153,8 @@ class HoldModel:
         is_live = goal.owner is not None and self.now < goal.claimed_until
         if is_live and goal.owner != owner:
             raise RefusedError("ClaimHeldError")
-        goal.claim += not is_live
+        if not is_live:
+            goal.claim = max(goal.claim + 1, self.now_ms)
         goal.owner, goal.claimed_until = owner, self.now + span
         return goal.claim
 
@@ -177,7 +186,6 @@ class HoldModel:
             return found
         if goal is None:
             raise RefusedError("GoalNotFoundError")
-        self.overdue = thread_id
         chain = [goal, *self._there(reversed(goal.above))]
         granted = tokens
         for each in chain:
@@ -235,7 +243,7 @@ class HoldModel:
     def settle(self, number: int, tokens: int, key: str | None) -> tuple[bool, bool]:
         """Whether it is charged, and whether it was before."""
         hold = self.holds[number]
-        self._lock(hold.thread_id)
+        self._lock(hold.thread_id, keep=hold)
         if key is not None and (hold.thread_id, key) in self.keys:
             if self.holds[self.keys[hold.thread_id, key]].charged != tokens:
                 raise RefusedError("IdempotencyConflictError")
@@ -294,13 +302,13 @@ class HoldModel:
     def _is_due(self, hold: ModelHold) -> bool:
         return hold.outcome is None and hold.expires_at <= self.now
 
-    def _lock(self, thread_id: str) -> ModelGoal | None:
+    def _lock(self, thread_id: str, keep: ModelHold | None = None) -> ModelGoal | None:
         goal = self.of(thread_id)
         if goal is None:
             return None
         root = goal.above[0] if goal.above else goal.number
         for hold in self.holds:
-            if self._is_due(hold) and hold.goals[-1] == root:
+            if self._is_due(hold) and hold.goals[-1] == root and hold is not keep:
                 self._end_unknown(hold)
                 self.overdue = thread_id
         return goal

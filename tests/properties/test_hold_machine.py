@@ -34,12 +34,11 @@ from goal_state.domain.hold_requests import (
     ReleaseHold,
 )
 from goal_state.storage import wall_clock
-from tests.properties.hold_model import PARENTS, HoldModel, RefusedError
+from tests.properties.hold_model import BEGUN_MS, PARENTS, HoldModel, RefusedError
 
 PATIENCE_SECONDS: Final = 120 + 2 * settings().max_examples
 pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
 
-BEGUN_MS: Final = 1_900_000_000_000
 
 THREADS = st.sampled_from([*PARENTS, "leaf"])
 TOKENS = st.integers(1, 40)
@@ -91,7 +90,7 @@ class HoldMachine(RuleBasedStateMachine):
         spans=st.lists(SPANS, min_size=1, max_size=4),
     )
     def plant(self, tokens: int, calls: int, spans: list[int]) -> None:
-        wall_clock.now_ms = lambda: BEGUN_MS + self.model.now * 1000
+        wall_clock.now_ms = lambda: self.model.now_ms
         for thread_id in PARENTS:
             self.create(thread_id, tokens, calls, 0)
         for number, span in enumerate(spans):

@@ -243,7 +243,7 @@ class _Rows:
             details_json=json.dumps(details),
         )
 
-    def hold(self, goal: Row, tokens: int, cost: int, **values: Any) -> Row:
+    def hold(self, goal: Row, tokens: int, cost: int | None, **values: Any) -> Row:
         """A hold, which counts on the goal and those above it while it has not ended."""
         ancestors = self.ancestor_ids(goal)
         hold: Row = {
@@ -271,14 +271,13 @@ class _Rows:
             "charged_tokens": None,
             "charged_cost_nanos": None,
             "charged_calls": None,
-            "charged_position": None,
         } | values
         if hold["outcome"] is None:
             for one in self.goals:
                 if one["goal_id"] in (goal["goal_id"], *ancestors):
                     one["live_holds"] += 1
                     one["held_tokens"] += hold["tokens"]
-                    one["held_cost_nanos"] += hold["cost_nanos"]
+                    one["held_cost_nanos"] += hold["cost_nanos"] or 0
                     one["held_calls"] += hold["calls"]
         self.tables["goal_state_holds"].append(hold)
         return hold
@@ -432,7 +431,7 @@ def _fill_holds(rows: _Rows) -> None:
     said = {"model": "model-1", "turn_id": "turn-1", "tags_json": '{"user":"ada"}'}
     seen = {"observed_tokens": 5, "observed_cost_nanos": 6, "observed_unpriced_tokens": 7}
     rows.hold(goal, 100, 10**6, hold_key="live", **said)
-    rows.hold(child, 200, 0, is_dispatched=0, on_unknown="release")
+    rows.hold(child, 200, None, is_dispatched=0, on_unknown="release")
     rows.hold(child, 300, 5, calls=2, **seen)
     ended: Row = {"ended_at_ms": rows.tick(), "charged_tokens": 0}
     ended |= {"charged_cost_nanos": 0, "charged_calls": 0}
@@ -441,7 +440,7 @@ def _fill_holds(rows: _Rows) -> None:
         hold = rows.hold(child, 10, 10, outcome=outcome, **ended)
         estimated = tokens if outcome == "unknown" else 0
         estimate = "made" if estimated else None
-        position = rows.charge(
+        rows.charge(
             child,
             tokens,
             0,
@@ -452,7 +451,6 @@ def _fill_holds(rows: _Rows) -> None:
             hold_id=hold["hold_id"],
         )
         hold |= {"charged_tokens": tokens, "charged_cost_nanos": 10, "charged_calls": 1}
-        hold["charged_position"] = position
 
 
 def make(path: Path) -> None:

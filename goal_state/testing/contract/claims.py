@@ -40,7 +40,7 @@ class Claims(Timed):
         subject.create("t", "Ship")
         claimed = subject.claim("t", "ada", 10)
         assert claimed == subject.get("t")
-        assert (claimed.claim_number, claimed.claim_owner) == (1, "ada")
+        assert (claimed.claim_number, claimed.claim_owner) == (wall_time.now_ms, "ada")
         assert claimed.claim_expires_at_ms == wall_time.now_ms + 10_000
         tables = subject.tables()
         with pytest.raises(ClaimHeldError, match="run by 'ada' for another 10 s"):
@@ -52,16 +52,29 @@ class Claims(Timed):
         self, subject: Subject, wall_time: WallTime
     ) -> None:
         subject.create("t", "Ship")
-        subject.claim("t", "ada", 10)
+        first = subject.claim("t", "ada", 10).claim_number
         wall_time.tick(9)
-        assert subject.claim("t", "ada", 10).claim_number == 1
+        assert subject.claim("t", "ada", 10).claim_number == first
         wall_time.tick(9.999)
         with pytest.raises(ClaimHeldError):
             subject.claim("t", "bob", 10)
         wall_time.tick(0.001)
-        assert subject.claim("t", "bob", 10).claim_number == 2
+        second = subject.claim("t", "bob", 10).claim_number
         wall_time.tick(10)
-        assert subject.claim("t", "bob", 10).claim_number == 3
+        assert first < second < subject.claim("t", "bob", 10).claim_number
+
+    def test_claim_after_the_clock_went_back_has_a_higher_number(
+        self, subject: Subject, wall_time: WallTime
+    ) -> None:
+        subject.create("t", "Ship")
+        first = subject.claim("t", "ada", 0.001).claim_number
+        wall_time.tick(0.001)
+        second = subject.claim("t", "bob", 0.001).claim_number
+        wall_time.tick(-100)
+        assert subject.claim("t", "bob", 10).claim_number == second
+        wall_time.tick(10)
+        assert first < second
+        assert subject.claim("t", "ada", 10).claim_number == second + 1
 
     @pytest.mark.parametrize(
         "call", ["charge", "charge_many", "record_total", "reserve", "set", "resume"]
@@ -87,20 +100,28 @@ class Claims(Timed):
         new = subject.claim("t", "bob", 10).claim_number
         tables = subject.tables()
         with pytest.raises(
-            ClaimOvertakenError, match=r"claim 1 .*'t' was overtaken.*claim 2 holds now"
+            ClaimOvertakenError,
+            match=rf"claim {old} .*'t' was overtaken.*claim {new} holds now",
         ):
             calls[call](old)
         assert subject.tables() == tables
         calls[call](new)
 
     @pytest.mark.parametrize("gone", ["clear", "replace"])
-    def test_a_claim_ends_with_its_goal(self, subject: Subject, gone: str) -> None:
+    def test_a_claim_ends_with_its_goal(
+        self, subject: Subject, wall_time: WallTime, gone: str
+    ) -> None:
         subject.create("t", "Ship")
         claim = subject.claim("t", "ada", 10).claim_number
         if gone == "clear":
             subject.clear("t")
         else:
             subject.replace("t", "Another")
+        with pytest.raises(ClaimOvertakenError, match="overtaken"):
+            subject.charge("t", tokens=1, claim=claim)
+        subject.ensure("t", "Another")
+        wall_time.tick(0.001)
+        assert subject.claim("t", "bob", 10).claim_number > claim
         with pytest.raises(ClaimOvertakenError, match="overtaken"):
             subject.charge("t", tokens=1, claim=claim)
 

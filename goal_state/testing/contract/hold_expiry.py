@@ -174,6 +174,35 @@ class HoldExpiry(Timed):
 
     # -- late --------------------------------------------------------------------------------------
 
+    @pytest.mark.parametrize("dispatched", [True, False])
+    def test_a_settlement_after_the_expiry_that_nobody_noticed_charges_what_it_says(
+        self, subject: Subject, wall_time: WallTime, dispatched: bool
+    ) -> None:
+        subject.create("root", "Ship", token_budget=200)
+        subject.create("t", "Ship", token_budget=100, parent="root")
+        hold = subject.reserve("t", tokens=60, expires_in=10, dispatched=dispatched)
+        subject.reserve("t", tokens=5, expires_in=9)
+        subject.reserve("root", tokens=7, expires_in=9)
+        wall_time.tick(10)
+        for repeat in (False, True):
+            result = hold.settle(tokens=20, response_id="r1")
+            assert (result.applied, result.duplicate) == (True, repeat)
+            assert (used(subject, "t"), used(subject, "root")) == ((25, 0, 2), (32, 0, 3))
+            assert held(subject, "t") == held(subject, "root") == FREE
+        assert goal_of(subject, "t").estimated_tokens == 5
+        assert subject.expire_holds() == 0
+
+    def test_a_settlement_after_the_expiry_that_is_refused_leaves_the_hold_to_expire(
+        self, subject: Subject, wall_time: WallTime
+    ) -> None:
+        hold = with_hold(subject)
+        subject.charge("t", tokens=1, response_id="r1")
+        wall_time.tick(10)
+        with pytest.raises(IdempotencyConflictError):
+            hold.settle(tokens=2, response_id="r1")
+        assert subject.expire_holds() == 1
+        assert (used(subject, "t")[0], held(subject, "t")) == (61, FREE)
+
     @pytest.mark.parametrize(
         ("figures", "total"),
         [
@@ -198,7 +227,8 @@ class HoldExpiry(Timed):
             hold.cut()
         else:
             wall_time.tick(10)
-        before = len(subject.events()) + (end == "expire")
+            subject.expire_holds()
+        before = len(subject.events())
         for repeat in (False, True):
             result = hold.settle(**figures, seconds=1, response_id="r1")
             assert (result.applied, result.duplicate) == (True, repeat)
