@@ -71,7 +71,7 @@ _INSERT_HOLD: Final = (
 _DISPATCH: Final = "UPDATE goal_state_holds SET is_dispatched = 1 WHERE hold_id = ?"
 _END_HOLD: Final = (
     "UPDATE goal_state_holds SET ended_at_ms = ?, outcome = 'settled', charged_tokens = ?,"
-    " charged_cost_nanos = ?, charged_calls = ?, charged_position = ? WHERE hold_id = ?"
+    " charged_cost_nanos = ?, charged_calls = ? WHERE hold_id = ?"
 )
 
 
@@ -179,7 +179,7 @@ class BudgetLimit(Limit):
             execute(_SETTLE_GOAL, (used, updated, calls_used, unpriced, *held_then, goal_id))
             figures = (tokens, 0, used, goal[5], now_ms, tokens, goal[9], calls_used)
             execute(_SETTLE_EVENT, (*_named(goal, turn_id, now_ms), *figures, calls, hold_id))
-            execute(_END_HOLD, (now_ms, tokens, 0, calls, self.cursor.lastrowid, hold_id))
+            execute(_END_HOLD, (now_ms, tokens, 0, calls, hold_id))
 
     def _check_due(self, root_goal_id: str, now_ms: int) -> None:
         if self.cursor.execute(_DUE, (root_goal_id, now_ms)).fetchall():
