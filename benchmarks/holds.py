@@ -27,6 +27,7 @@ GROUP = "holds"
 THREADS = [f"thread-{number:04d}" for number in range(100)]
 LIVE = 1000
 
+_FLAT = "one charge"
 _FLAT_BY_HAND = "one charge by hand"
 _UNSENT = "with dispatched=False"
 _UNSENT_BY_HAND = "sqlite3 by hand, three commits"
@@ -69,6 +70,8 @@ def _reserve_and_settle(directory: Path, scale: Scale, durability: Durability) -
             stack.callback(limit.close)
             return limit, threads
 
+        path, threads = new("flat")
+        store = stack.enter_context(GoalStore.open(path, durability=durability))
         sent, first = by_hand("sent-by-hand")
         unsent, second = by_hand("unsent-by-hand")
         flat, third = by_hand("flat-by-hand")
@@ -86,6 +89,7 @@ def _reserve_and_settle(directory: Path, scale: Scale, durability: Durability) -
             BY_HAND: settled,
             _UNSENT: ours("unsent", dispatched=False),
             _UNSENT_BY_HAND: dispatched_and_settled,
+            _FLAT: lambda: store.charge(next(threads), tokens=100, seconds=0.25, turn_id="turn-1"),
             _FLAT_BY_HAND: lambda: flat.charge(next(third), 100, 250, "turn-1"),
         }
         taken = interleaved(
@@ -99,6 +103,8 @@ def _reserve_and_settle(directory: Path, scale: Scale, durability: Durability) -
         ("reserve, dispatched, settle", (_UNSENT, _UNSENT_BY_HAND), None),
         ("reserve and settle by hand", (BY_HAND, _FLAT_BY_HAND), None),
         ("reserve, dispatched, settle by hand", (_UNSENT_BY_HAND, _FLAT_BY_HAND), None),
+        # What the machine makes of a plain charge just now, to read the others by.
+        ("a plain charge", (_FLAT, _FLAT_BY_HAND), None),
     ):
         yield compared(GROUP, f"{name}, {durability.upper()}", taken, sides, target=target)
 

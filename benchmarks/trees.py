@@ -90,6 +90,8 @@ def _two_ancestors(directory: Path, scale: Scale, durability: Durability) -> Ite
         yield compared(
             GROUP, f"charge with two ancestors, {where}, over flat", taken, ("ours", _FLAT)
         )
+        # What the machine makes of a plain charge just now, to read the others by.
+        yield compared(GROUP, f"charge without ancestors, {where}", taken, (_FLAT, _FLAT_BY_HAND))
 
 
 def _deep(path: Path) -> Path:
