@@ -281,7 +281,7 @@ def _times(number: int, place: Path, extent: Extent, scale: Scale) -> Times:
     taken = interleaved(
         {name: _calling(budget) for name, budget in budgets.items()},
         rounds=scale.rounds,
-        turns=1,
+        turns=min(scale.turns, 2),
         calls=max(scale.calls // 12, 1),
     )
     for budget in budgets.values():
