@@ -17,6 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import (
+    budgets,
+    costs,
+    holds,
+    limits,
     memory,
     pages,
     peers,
@@ -27,12 +31,28 @@ from benchmarks import (
     size,
     start,
     threads,
+    trees,
 )
 from benchmarks.measure import FULL, MEDIUM, QUICK, Figure, Scale
 
 GROUPS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     module.GROUP: module.run
-    for module in (single, threads, processes, start, size, pages, memory, rollout_tail, peers)
+    for module in (
+        single,
+        costs,
+        trees,
+        holds,
+        limits,
+        threads,
+        processes,
+        start,
+        size,
+        pages,
+        memory,
+        rollout_tail,
+        peers,
+        budgets,
+    )
 }
 SCALES = {"quick": QUICK, "medium": MEDIUM, "full": FULL}
 

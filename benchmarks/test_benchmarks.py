@@ -10,6 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUPS = {
     "single",
+    "costs",
+    "trees",
+    "holds",
+    "limits",
     "threads",
     "processes",
     "start",
@@ -18,6 +22,7 @@ GROUPS = {
     "memory",
     "rollout",
     "peers",
+    "budgets",
 }
 
 
