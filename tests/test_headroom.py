@@ -136,8 +136,8 @@ def test_a_goal_that_is_not_active_is_refused_with_what_to_do(
             {"token_budget": 100, "tokens_used": 60, "held_tokens": 30},
             Amounts(20),
             (
-                "of the token_budget of thread 't', 100, 60 are used and 30 held, so 20 are not left and nothing"
-                " was reserved; the rest is held by calls under way: wait for them, or ask for less"
+                "of the token_budget of thread 't', 100, 60 are used and 30 held, so 20 are not left and"
+                " nothing was reserved; the rest is held by calls under way: wait for them, or ask for less"
             ),
         ),
         (
