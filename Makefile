@@ -22,6 +22,7 @@ VENV := $(if $(VERSION)$(WITH),build/venv$(VERSION)$(WITH:%=-with-%),.venv)
 BIN := $(VENV)/bin
 BENCH_VENV := build/venv-bench$(VERSION)
 SDKS_VENV := build/venv-sdks$(VERSION)
+PEERS_VENV := build/venv-peers$(VERSION)
 LOCK_VENV := build/venv-lock
 UV := uv==0.13.8
 COMPILE = $(LOCK_VENV)/bin/uv pip compile --quiet $(ARGS) --universal --python-version 3.11 \
@@ -39,7 +40,7 @@ unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYT
 
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-fast test-sdks test-benchmarks coverage lint types layers migrations-check \
-	wheel smoke check audit bench proof mutants lock clean
+	wheel smoke check audit bench bench-peers proof mutants lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | \
@@ -89,6 +90,13 @@ $(SDKS_VENV)/.locked: requirements/sdks.txt
 
 $(SDKS_VENV)/.installed: $(SDKS_VENV)/.locked pyproject.toml
 	$(call install-checkout,$(SDKS_VENV))
+
+$(PEERS_VENV)/.locked: requirements/peers.txt
+	$(call new-venv,$(PEERS_VENV),$<)
+	@touch $@
+
+$(PEERS_VENV)/.installed: $(PEERS_VENV)/.locked pyproject.toml
+	$(call install-checkout,$(PEERS_VENV))
 
 venv: $(VENV)/.installed ## set up .venv (again, when a lock or pyproject.toml has changed)
 
@@ -165,6 +173,9 @@ audit: $(VENV)/.installed ## ruff's security rules, and the locked dependencies 
 bench: $(BENCH_VENV)/.installed ## run the benchmarks (an environment of their own)
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
+bench-peers: $(PEERS_VENV)/.installed ## our budgets beside other libraries' (an environment of their own)
+	$(PEERS_VENV)/bin/python -m benchmarks --output benchmarks/results/peers $(ARGS) limits budgets
+
 proof: $(VENV)/.installed ## the evidence at length (about an hour): crashes, power cuts, faults, properties
 	HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest $(SPREAD) tests/proof tests/properties tests/meter \
 		tests/codex tests/upgrade tests/test_contention.py tests/test_bad_input.py \
@@ -177,6 +188,7 @@ mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
 #   dev.txt             the library with its extras, and what its checks need
 #   bench.txt           the same for the benchmarks; constrained by the first, so that what both hold is equal
 #   sdks.txt            the library and the agent SDKs that it reads usage from; constrained alike
+#   peers.txt           the library and others that keep budgets, for the benchmarks; constrained alike
 #   sqlalchemy-2.0.txt  over dev.txt: the newest SQLAlchemy of the series before
 #   lowest.txt          over dev.txt: the oldest versions that pyproject.toml allows the library itself
 lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer versions)
@@ -184,10 +196,12 @@ lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer 
 	@$(LOCK_VENV)/bin/python -m pip install -qq $(UV)
 	$(COMPILE) --group dev --extra cli --extra http --extra otel --extra prices --extra zstd \
 		pyproject.toml -o requirements/dev.txt
-	$(COMPILE) --group build --extra bench --extra cli --constraint requirements/dev.txt pyproject.toml \
-		-o requirements/bench.txt
+	$(COMPILE) --group build --extra bench --extra cli --extra prices --constraint requirements/dev.txt \
+		pyproject.toml -o requirements/bench.txt
 	$(COMPILE) --group sdks --extra cli --constraint requirements/dev.txt pyproject.toml \
 		-o requirements/sdks.txt
+	$(COMPILE) --group peers --extra cli --constraint requirements/dev.txt pyproject.toml \
+		-o requirements/peers.txt
 	echo 'sqlalchemy<2.1' | $(COMPILE) - -o requirements/sqlalchemy-2.0.txt
 	$(COMPILE) --resolution lowest-direct pyproject.toml -o requirements/lowest.txt
 

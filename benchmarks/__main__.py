@@ -18,6 +18,10 @@ from pathlib import Path
 
 from benchmarks import (
     aio,
+    budgets,
+    costs,
+    holds,
+    limits,
     memory,
     pages,
     peers,
@@ -28,12 +32,29 @@ from benchmarks import (
     size,
     start,
     threads,
+    trees,
 )
 from benchmarks.measure import FULL, MEDIUM, QUICK, Figure, Scale
 
 GROUPS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     module.GROUP: module.run
-    for module in (single, threads, aio, processes, start, size, pages, memory, rollout_tail, peers)
+    for module in (
+        single,
+        costs,
+        trees,
+        holds,
+        limits,
+        threads,
+        aio,
+        processes,
+        start,
+        size,
+        pages,
+        memory,
+        rollout_tail,
+        peers,
+        budgets,
+    )
 }
 SCALES = {"quick": QUICK, "medium": MEDIUM, "full": FULL}
 

@@ -10,14 +10,26 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from goal_state import Goal, GoalRepository, GoalStore, TokenUsage
 
-__all__ = ["BUDGET", "CHARGE", "EVENT", "GOAL", "OBJECTIVE", "Limit", "charged", "new_file"]
+__all__ = [
+    "BUDGET",
+    "BY_HAND",
+    "CHARGE",
+    "EVENT",
+    "GOAL",
+    "OBJECTIVE",
+    "Limit",
+    "charged",
+    "new_file",
+    "new_id",
+]
 
+BY_HAND: Final = "sqlite3 by hand"
 OBJECTIVE: Final = "Ship the parser, with tests for every branch of it"
 BUDGET: Final = 10**15
 
@@ -60,16 +72,31 @@ _MOVE = (
 )
 
 
-def new_file(path: Path, threads: Sequence[str]) -> Path:
-    """A database with one active goal in each thread, and its usage baseline at zero."""
+_made: Final[dict[object, bytes]] = {}
+
+
+def new_file(
+    path: Path, threads: Sequence[str], more: Callable[[GoalRepository], None] | None = None
+) -> Path:
+    """A database with one active goal in each thread, and its usage baseline at zero; and what `more` adds.
+
+    What is made once is copied then: the migrations take longer than many a figure.
+    """
+    key = (tuple(threads), more)
+    if key in _made:
+        path.write_bytes(_made[key])
+        return path
 
     def fill(repository: GoalRepository) -> None:
         for thread in threads:
             repository.create(thread, OBJECTIVE, token_budget=BUDGET)
             repository.set_baseline(thread, TokenUsage())
+        if more is not None:
+            more(repository)
 
     with GoalStore.open(path, durability="normal") as store:
         store.transact(fill)
+    _made[key] = path.read_bytes()
     return path
 
 
@@ -82,13 +109,13 @@ def charged(
     now_ms = time.time_ns() // 1_000_000
     change = (used, time_used, max(now_ms, updated), unpriced + tokens, goal_id)
     event = (
-        *(_id(now_ms), "usage_accounted", thread_id, goal_id, turn_id, status, status, budget),
+        *(new_id(now_ms), "usage_accounted", thread_id, goal_id, turn_id, status, status, budget),
         *(tokens, time_ms, used, time_used, None, now_ms, tokens, 0, 0),
     )
     return change, event
 
 
-def _id(now_ms: int) -> str:
+def new_id(now_ms: int) -> str:
     number = f"{now_ms:012x}7{os.urandom(10).hex()[1:]}"
     return f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
 
@@ -145,7 +172,7 @@ class Limit:
         execute(
             EVENT,
             (
-                _id(now_ms),
+                new_id(now_ms),
                 "usage_accounted",
                 thread_id,
                 goal_id,
@@ -168,7 +195,7 @@ class Limit:
             execute(
                 EVENT,
                 (
-                    _id(now_ms),
+                    new_id(now_ms),
                     "status_changed",
                     thread_id,
                     goal_id,

@@ -9,7 +9,7 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,6 +20,8 @@ __all__ = [
     "Figure",
     "Scale",
     "Spread",
+    "compared",
+    "dear_calls",
     "interleaved",
     "profiled",
     "ratios",
@@ -201,6 +203,51 @@ class Figure:
             "profile": list(self.profile),
             "values": list(self.values),
         }
+
+
+def dear_calls(scale: Scale, durability: str) -> int:
+    """How many charges in a row: fewer of those that wait for a sync."""
+    return scale.calls if durability == "normal" else max(scale.calls // 4, 1)
+
+
+def compared(
+    group: str,
+    name: str,
+    taken: Mapping[str, Sequence[float]],
+    sides: tuple[str, str],
+    *,
+    target: float | None = None,
+    work: Work | None = None,
+    per: int = 1,
+    note: str = "",
+) -> Figure:
+    """The ratio of two sides that were measured together.
+
+    Args:
+        group: the module that measured it.
+        name: what was measured.
+        taken: seconds per call of each side, round by round.
+        sides: whose ratio to whom.
+        target: the most that it should be.
+        work: what is profiled where the target is missed.
+        per: how many units of work a call does; the times are shown of one.
+        note: what a reader has to know to read the number right.
+    """
+    mine, base = sides
+    values = ratios(taken[mine], taken[base])
+    medians = [Spread.of(taken[side]).median / per * 1e6 for side in sides]
+    figure = Figure(
+        group,
+        name,
+        values,
+        reference=base,
+        target=target,
+        note=note,
+        behind=f"{medians[0]:.1f} / {medians[1]:.1f} µs",
+    )
+    if work is None or figure.is_met is not False or len(values) < 5:
+        return figure
+    return replace(figure, profile=profiled(work, calls=max(2000 // per, 5)))
 
 
 def profiled(work: Work, calls: int = 2000, lines: int = 14) -> list[str]:

@@ -7,8 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.by_hand import Limit, new_file
-from benchmarks.measure import Figure, Scale, Spread, interleaved, profiled, ratios
+from benchmarks.by_hand import BY_HAND, Limit, new_file
+from benchmarks.measure import (
+    Figure,
+    Scale,
+    Spread,
+    compared,
+    dear_calls,
+    interleaved,
+    ratios,
+)
 from goal_state import Charge, GoalStore, TokenUsage
 from goal_state.storage.sqlite.connections import Durability
 
@@ -31,10 +39,6 @@ def run(directory: Path, scale: Scale) -> Iterator[Figure]:
         yield from _company(directory, scale, durability)
     yield _get(directory, scale)
     yield _many(directory, scale)
-
-
-def _calls(scale: Scale, durability: Durability) -> int:
-    return scale.calls if durability == "normal" else max(scale.calls // 4, 1)
 
 
 def _charging(store: GoalStore) -> Callable[[], object]:
@@ -93,48 +97,19 @@ def _charges(directory: Path, scale: Scale, durability: Durability) -> Iterator[
 
         for name, work in ours.items():
             taken = interleaved(
-                {"ours": work, "by hand": by_hand[name]},
+                {"ours": work, BY_HAND: by_hand[name]},
                 rounds=scale.rounds,
                 turns=scale.turns,
-                calls=_calls(scale, durability),
+                calls=dear_calls(scale, durability),
             )
-            yield _figure(
+            yield compared(
+                GROUP,
                 f"{name}, {durability.upper()}",
                 taken,
+                ("ours", BY_HAND),
                 target=_TARGETS[name][durability],
                 work=work,
             )
-
-
-def _figure(
-    name: str,
-    taken: dict[str, list[float]],
-    *,
-    target: float,
-    work: Callable[[], object],
-    per: int = 1,
-) -> Figure:
-    values = ratios(taken["ours"], taken["by hand"])
-    mine, theirs = (Spread.of(taken[side]).median / per * 1e6 for side in ("ours", "by hand"))
-    figure = Figure(
-        GROUP,
-        name,
-        values,
-        reference="sqlite3 by hand",
-        target=target,
-        behind=f"{mine:.1f} / {theirs:.1f} µs",
-    )
-    if figure.is_met or len(values) < 5:
-        return figure
-    return Figure(
-        GROUP,
-        name,
-        values,
-        reference=figure.reference,
-        target=target,
-        behind=figure.behind,
-        profile=profiled(work, calls=max(2000 // per, 5)),
-    )
 
 
 def _get(directory: Path, scale: Scale) -> Figure:
@@ -146,13 +121,20 @@ def _get(directory: Path, scale: Scale) -> Figure:
             taken = interleaved(
                 {
                     "ours": lambda: store.get(next(first)),
-                    "by hand": lambda: limit.get(next(second)),
+                    BY_HAND: lambda: limit.get(next(second)),
                 },
                 rounds=scale.rounds,
                 turns=scale.turns,
                 calls=scale.calls * 5,
             )
-            return _figure("get", taken, target=1.6, work=lambda: store.get(next(first)))
+            return compared(
+                GROUP,
+                "get",
+                taken,
+                ("ours", BY_HAND),
+                target=1.6,
+                work=lambda: store.get(next(first)),
+            )
     finally:
         limit.close()
 
@@ -177,15 +159,17 @@ def _many(directory: Path, scale: Scale) -> Figure:
             taken = interleaved(
                 {
                     "ours": ours,
-                    "by hand": lambda: limit.charge_all(threads, 100, 250, "turn-1"),
+                    BY_HAND: lambda: limit.charge_all(threads, 100, 250, "turn-1"),
                 },
                 rounds=scale.rounds,
                 turns=1,
                 calls=1 if scale.rounds < 5 else 3,
             )
-            return _figure(
+            return compared(
+                GROUP,
                 "charge_many of 1,000 charges of 100 threads, per charge",
                 taken,
+                ("ours", BY_HAND),
                 target=1.0,
                 work=ours,
                 per=MANY,
@@ -210,7 +194,7 @@ def _company(directory: Path, scale: Scale, durability: Durability) -> Iterator[
             "beside a live listener": _charging(heard),
             "beside a durable consumer": _charging(consumed),
         }
-        calls = _calls(scale, durability)
+        calls = dear_calls(scale, durability)
         taken = interleaved(candidates, rounds=scale.rounds, turns=scale.turns, calls=calls)
         yield from _beside(taken, "beside a live listener", 1.10, durability)
         # The consumer catches up while the others have their turn; so it is measured also in one long

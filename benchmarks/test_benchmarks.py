@@ -10,6 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUPS = {
     "single",
+    "costs",
+    "trees",
+    "holds",
+    "limits",
     "threads",
     "aio",
     "processes",
@@ -19,6 +23,7 @@ GROUPS = {
     "memory",
     "rollout",
     "peers",
+    "budgets",
 }
 
 

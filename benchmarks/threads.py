@@ -14,7 +14,7 @@ from benchmarks.by_hand import Limit, new_file
 from benchmarks.measure import Figure, Scale, Spread, interleaved, profiled, ratios, rotated
 from goal_state import AccountingMode, Charge, GoalStore
 
-__all__ = ["run"]
+__all__ = ["THREADS", "Load", "load", "run"]
 
 GROUP = "threads"
 THREADS = [f"thread-{number:04d}" for number in range(128)]
@@ -55,7 +55,7 @@ def _at(count: int, sides: dict[str, Callable[[str], object]], scale: Scale) -> 
     loads: dict[str, list[Load]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in rotated(list(sides), number):
-            loads[name].append(_load(sides[name], count, scale.seconds))
+            loads[name].append(load(sides[name], count, scale.seconds))
     rate = {name: [load.charges_per_second for load in loads[name]] for name in sides}
     p99 = {name: [load.p99_seconds for load in loads[name]] for name in sides}
     at_many = count == MANY
@@ -78,7 +78,7 @@ def _at(count: int, sides: dict[str, Callable[[str], object]], scale: Scale) -> 
     )
 
 
-def _load(charge: Callable[[str], object], count: int, seconds: float) -> Load:
+def load(charge: Callable[[str], object], count: int, seconds: float) -> Load:
     waits: list[list[float]] = [[] for _ in range(count)]
     barrier = threading.Barrier(count + 1)
 

@@ -56,12 +56,13 @@ from goal_state.codex.rollout import (
 from goal_state.storage.schema import metadata
 from goal_state.storage.sqlite.connections import create_engine
 from tests.databases import Rows, fingerprints, rows
+from tests.in_memory import open_in_memory
 from tests.processes import CHECKOUT
 
 # -- values ------------------------------------------------------------------------------------------
 
 AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-EXAMPLES = 1_000 if AT_LENGTH else 25
+EXAMPLES = 1_000 if AT_LENGTH else max(settings().max_examples // 2, 1)
 pytestmark = pytest.mark.timeout(900 if AT_LENGTH else 120)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -609,7 +610,7 @@ def world(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         with (
             GoalStore.open(path, durability="normal") as store,
-            GoalStore.open(":memory:") as empty,
+            open_in_memory() as empty,
             closing(sqlite3.connect(path)) as file,
         ):
             file.execute("PRAGMA synchronous = OFF")

@@ -95,7 +95,7 @@ def test_seconds_alone_do_not_touch_the_budget(store: GoalStore) -> None:
 # -- bounds of the amounts ---------------------------------------------------------------------------
 
 
-def test_the_largest_charge(store: GoalStore) -> None:
+def test_the_largest_charge_is_kept_exactly(store: GoalStore) -> None:
     store.create("t", "Ship")
     goal = store.charge("t", tokens=LARGEST).goal
     assert goal is not None
@@ -103,7 +103,7 @@ def test_the_largest_charge(store: GoalStore) -> None:
     assert [e.cumulative_tokens for e in store.events(after=1)] == [LARGEST]
 
 
-def test_the_largest_budget(store: GoalStore) -> None:
+def test_the_largest_budget_is_reached_exactly(store: GoalStore) -> None:
     store.create("t", "Ship", token_budget=LARGEST)
     store.charge("t", tokens=LARGEST - 1)
     assert (goal_of(store).status, goal_of(store).remaining_tokens) == (ACTIVE, 1)
@@ -340,7 +340,7 @@ MODES: dict[AccountingMode, dict[GoalStatus, str]] = {
 @pytest.mark.parametrize("call", ["charge", "record_total"])
 @pytest.mark.parametrize("status", GoalStatus)
 @pytest.mark.parametrize("mode", AccountingMode)
-def test_each_mode_in_each_status(
+def test_each_mode_in_each_status_charges_as_the_table_says(
     store: GoalStore, mode: AccountingMode, status: GoalStatus, call: str
 ) -> None:
     store.create("t", "Ship", status=status, token_budget=100)

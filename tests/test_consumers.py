@@ -21,6 +21,7 @@ from goal_state import (
     StoreClosedError,
 )
 from goal_state.storage.cursors import MAX_LEASE_MS, ConsumerCursor, ConsumerCursors
+from tests.in_memory import open_in_memory
 from tests.processes import PATIENCE_SECONDS, finish, python, running
 
 
@@ -139,7 +140,7 @@ def claim(store: GoalStore, name: str, holder: str, now_ms: int) -> int | None:
 @pytest.mark.parametrize("target", ["file", "memory"])
 def test_a_consumer_is_given_the_whole_log_and_what_follows(target: str, database: Path) -> None:
     sink = Sink()
-    with GoalStore.open(database if target == "file" else ":memory:") as store:
+    with GoalStore.open(database) if target == "file" else open_in_memory() as store:
         write(store, 7)
         with store.consume("audit", sink, batch_size=3) as consumer:
             assert consumer.drain(PATIENCE_SECONDS)
@@ -498,7 +499,7 @@ def test_a_lease_of_a_clock_that_jumped_back_does_not_lock_the_name(store: GoalS
     assert claim(store, "audit", "one", now_ms - MAX_LEASE_MS) is None
 
 
-def test_a_lease_ends(store: GoalStore) -> None:
+def test_a_lease_that_has_ended_is_free(store: GoalStore) -> None:
     assert claim(store, "audit", "one", 1_000_000) == 0
     assert claim(store, "audit", "two", 1_009_999) is None
     assert claim(store, "audit", "two", 1_010_000) == 0

@@ -14,6 +14,7 @@ from goal_state import GoalRepository, GoalStore, InvalidValueError, TokenUsage,
 from goal_state.cli.main import program
 from goal_state.domain.counting import CountedTokens
 from goal_state.errors import NotAnExportError, SettingsConflictError, UsageOverflowError
+from tests.in_memory import open_in_memory
 
 USAGE = TokenUsage(1000, 900, 0, 50)
 
@@ -78,7 +79,7 @@ def test_a_function_that_returns_no_count_is_refused_by_its_name(result: Any) ->
     def broken(_usage: TokenUsage) -> Any:
         return result
 
-    with GoalStore.open(":memory:", counted_tokens=broken) as store:
+    with open_in_memory(counted_tokens=broken) as store:
         with pytest.raises(InvalidValueError, match=r"broken\(\) returned a count that must be"):
             charged(store)
         goal = store.get("t")
@@ -91,7 +92,7 @@ def test_a_count_that_is_no_64_bit_integer_overflows() -> None:
         return 2**63
 
     with (
-        GoalStore.open(":memory:", counted_tokens=huge) as store,
+        open_in_memory(counted_tokens=huge) as store,
         pytest.raises(UsageOverflowError, match=r"2\^63"),
     ):
         charged(store)
@@ -197,16 +198,16 @@ def test_a_backup_with_other_counted_tokens_is_not_restored(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_an_export_with_other_counted_tokens_is_not_imported(tmp_path: Path) -> None:
-    with GoalStore.open(":memory:", counted_tokens="all") as store:
+    with open_in_memory(counted_tokens="all") as store:
         charged(store)
         lines = list(store.export_lines())
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         with pytest.raises(
             NotAnExportError, match=r"line 1: counted_tokens: .* 'all' and .* 'uncached'"
         ):
             store.import_lines(lines)
         assert store.count() == 0
-    with GoalStore.open(":memory:", counted_tokens="all") as store:
+    with open_in_memory(counted_tokens="all") as store:
         store.import_lines(lines)
         assert store.count() == 1
 

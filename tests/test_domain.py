@@ -133,7 +133,7 @@ def test_goal_tokens_never_fall_while_a_thread_goes_on(one: TokenUsage, two: Tok
 
 
 @given(usages)
-def test_to_mapping_and_back(usage: TokenUsage) -> None:
+def test_to_mapping_is_read_back_unchanged(usage: TokenUsage) -> None:
     for build in (TokenUsage.from_codex, TokenUsage.of):
         assert build(usage.to_mapping()) == usage
         assert build({name: getattr(usage, name) for name in COUNTS}) == usage
@@ -386,7 +386,7 @@ def test_what_is_left_of_a_budget(budget: int | None, used: int, remaining: int 
 
 
 @pytest.mark.parametrize(("ms", "seconds"), [(0, 0), (999, 0), (1000, 1), (1999, 1)])
-def test_whole_seconds(ms: int, seconds: int) -> None:
+def test_time_used_seconds_is_rounded_down(ms: int, seconds: int) -> None:
     assert _goal(time_used_ms=ms).time_used_seconds == seconds
 
 

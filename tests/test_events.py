@@ -19,6 +19,7 @@ from goal_state import (
     InvalidValueError,
     StoreClosedError,
 )
+from tests.in_memory import open_in_memory
 from tests.processes import PATIENCE_SECONDS, python
 
 CREATED, ACCOUNTED, STATUS_CHANGED, CLEARED, BUDGET_CHANGED, THRESHOLD_CROSSED = EventKind
@@ -26,7 +27,7 @@ CREATED, ACCOUNTED, STATUS_CHANGED, CLEARED, BUDGET_CHANGED, THRESHOLD_CROSSED =
 
 @pytest.fixture(params=["file", "memory"])
 def any_store(request: pytest.FixtureRequest, database: Path) -> Iterator[GoalStore]:
-    with GoalStore.open(database if request.param == "file" else ":memory:") as store:
+    with GoalStore.open(database) if request.param == "file" else open_in_memory() as store:
         yield store
 
 

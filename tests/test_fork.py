@@ -1084,7 +1084,7 @@ with store_with_goal(durability="normal") as store:
             failed.append(error)
 
     thread = in_thread(write)
-    for before_exec in (None, None, lambda: None, lambda: None):
+    for before_exec in (None, lambda: None):
         subprocess.run([sys.executable, "-m", "goal_state", "verify", "--db", path], check=True,
                        stdout=subprocess.DEVNULL, preexec_fn=before_exec, timeout=30)
     stopping.append(True)

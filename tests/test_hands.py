@@ -24,6 +24,7 @@ from goal_state import (
     ThreadUsage,
     TokenUsage,
 )
+from tests.in_memory import open_in_memory
 
 
 def test_to_dict_of_a_goal_has_every_field_and_what_people_read(store: GoalStore) -> None:
@@ -76,7 +77,7 @@ def test_repr_of_a_store_shows_its_path_and_whether_it_is_closed(tmp_path: Path)
     with GoalStore.open(path) as store:
         assert repr(store) == f"<GoalStore {str(path)!r}>"
     assert repr(store) == f"<GoalStore {str(path)!r}, closed>"
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         assert repr(store) == "<GoalStore ':memory:'>"
 
 

@@ -356,7 +356,7 @@ def test_a_hosts_own_tables_of_common_names_live_beside_ours(path: Path) -> None
     engine.dispose()
 
 
-def test_on_the_command_line_too(database: Path) -> None:
+def test_a_lost_version_table_is_refused_on_the_command_line(database: Path) -> None:
     from goal_state.cli.main import program
 
     execute(database, f"DROP TABLE {VERSION_TABLE}")

@@ -622,7 +622,7 @@ def test_a_session_reads_what_was_written_in_it(engine: Engine) -> None:
         assert goal.tokens_used == 0
 
 
-def test_a_block_of_a_session(host: Path, engine: Engine) -> None:
+def test_a_block_of_a_session_undoes_both(host: Path, engine: Engine) -> None:
     def work() -> None:
         with Session(engine) as session, session.begin():
             GoalRepository(session).charge("t", tokens=5)
@@ -641,7 +641,7 @@ def test_a_block_of_a_session(host: Path, engine: Engine) -> None:
 
 @pytest.mark.parametrize("make", WITH_SAVEPOINTS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("first", ["in the savepoint", "before it"])
-def test_a_savepoint_of_a_session(
+def test_a_savepoint_of_a_session_undoes_what_it_holds(
     host: Path, engines: Callable[[Engine], Engine], make: Any, first: str
 ) -> None:
     with Session(engines(make(host))) as session:
@@ -750,7 +750,7 @@ def test_a_session_in_autocommit_is_refused(
     assert used(host) == 0
 
 
-def test_a_session_of_several_engines(
+def test_a_session_of_several_engines_is_refused(
     host: Path, tmp_path: Path, engines: Callable[[Engine], Engine]
 ) -> None:
     engine, other = engines(plain(host)), engines(plain(tmp_path / "other.db"))

@@ -123,7 +123,7 @@ def test_a_log_that_a_crash_left_is_not_written_back(path: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
-def test_a_database_of_another_application(path: Path, journal: str) -> None:
+def test_a_database_of_another_application_is_refused(path: Path, journal: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA journal_mode = {journal}")
         connection.execute("CREATE TABLE recipes (name TEXT)")
@@ -211,7 +211,7 @@ def test_something_that_is_no_regular_file(tmp_path: Path) -> None:
         ("sqlite+nothing:///goals.db", UnsupportedDatabaseError, r"not 'sqlite\+nothing'"),
     ],
 )
-def test_urls_that_lead_nowhere(
+def test_urls_that_lead_nowhere_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     url: str,
@@ -251,7 +251,9 @@ def test_what_is_no_target_at_all(target: Any) -> None:
         ({"busy_timeout_seconds": "10"}, "busy_timeout_seconds"),
     ],
 )
-def test_options_out_of_their_bounds(tmp_path: Path, arguments: dict[str, Any], field: str) -> None:
+def test_options_out_of_their_bounds_are_refused_by_name(
+    tmp_path: Path, arguments: dict[str, Any], field: str
+) -> None:
     with pytest.raises(InvalidValueError) as caught:
         GoalStore.open(tmp_path / "goals.db", **arguments)
     assert caught.value.field == field
@@ -261,14 +263,16 @@ def test_options_out_of_their_bounds(tmp_path: Path, arguments: dict[str, Any], 
 @pytest.mark.parametrize(
     "form", [str, Path, lambda p: f"sqlite:///{p}", lambda p: make_url(f"sqlite:///{p}")]
 )
-def test_forms_of_one_place(path: Path, form: Callable[[Path], Any]) -> None:
+def test_every_form_of_a_path_names_the_same_file(path: Path, form: Callable[[Path], Any]) -> None:
     with GoalStore.open(form(path)) as store:
         store.create("t", "Ship")
     assert path.is_file()
 
 
 @pytest.mark.parametrize("target", [":memory:", "sqlite://", "sqlite:///:memory:"])
-def test_forms_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+def test_each_store_in_memory_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with GoalStore.open(target) as one, GoalStore.open(target) as two:
         one.create("t", "Ship")
@@ -276,14 +280,16 @@ def test_forms_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_found_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with GoalStore.open("goals.db") as store:
         store.create("t", "Ship")
     assert (tmp_path / "goals.db").is_file()
 
 
-def test_a_link_to_a_database(database: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_database_opens_that(database: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.db"
     link.symlink_to(database)
     with GoalStore.open(link) as store, GoalStore.open(database) as other:

@@ -557,7 +557,7 @@ def test_the_hosts_engine_is_given_back_as_it_was(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["100%.db", "two words.db", "%(here)s.db", "ünï#?&.db", "a'b;c.db"]
 )
-def test_any_file_name(tmp_path: Path, name: str) -> None:
+def test_any_file_name_can_be_migrated(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "50% of %s"
     folder.mkdir()
     path = folder / name

@@ -16,6 +16,7 @@ import pytest
 
 import goal_state
 from goal_state import GoalEvent, GoalStore, RequestError
+from tests.in_memory import open_in_memory
 from tests.processes import CHECKOUT, PATIENCE_SECONDS, python
 
 CALLS: dict[str, Callable[[GoalStore, Path], object]] = {
@@ -41,7 +42,7 @@ CALLS: dict[str, Callable[[GoalStore, Path], object]] = {
 
 @pytest.fixture(params=["file", ":memory:"])
 def either(request: pytest.FixtureRequest, database: Path) -> Any:
-    with GoalStore.open(database if request.param == "file" else ":memory:") as store:
+    with GoalStore.open(database) if request.param == "file" else open_in_memory() as store:
         store.create("t", "Ship")
         yield store
 

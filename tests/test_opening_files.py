@@ -210,6 +210,15 @@ SECOND = {
 }
 
 
+_OPENING_TWICE = """
+import sys
+from goal_state import GoalStore
+for _ in range(2):
+    with GoalStore.open(sys.argv[1]) as store:
+        assert store.count() == 1
+"""
+
+
 def said(process: object) -> list[str]:
     stdout = process.stdout  # type: ignore[attr-defined]
     lines: list[str] = []
@@ -236,8 +245,7 @@ def test_a_killed_process_beside_a_second_open_and_another_process_loses_nothing
             "first",
             *(line for line in said(process) if line.startswith("k")),
         ]
-        for _ in range(2):
-            python("from goal_state.cli import main; main()", "list", "--db", path)
+        python(_OPENING_TWICE, path)
         process.stdin.write("\n")
         process.stdin.flush()
         acknowledged += said(process)

@@ -24,6 +24,7 @@ from goal_state import (
     TokenUsage,
     UsageOverflowError,
 )
+from tests.in_memory import open_in_memory
 from tests.processes import PATIENCE_SECONDS, all_at_once
 
 Result = TypeVar("Result")
@@ -62,7 +63,7 @@ def _verified(store: GoalStore) -> Iterator[None]:
 def test_of_many_threads_that_clear_exactly_one_gets_the_goal(
     database: Path, target: str, round_: int
 ) -> None:
-    with GoalStore.open(database if target == "file" else ":memory:") as store:
+    with GoalStore.open(database) if target == "file" else open_in_memory() as store:
         goal = store.create(f"t{round_}", "Ship")
         cleared = at_once(*[lambda: store.clear(f"t{round_}")] * 16)
         assert [one for one in cleared if one is not None] == [goal]
@@ -272,7 +273,7 @@ def _raise(error: BaseException) -> Callable[[GoalRepository], None]:
 
 @pytest.mark.parametrize("target", ["file", "memory"])
 def test_a_call_that_fails_in_a_group_fails_alone(database: Path, target: str) -> None:
-    with GoalStore.open(database if target == "file" else ":memory:") as store:
+    with GoalStore.open(database) if target == "file" else open_in_memory() as store:
         store.create("t", "Ship")
         heard: list[GoalEvent] = []
         store.subscribe(heard.append)
@@ -379,7 +380,7 @@ def test_after_an_interrupt_the_store_goes_on(store: GoalStore) -> None:
     assert tokens_used(store) == 1
 
 
-def test_several_operations_in_one_transaction(store: GoalStore) -> None:
+def test_several_operations_in_one_transaction_are_all_kept(store: GoalStore) -> None:
     def work(repository: GoalRepository) -> str:
         repository.create("t", "Ship")
         repository.charge("t", tokens=5)
@@ -405,7 +406,11 @@ def test_several_operations_in_one_transaction(store: GoalStore) -> None:
 
 @pytest.mark.parametrize("target", ["file", "memory"])
 def test_whoever_is_at_work_when_the_store_closes_is_told_so(database: Path, target: str) -> None:
-    store = GoalStore.open(database if target == "file" else ":memory:", durability="normal")
+    store = (
+        GoalStore.open(database, durability="normal")
+        if target == "file"
+        else open_in_memory(durability="normal")
+    )
     store.create("t", "Ship")
     at_work = [threading.Event() for _ in range(8)]
 

@@ -57,7 +57,9 @@ def test_the_readme_has_only_snippets_that_are_run() -> None:
 
 
 @pytest.mark.slow
-def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_python_block_prints_what_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for code in blocks("python"):
@@ -73,7 +75,9 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_prints_what_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from goal_state.cli.main import program
 
     monkeypatch.chdir(tmp_path)
@@ -106,7 +110,7 @@ def alembic(words: list[str], folder: Path) -> None:
     )
 
 
-def test_shell() -> None:
+def test_every_target_that_readme_names_is_there() -> None:
     """`make test` cannot run inside itself: that the targets are there is all that is asked of it here."""
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     commands = [

@@ -120,7 +120,7 @@ def _sent(event: GoalEvent, names: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scenario", _scenarios())
-def test_a_recorded_scenario(store: GoalStore, scenario: Scenario) -> None:
+def test_a_recorded_scenario_ends_as_recorded(store: GoalStore, scenario: Scenario) -> None:
     if scenario.seed is not None:
         planted = _plant(store, scenario.seed)
         assert planted.status == scenario.seed["status"], "the seed itself"

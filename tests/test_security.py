@@ -75,7 +75,7 @@ def test_the_database_its_log_and_the_locks_are_their_owners_alone(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("_loose")
-def test_what_the_command_line_makes(tmp_path: Path) -> None:
+def test_what_the_command_line_makes_is_the_users_alone(tmp_path: Path) -> None:
     run("set", "t", "--objective", "Ship", "--db", tmp_path / "set.db")
     run("db", "upgrade", "--db", tmp_path / "upgraded.db")
     run("backup", tmp_path / "copy.db", "--db", tmp_path / "set.db")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from goal_state import GoalStatus, GoalStore, ThreadUsage, TokenUsage
 from goal_state.errors import NotAnExportError
 from goal_state.storage.exported_rows import CHECKED_COLUMNS
 from goal_state.storage.schema import metadata
+from tests.in_memory import open_in_memory
 from tests.proof.effort import IS_LONG
 
 Record = dict[str, Any]
@@ -30,7 +29,7 @@ _LAST_DATE_MS, _FIRST_DATE_MS = 253_402_300_799_999, -62_135_596_800_000
 BUDGETS = ("token_budget", "cost_budget", "call_budget", "time_budget", "deadline")
 LATE = datetime(2200, 1, 1, tzinfo=UTC)
 
-USED_OF_A_FIELD, STRIDE = (10**9, 1) if IS_LONG else (1, 8)
+USED_OF_A_FIELD, STRIDE = (10**9, 1) if IS_LONG else (1, 16)
 """Of how many values of a field that are taken it is seen that all works afterwards; every which change of a
 line is tried, beginning anywhere.
 """
@@ -107,7 +106,7 @@ def sealed(lines: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def exported() -> list[str]:
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         fill(store)
         return list(store.export_lines())
 
@@ -222,15 +221,12 @@ def check_all_works(store: GoalStore, again: GoalStore) -> None:
 
 
 @pytest.fixture
-def new_store(made_once: Path, tmp_path: Path) -> Iterator[Callable[[], GoalStore]]:
-    """Makes stores, each on a file of its own; those of before are gone then."""
+def new_store() -> Iterator[Callable[[], GoalStore]]:
+    """Makes stores without a row in them."""
     stores: list[GoalStore] = []
-    numbers = iter(range(10**6))
 
     def make() -> GoalStore:
-        path = tmp_path / f"{next(numbers)}.db"
-        shutil.copy(made_once, path)
-        stores.append(GoalStore.open(path, durability="normal"))
+        stores.append(open_in_memory())
         return stores[-1]
 
     yield make

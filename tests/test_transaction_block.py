@@ -22,12 +22,16 @@ from goal_state import (
     TransactionError,
 )
 from goal_state.storage import blocks
+from tests.in_memory import open_in_memory
 
 
 @pytest.fixture(params=["file", "memory"])
 def store(request: pytest.FixtureRequest, database: Path) -> Iterator[GoalStore]:
-    target = ":memory:" if request.param == "memory" else database
-    with GoalStore.open(target, durability="normal") as store:
+    with (
+        open_in_memory(durability="normal")
+        if request.param == "memory"
+        else GoalStore.open(database, durability="normal")
+    ) as store:
         store.create("t", "Ship")
         yield store
         if not store._is_closed:

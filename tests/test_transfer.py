@@ -33,6 +33,7 @@ from goal_state.storage.schema import HEAD_REVISION, metadata
 from goal_state.storage.sqlite.connections import create_engine
 from goal_state.storage.transfer import MAX_LINE_CHARACTERS
 from tests.cli.program import COMMAND, ENVIRONMENT, PATIENCE_SECONDS
+from tests.in_memory import open_in_memory
 from tests.upgrade.make_fixtures import fixture
 
 # Without what tells a copy from its original.
@@ -72,7 +73,7 @@ def database(filled_once: Path, path: Path) -> Path:
 
 @pytest.fixture
 def empty() -> Iterator[GoalStore]:
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         yield store
 
 
@@ -101,7 +102,7 @@ def test_a_round_trip_through_lines_is_lossless(database: Path, tmp_path: Path) 
 
 
 def test_pruned_positions_are_not_given_out_again(database: Path) -> None:
-    with GoalStore.open(database) as store, GoalStore.open(":memory:") as other:
+    with GoalStore.open(database) as store, open_in_memory() as other:
         lines = list(store.export_lines())
         other.import_lines(lines)
         last = store.last_position()
@@ -141,7 +142,7 @@ def _header(**changes: Any) -> str:
     ],
 )
 def test_what_is_no_export_is_refused_whole(lines: list[str], problem: str) -> None:
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         header = next(iter(store.export_lines()))
         given = [header if line == "HEADER" else line for line in lines]
         with pytest.raises(NotAnExportError, match=problem):
@@ -210,7 +211,7 @@ def test_a_backup_overwrites_nothing(database: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_in_memory_can_be_backed_up(tmp_path: Path) -> None:
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         store.create("t", "work")
         store.backup(tmp_path / "copy.db")
     with GoalStore.open(tmp_path / "copy.db") as copy:
@@ -219,7 +220,7 @@ def test_a_store_in_memory_can_be_backed_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands(database: Path, tmp_path: Path) -> None:
+def test_the_commands_move_everything(database: Path, tmp_path: Path) -> None:
     runner = CliRunner()
 
     def run(*arguments: str | os.PathLike[str]) -> str:
@@ -254,10 +255,10 @@ def refusal(store: GoalStore, lines: Iterable[str]) -> NotAnExportError:
 
 @pytest.mark.slow
 def test_an_export_that_was_cut_off_anywhere_is_refused() -> None:
-    with GoalStore.open(":memory:") as source:
+    with open_in_memory() as source:
         fill(source)
         lines = list(source.export_lines())
-    with GoalStore.open(":memory:") as target:
+    with open_in_memory() as target:
         for length in range(len(lines)):
             assert refusal(target, lines[:length]).line == max(length, 1)
         for missing in range(1, len(lines) - 1):
@@ -266,7 +267,7 @@ def test_an_export_that_was_cut_off_anywhere_is_refused() -> None:
 
 
 def test_lines_that_are_added_moved_or_damaged_are_refused(empty: GoalStore) -> None:
-    with GoalStore.open(":memory:") as source:
+    with open_in_memory() as source:
         fill(source)
         lines = list(source.export_lines())
     last = len(lines)
@@ -288,11 +289,11 @@ def test_lines_that_are_added_moved_or_damaged_are_refused(empty: GoalStore) -> 
 
 
 def test_lines_may_have_ends_and_come_from_a_generator(empty: GoalStore) -> None:
-    with GoalStore.open(":memory:") as source:
+    with open_in_memory() as source:
         fill(source)
         lines = list(source.export_lines())
         for end in ("\n", "\r\n"):
-            with GoalStore.open(":memory:") as target:
+            with open_in_memory() as target:
                 assert target.import_lines(f"{line}{end}" for line in lines) == len(lines) - 2
         assert empty.import_lines(source.export_lines()) == len(lines) - 2
 
@@ -309,7 +310,7 @@ def test_a_line_without_an_end_is_refused_unparsed(empty: GoalStore) -> None:
 
 
 def test_the_longest_line_of_an_export_is_no_tenth_of_what_is_taken(empty: GoalStore) -> None:
-    with GoalStore.open(":memory:") as source:
+    with open_in_memory() as source:
         source.create("\U0001f600" * 256, "\U0001f600" * 4000)
         source.set("\U0001f600" * 256, status="blocked", blocked_reason="\U0001f600" * 4000)
         lines = list(source.export_lines())
@@ -319,7 +320,7 @@ def test_the_longest_line_of_an_export_is_no_tenth_of_what_is_taken(empty: GoalS
 
 def test_an_error_of_the_iterable_is_raised_and_leaves_nothing(empty: GoalStore) -> None:
     def broken() -> Iterator[str]:
-        with GoalStore.open(":memory:") as source:
+        with open_in_memory() as source:
             fill(source)
             yield from list(source.export_lines())[:-3]
         raise OSError("the line broke")
@@ -333,7 +334,7 @@ def test_an_error_of_the_iterable_is_raised_and_leaves_nothing(empty: GoalStore)
 def test_what_older_versions_wrote_can_be_moved(tmp_path: Path) -> None:
     path = tmp_path / "older.db"
     shutil.copy(fixture(HEAD_REVISION), path)
-    with GoalStore.open(path) as store, GoalStore.open(":memory:") as target:
+    with GoalStore.open(path) as store, open_in_memory() as target:
         lines = list(store.export_lines())
         target.import_lines(lines)
         assert list(target.export_lines()) == lines
@@ -345,13 +346,13 @@ def test_a_store_that_was_downgraded_and_upgraded_can_be_moved(database: Path) -
     engine = create_engine(database)
     migrate.downgrade(engine, HEAD_REVISION)
     migrate.upgrade(engine)
-    with GoalStore.open(database) as store, GoalStore.open(":memory:") as target:
+    with GoalStore.open(database) as store, open_in_memory() as target:
         assert target.import_lines(store.export_lines()) > 0
         assert target.verify() == []
 
 
 def test_a_resume_time_before_1970_can_be_moved(empty: GoalStore) -> None:
-    with GoalStore.open(":memory:") as source:
+    with open_in_memory() as source:
         source.create("t", "work")
         source.set("t", status="usage_limited", resume_at=datetime(1, 1, 1, tzinfo=UTC))
         empty.import_lines(source.export_lines())

@@ -9,6 +9,7 @@ import pytest
 
 from goal_state import Difference, Goal, GoalStatus, GoalStore, InvalidValueError, TokenUsage
 from tests.databases import execute
+from tests.in_memory import open_in_memory
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def one_line(differences: list[Difference]) -> list[tuple[str, str, object, obje
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["file", "memory"])
 def test_what_is_sound_has_no_differences(database: Path, target: str) -> None:
-    with GoalStore.open(database if target == "file" else ":memory:") as store:
+    with GoalStore.open(database) if target == "file" else open_in_memory() as store:
         assert store.verify() == []
         for number, status in enumerate([*GoalStatus] * 100):
             thread = f"t{number}"

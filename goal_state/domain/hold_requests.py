@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy as copy_of
 from typing import TYPE_CHECKING, Self
 
 from goal_state.domain.amounts import Amounts
@@ -120,7 +119,7 @@ class Reserve(ThreadRequest[tuple[HoldRecord, bool]]):
         """See `Request`. Of tokens whose division is not known each counts at the dearest rate."""
         if self.is_rated:
             return self
-        usage, request = self.usage, copy_of(self)
+        usage, request = self.usage, self.copied()
         request.is_rated = True
         if usage is not None:
             request.usage, request.tokens = None, tariff.counted_tokens(usage)
@@ -190,7 +189,7 @@ class ObserveHold(HoldRequest):
         """See `Request`."""
         if self.usage is None:
             return self
-        request = copy_of(self)
+        request = self.copied()
         request.usage, request.tokens = None, tariff.counted_tokens(self.usage)
         if request.cost_nanos is None:
             request.cost_nanos = tariff.cost_nanos(self.usage, self.model)

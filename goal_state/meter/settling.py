@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy as copy_of
 from dataclasses import replace
 from typing import Final
 
@@ -113,7 +112,7 @@ class Settling:
         elapsed_ns, state.marked_ns = max(now_ns - state.marked_ns, 0), now_ns
         if charge.settles is not None and state.paying_goal_id is None:
             # Whoever pays for the turn: the hold's own goal pays for its call.
-            charge = copy_of(charge)
+            charge = charge.copied()
             charge.turn_id = turn_id
             accounting = repository.apply(charge)
             self.bind(state, accounting.goal)
@@ -125,7 +124,7 @@ class Settling:
             due_ns = state.rest_ns + elapsed_ns
             due_ms, below_ms_ns = divmod(due_ns, _NS_PER_MS)
             rides = charge.tokens > 0 or due_ms >= _LEAST_TIME_ALONE_MS
-            charge = copy_of(charge)
+            charge = charge.copied()
             charge.time_ms = due_ms if rides else 0
             charge.expected_goal_id, charge.turn_id = state.paying_goal_id, turn_id
             accounting = repository.apply(charge)

@@ -99,7 +99,7 @@ class Charges:
     ) -> Accounting:
         """Charges the thread's goal, if it takes the charge, and those above it, and logs it."""
         if request.settles is not None:
-            return self._reservations.settle(request, amounts, key, now_ms)
+            return self._reservations.settle(request, goal, amounts, key, now_ms)
         changes: list[tuple[Goal, Goal]] = []
         accounting, drafts = _charged(
             request, goal, amounts, key, now_ms, self._goals.lock_by_id, changes.append

@@ -56,12 +56,13 @@ _CHANGE = update_of(
         "observed_unpriced_tokens",
         "is_dispatched",
         "expires_at_ms",
-        "ended_at_ms",
-        "outcome",
-        "charged_tokens",
-        "charged_cost_nanos",
-        "charged_calls",
     ],
+)
+_END = update_of(
+    HoldRecord,
+    holds,
+    key="hold_id",
+    columns=["ended_at_ms", "outcome", "charged_tokens", "charged_cost_nanos", "charged_calls"],
 )
 _DELETE_ENDED = Statement(
     lambda before_ms: delete(holds).where(_H.ended_at_ms.is_not(None), _H.ended_at_ms < before_ms)
@@ -111,9 +112,13 @@ class HoldTable:
         """Writes a hold that is not there."""
         self._executor.run(_INSERT.statement, _INSERT.values(hold))
 
-    def update(self, hold: HoldRecord) -> None:
-        """Writes what may change of a hold."""
+    def change(self, hold: HoldRecord) -> None:
+        """Writes what may change of a hold while it is live."""
         self._executor.run(_CHANGE.statement, _CHANGE.values(hold))
+
+    def end(self, hold: HoldRecord) -> None:
+        """Writes how a hold has ended."""
+        self._executor.run(_END.statement, _END.values(hold))
 
     def delete_ended(self, before_ms: int) -> int:
         """Forgets the holds that ended before a time; returns how many."""

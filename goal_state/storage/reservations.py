@@ -198,9 +198,22 @@ class Reservations:
         return hold if hold.outcome is not None else self._end_unknown(hold, now_ms)
 
     def settle(
-        self, request: Charge | RecordTotal, amounts: Amounts, key: str | None, now_ms: int
+        self,
+        request: Charge | RecordTotal,
+        goal: Goal | None,
+        amounts: Amounts,
+        key: str | None,
+        now_ms: int,
     ) -> Accounting:
-        """Charges what the call of a hold has used, whatever the status of the goal, and ends the hold."""
+        """Charges what the call of a hold has used, whatever the status of the goal, and ends the hold.
+
+        Args:
+            request: what names the hold.
+            goal: the thread's goal, locked; the hold may be another one's.
+            amounts: what was used.
+            key: under which it is charged.
+            now_ms: the time.
+        """
         hold = self._of_thread(request)
         amounts = amounts._replace(calls=hold.calls or amounts.calls)
         purpose = Purpose(
@@ -215,7 +228,7 @@ class Reservations:
             return self._settle_late(hold, amounts, purpose, now_ms)
         if hold.outcome is not None:
             return self._settle_again(request, hold, amounts)
-        end = self._end(hold, amounts, purpose, key, now_ms)
+        end = self._end(hold, amounts, purpose, key, now_ms, goal)
         self._ended(hold, HoldOutcome.SETTLED, amounts, now_ms)
         return Accounting(end.goal, applied=end.is_charged)
 
@@ -321,11 +334,17 @@ class Reservations:
         return self._ended(hold, HoldOutcome.UNKNOWN, amounts, now_ms)
 
     def _end(
-        self, hold: HoldRecord, amounts: Amounts, purpose: Purpose, key: str | None, now_ms: int
+        self,
+        hold: HoldRecord,
+        amounts: Amounts,
+        purpose: Purpose,
+        key: str | None,
+        now_ms: int,
+        known: Goal | None = None,
     ) -> _End:
         """Gives back what a live hold has set aside, and charges so much instead."""
         return self._charge(
-            hold, amounts, purpose, now_ms, must_log=key is not None, gives_back=True
+            hold, amounts, purpose, now_ms, known, must_log=key is not None, gives_back=True
         )
 
     def _charge(
@@ -334,6 +353,7 @@ class Reservations:
         amounts: Amounts,
         purpose: Purpose,
         now_ms: int,
+        known: Goal | None = None,
         *,
         must_log: bool,
         gives_back: bool = False,
@@ -342,7 +362,8 @@ class Reservations:
         drafts: list[EventDraft] = []
         own: Goal | None = None
         for number, (goal_id, theirs) in enumerate([(hold.goal_id, purpose), *purpose.above(hold)]):
-            goal = self._goals.lock_by_id(goal_id)
+            is_known = known is not None and known.goal_id == goal_id
+            goal = known if is_known else self._goals.lock_by_id(goal_id)
             if goal is None:  # it was cleared or replaced; those above it still pay
                 continue
             share = amounts if number == 0 else amounts.without_time
@@ -365,19 +386,19 @@ class Reservations:
         charged: Amounts,
         now_ms: int,
     ) -> HoldRecord:
-        return self._updated(
-            changed(
-                hold,
-                outcome=outcome,
-                ended_at_ms=now_ms,
-                charged_tokens=charged.tokens,
-                charged_cost_nanos=charged.cost_nanos,
-                charged_calls=charged.calls,
-            )
+        hold = changed(
+            hold,
+            outcome=outcome,
+            ended_at_ms=now_ms,
+            charged_tokens=charged.tokens,
+            charged_cost_nanos=charged.cost_nanos,
+            charged_calls=charged.calls,
         )
+        self._holds.end(hold)
+        return hold
 
     def _updated(self, hold: HoldRecord) -> HoldRecord:
-        self._holds.update(hold)
+        self._holds.change(hold)
         return hold
 
     def _get(self, hold_id: str) -> HoldRecord:

@@ -57,7 +57,7 @@ def test_a_missing_folder_is_not_made(tmp_path: Path, command: list[str]) -> Non
 
 
 @every(READING + CHANGING + MAKING)
-def test_a_directory(tmp_path: Path, command: list[str]) -> None:
+def test_a_directory_is_refused(tmp_path: Path, command: list[str]) -> None:
     assert refused(*command, "--db", tmp_path) == (
         f"{str(tmp_path)!r} is a directory; name a file in it"
     )
@@ -65,7 +65,7 @@ def test_a_directory(tmp_path: Path, command: list[str]) -> None:
 
 
 @every(READING + CHANGING + MAKING)
-def test_a_file_that_is_no_database(tmp_path: Path, command: list[str]) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, command: list[str]) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Buy milk.\n" * 1000)
     before = fingerprints(tmp_path)
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_database(tmp_path: Path, command: list[str]) -> None:
 
 
 @every(READING + CHANGING + MAKING)
-def test_the_database_of_another_application(tmp_path: Path, command: list[str]) -> None:
+def test_the_database_of_another_application_is_refused(tmp_path: Path, command: list[str]) -> None:
     path = shutil.copyfile(OTHER_APPLICATIONS / "goals_1.sqlite", tmp_path / "theirs.db")
     before = fingerprints(tmp_path)
     assert refused(*command, "--db", path).startswith(
@@ -108,7 +108,9 @@ def test_a_database_of_a_newer_version(tmp_path: Path, command: list[str]) -> No
 
 
 @every([*READING, ["clear", "t"], *MAKING])
-def test_a_damaged_database(tmp_path: Path, command: list[str]) -> None:
+def test_a_damaged_database_is_refused_and_left_as_it_was(
+    tmp_path: Path, command: list[str]
+) -> None:
     path = tmp_path / "goals.db"
     GoalStore.open(path).close()
     image = bytearray(path.read_bytes())
@@ -125,16 +127,16 @@ def test_a_database_in_memory_is_none_for_a_command(command: list[str]) -> None:
 
 
 @every(READING + MAKING)
-def test_another_kind_of_database(command: list[str]) -> None:
+def test_another_kind_of_database_is_refused(command: list[str]) -> None:
     sentence = refused(*command, "--db", "postgresql://host/goals")
     assert sentence == "goals are kept in SQLite; 'postgresql' is not supported yet"
 
 
-def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
+def test_a_path_that_the_system_refuses_is_told_in_its_words(tmp_path: Path) -> None:
     assert "File name too long" in refused("list", "--db", tmp_path / ("x" * 300) / "goals.db")
 
 
-def test_no_name_at_all() -> None:
+def test_an_empty_name_is_refused() -> None:
     assert refused("list", "--db", "").endswith("must name a file")
 
 
@@ -209,7 +211,7 @@ def ends_without_privileges(path: Path) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.slow
-def test_a_read_only_file(read_only: Path) -> None:
+def test_a_read_only_file_is_refused(read_only: Path) -> None:
     read_only.chmod(0o777)
     path, before = read_only / "goals.db", fingerprints(read_only)
     sentence = f"Error: {str(path)!r} is read-only for this user; allow writing to it\n"
@@ -218,7 +220,7 @@ def test_a_read_only_file(read_only: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_read_only_folder(read_only: Path) -> None:
+def test_a_read_only_folder_is_refused(read_only: Path) -> None:
     read_only.chmod(0o555)
     before = fingerprints(read_only)
     ends = ends_without_privileges(read_only / "goals.db")

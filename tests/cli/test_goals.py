@@ -276,7 +276,7 @@ def test_list_has_columns_for_what_goals_are_bounded_by(db: Path) -> None:
     assert re.search(r"^t +active +5 +0.75 of 2 +0 of 3 +Pay", lines[4])
 
 
-def test_show_for_programs(db: Path) -> None:
+def test_show_for_programs_has_goal_usage_and_events(db: Path) -> None:
     shown = run_json("show", "over", "--db", db)
     with GoalStore.open(db) as store:
         goal, usage, events = store.get("over"), store.usage("over"), list(store.events())
@@ -332,7 +332,7 @@ def test_clear_where_there_is_nothing_is_content(db: Path) -> None:
         assert store.get("over") is not None
 
 
-def test_verify_agrees(db: Path) -> None:
+def test_verify_without_a_difference_says_so(db: Path) -> None:
     assert run("verify", "--db", db).stdout == "3 goals recomputed: all as the log says.\n"
     assert run_json("verify", "--db", db) == {"goals": 3, "differences": []}
     assert run_json("verify", "over", "--db", db) == {"goals": 1, "differences": []}

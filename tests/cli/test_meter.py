@@ -96,7 +96,7 @@ def test_crossing_the_budget_is_an_event_of_the_turn_that_did_it() -> None:
     assert change["turn_id"] == before["turn_id"]
 
 
-def test_what_people_see() -> None:
+def test_people_see_budget_status_and_charges() -> None:
     result = run("meter", OVER, "--budget", 4_000)
     used = goal_tokens(totals(OVER)[-1])
     assert f"tokens     {used:,} of 4,000 used, 0 remaining\n" in result.stdout
@@ -154,7 +154,7 @@ def test_lines_that_cannot_be_used_are_counted_and_reported(tmp_path: Path) -> N
     assert report["goal"]["tokens_used"] == goal_tokens(totals(UNDER)[-1])
 
 
-def test_a_compressed_rollout(tmp_path: Path) -> None:
+def test_a_compressed_rollout_is_metered_as_a_plain_one(tmp_path: Path) -> None:
     rollout = tmp_path / "small.jsonl.gz"
     rollout.write_bytes(gzip.compress(SMALL.read_bytes()))
     report = run_json("meter", rollout, "--budget", 20_000)
@@ -173,7 +173,7 @@ def test_a_fork_pays_for_nothing_of_its_parent_s(tmp_path: Path) -> None:
     assert (report["goal"]["tokens_used"], report["goal"]["status"]) == (30, "active")
 
 
-def test_a_thread_without_token_counts(tmp_path: Path) -> None:
+def test_a_thread_without_token_counts_charges_nothing(tmp_path: Path) -> None:
     rollout = tmp_path / "quiet.jsonl"
     rollout.write_text(line("session_meta", id="quiet"))
     report = run_json("meter", rollout, "--budget", 5)

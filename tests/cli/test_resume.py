@@ -36,7 +36,7 @@ def path_of(home: Path, thread_id: str) -> Path:
     return path
 
 
-def test_by_rollout_without_a_database(home: Path, path: Path) -> None:
+def test_resume_by_rollout_without_a_database_makes_none(home: Path, path: Path) -> None:
     thread_id = rollout_with_token_usage(home)
     told = run_json_lines("resume", path_of(home, thread_id), "--db", path)
     assert told == [
@@ -46,7 +46,7 @@ def test_by_rollout_without_a_database(home: Path, path: Path) -> None:
     assert not path.exists()
 
 
-def test_by_thread_in_a_data_directory_and_a_database(home: Path, database: Path) -> None:
+def test_resume_by_thread_finds_the_rollout_and_the_goal(home: Path, database: Path) -> None:
     thread_id = rollout_with_token_usage(home)
     with GoalStore.open(database) as store:
         goal = store.create(thread_id, "Ship it", token_budget=9)

@@ -46,7 +46,7 @@ def test_upgrade_goes_as_far_as_it_is_told(path: Path) -> None:
     assert run_json_lines("list", "--db", path) == []
 
 
-def test_current(path: Path) -> None:
+def test_current_tells_the_revision(path: Path) -> None:
     path.touch()
     assert run("db", "current", "--db", path).stdout == "no schema\n"
     assert run_json("db", "current", "--db", path)["revision"] is None
@@ -74,7 +74,7 @@ def test_history_needs_no_database(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_check(path: Path) -> None:
+def test_check_tells_the_revision_or_what_differs(path: Path) -> None:
     run("db", "upgrade", "--db", path)
     before = fingerprints(path.parent)
     assert HEAD_REVISION in run("db", "check", "--db", path).stdout

@@ -17,6 +17,7 @@ from goal_state.meter import GoalMeter
 from tests.codex.clients import PATIENCE_SECONDS, Client, goal_message, usage, used
 from tests.codex.rollout_lines import began, completed, event
 from tests.databases import fingerprints
+from tests.in_memory import open_in_memory
 
 THREAD = "thread-1"
 
@@ -233,7 +234,7 @@ def test_a_thread_whose_rollout_the_store_never_saw_is_charged_nothing(
 ) -> None:
     host = Host(store, home)
     host.use("turn-1", LOST)
-    other = GoalStore.open(":memory:")
+    other = open_in_memory()
     with other:
         other.create(THREAD, "Ship it")
         restored, _ = Host.resume(_on(host, other))
@@ -276,7 +277,7 @@ def test_a_usage_of_which_the_store_knows_no_turn_is_said_to_be_of_the_rollouts_
 ) -> None:
     host.run("turn-1", BEFORE)
     host.store.set_baseline(THREAD, used(0).total)
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         store.set_baseline(THREAD, LOST)
         restored, _ = _on(host, store).resume()
     assert restored == RestoredUsage(THREAD, "turn-1", LOST.of_turn("turn-1"))

@@ -238,7 +238,7 @@ def test_progress_is_told_step_by_step(store: GoalStore, home: Path) -> None:
 # -- goals -------------------------------------------------------------------------------------------
 
 
-def test_only_goals(store: GoalStore, tmp_path: Path) -> None:
+def test_import_without_rollouts_takes_the_goals(store: GoalStore, tmp_path: Path) -> None:
     report = imported(make_home(tmp_path / "home", row()), store)
     assert (report.goals, report.baselines, report.skipped) == (1, 0, ())
     assert only(store).tokens_used == 10
@@ -407,7 +407,7 @@ def test_a_budget_that_was_used_up_before_the_import_is_announced_once(
 # -- rollouts ----------------------------------------------------------------------------------------
 
 
-def test_only_rollouts(store: GoalStore, tmp_path: Path) -> None:
+def test_import_without_goals_takes_the_baselines(store: GoalStore, tmp_path: Path) -> None:
     used, silent = rollout_with_token_usage(tmp_path), rollout(tmp_path)
     report = imported(tmp_path, store)
     assert (report.goals, report.baselines) == (0, 1)

@@ -34,6 +34,7 @@ from tests.codex.clients import (
     used,
 )
 from tests.databases import fingerprints
+from tests.in_memory import open_in_memory
 
 pytestmark = pytest.mark.timeout(60 + settings().max_examples)  # as many as the profile asks for
 
@@ -277,9 +278,9 @@ class HubMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_any_interleaving(tmp_path: Path) -> None:
+def test_any_interleaving_restores_usage_once(tmp_path: Path) -> None:
     examples = count()
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         run_state_machine_as_test(
             lambda: HubMachine(store, tmp_path / f"home-{next(examples)}"),
             settings=settings(

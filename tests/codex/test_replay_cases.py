@@ -126,7 +126,7 @@ class Player:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_replay_case(name: str, store: GoalStore, home: Path) -> None:
+def test_a_recorded_case_is_replayed_exactly(name: str, store: GoalStore, home: Path) -> None:
     player = Player(name, store, home)
     player.play()
     assert list(store.events()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from goal_state.codex.rollout import (
@@ -83,7 +83,7 @@ def test_recorded_totals_are_those_that_clients_were_told(thread_id: str) -> Non
     assert usages[-1].total == TokenUsage(spent, cached, 0, made, reasoned, total)
 
 
-def test_meta_of_a_recorded_fork() -> None:
+def test_meta_of_a_recorded_fork_names_its_parent() -> None:
     found = RolloutReader(recorded(FORK)).meta
     assert found is not None
     assert found.thread_id == found.session_id == FORK
@@ -197,7 +197,7 @@ STATUSES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, TurnStatus]]]] =
 
 
 @pytest.mark.parametrize(("lines", "expected"), STATUSES.values(), ids=STATUSES)
-def test_turns_and_their_statuses(
+def test_turns_have_their_true_statuses(
     rollout: Write, lines: list[dict[str, Any]], expected: list[tuple[str, TurnStatus]]
 ) -> None:
     reader = rollout(meta(), *lines)
@@ -246,7 +246,6 @@ turn_steps = st.lists(
 
 @pytest.mark.slow
 @given(turn_steps)
-@settings(max_examples=150, deadline=None)
 def test_forwards_backwards_and_compressed_agree(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, bool, str, int]]
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goal_state.codex.rollout import (
@@ -304,7 +304,7 @@ def test_what_meta_states_malformed_is_none(rollout: Write) -> None:
         (1_795_203_954, None),
     ],
 )
-def test_when_a_session_started(
+def test_a_malformed_start_of_a_session_is_none(
     rollout: Write, monkeypatch: pytest.MonkeyPatch, stated: Any, expected: datetime | None
 ) -> None:
     with monkeypatch.context() as patched:
@@ -436,7 +436,6 @@ damages = st.lists(
 @pytest.mark.slow
 @given(damages)
 @example([(0, 300, b"")])
-@settings(max_examples=200, deadline=None)
 def test_damage_never_makes_a_usage_or_an_undocumented_error(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[tuple[int, int, bytes]]
 ) -> None:
@@ -472,7 +471,6 @@ def derived_total(usage: TokenUsage) -> int:
 
 @pytest.mark.slow
 @given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
 def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, contents: bytes
 ) -> None:
@@ -532,7 +530,6 @@ json_values = st.recursive(
         max_size=6,
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_payloads_of_any_shape_are_read_or_skipped(
     tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str, dict[str, Any]]]
 ) -> None:

@@ -118,7 +118,7 @@ def test_a_broken_line_of_a_parent_is_noted_with_the_parents_path(
     assert (note.path, note.offset) == (parent.path, len(first))
 
 
-def test_a_compressed_parent(rollout: Write) -> None:
+def test_a_compressed_parent_tells_the_usage(rollout: Write) -> None:
     parent = rollout(gzip.compress(text_of(PARENT_LINES)), name="parent.jsonl.gz")
     fork = rollout(meta("fork", **fork_of("parent", 4)), name="fork.jsonl")
     assert fork.restored({"parent": parent.path}.get) == RolloutTail(used(5, turn_id="a"), "a", "a")
@@ -134,7 +134,7 @@ def test_a_forks_own_usage_comes_first_and_its_parent_tells_the_turn(rollout: Wr
     )
 
 
-def test_a_fork_of_a_fork(rollout: Write) -> None:
+def test_a_fork_of_a_fork_inherits_from_the_first(rollout: Write) -> None:
     paths = {"parent": rollout(*PARENT_LINES, name="parent.jsonl").path}
     middle = numbered([meta("middle", **fork_of("parent", 4)), began("m")], 4)
     paths["middle"] = rollout(*middle, name="middle.jsonl").path

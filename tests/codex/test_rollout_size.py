@@ -249,7 +249,7 @@ def test_a_compressed_rollout_remembers_the_latest_turns(
     )
 
 
-def test_zstandard(rollout: Write) -> None:
+def test_zstandard_is_read_frame_by_frame(rollout: Write) -> None:
     zstandard: Any = pytest.importorskip("zstandard")
     text = text_of([*SOUND, *([line("response_item", {"x": os.urandom(50).hex()})] * 2000)])
     one, two = zstandard.compress(text), zstandard.compress(text_of([token_count(6)]))
@@ -268,7 +268,9 @@ def test_zstandard(rollout: Write) -> None:
     assert rollout(one[: len(one) // 2]).restored().ended_turn_id in ("a", None)
 
 
-def test_zstandard_without_the_package(rollout: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zstandard_without_the_package_names_the_extra(
+    rollout: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(MissingZstandardError, match=r"goal-state\[zstd\]"):
         rollout(b"\x28\xb5\x2f\xfd" + b"\0" * 20).restored()

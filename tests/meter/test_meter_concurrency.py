@@ -147,7 +147,7 @@ def test_one_that_starts_again_for_each_response_while_the_others_lag_behind(
     assert_paid(store, totals[-1].goal_tokens)
 
 
-def test_one_meter_in_many_threads(store: GoalStore) -> None:
+def test_one_meter_in_many_threads_charges_each_total_once(store: GoalStore) -> None:
     store.create(THREAD, "work", token_budget=1_000)
     (meter,) = started(store, 1)
     totals = growing(40, 5)

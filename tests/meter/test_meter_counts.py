@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 
 from goal_state import GoalRepository, GoalStore, InvalidValueError, TokenUsage
 from goal_state.meter import GoalMeter
+from tests.in_memory import open_in_memory
 from tests.meter.figures import THREAD, tokens_used
 
 pytestmark = pytest.mark.timeout(120 + settings().max_examples)  # as many as the profile asks for
@@ -359,7 +360,7 @@ def test_whoever_hears_first_or_late_no_token_is_paid_twice(
         totals.append([0])
         for step in steps:
             totals[-1].append(totals[-1][-1] + 1 + step)
-    with GoalStore.open(":memory:") as store:
+    with open_in_memory() as store:
         store.create(THREAD, "work")
         store.set_baseline(THREAD, TokenUsage(), count_id="0" if named else None)
         truth = 0

@@ -200,7 +200,10 @@ def crash(folder: Path, seed: int, point_kills: int, random_kills: int) -> Count
     only_once = counts.keys() - scout.passed().keys()  # in the life of a database
     scout.close()
     points = sorted(counts)
-    plan = [Kill(point) for point in points]
+    migrating = [point for point in points if point.startswith("after migrating by")]
+    # Each of these takes a new database, and all lie in one transaction: a few stand for it.
+    left_out = set(migrating) - set(migrating[::4]) if not point_kills else set()
+    plan = [Kill(point) for point in points if point not in left_out]
     plan += [
         Kill(point, draw.randint(1, counts[point]))
         for point in draw.choices(points, k=max(point_kills - len(plan), 0))

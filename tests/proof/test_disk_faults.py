@@ -13,9 +13,9 @@ from tests.proof.disk import Faults, preloaded
 from tests.proof.effort import IS_LONG, PATIENCE_SECONDS
 from tests.proof.programs import program
 
-pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
+pytestmark = [pytest.mark.timeout(PATIENCE_SECONDS), pytest.mark.once]
 
-CALLS = 60 if IS_LONG else 6
+CALLS = 60 if IS_LONG else 3
 
 
 def test_every_call_to_the_disk_may_fail(

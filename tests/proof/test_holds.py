@@ -18,7 +18,7 @@ from tests.proof.effort import IS_LONG, PATIENCE_SECONDS
 from tests.proof.hold_storm import Storm
 from tests.proof.programs import program
 
-pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
+pytestmark = [pytest.mark.timeout(PATIENCE_SECONDS), pytest.mark.once]
 
 CALLS, SEEDS = (6_000, 4) if IS_LONG else (400, 1)
 """A call reserves and mostly ends what it reserved: most make two or three changes."""
@@ -90,8 +90,7 @@ def test_what_is_wrong_is_noticed(calm: Storm, damage: str, told: str) -> None:
 
 # -- of many who ask, one ----------------------------------------------------------------------------
 
-PROCESSES = 8
-GOALS = 400 if IS_LONG else 40
+PROCESSES, GOALS = (8, 400) if IS_LONG else (4, 40)
 
 _RACING = """
 import json, sys

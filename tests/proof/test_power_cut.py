@@ -14,7 +14,7 @@ from tests.proof.disk import Disk, Record
 from tests.proof.effort import IS_LONG, PATIENCE_SECONDS
 from tests.proof.power import Cut, Damage, record
 
-pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
+pytestmark = [pytest.mark.timeout(PATIENCE_SECONDS), pytest.mark.once]
 
 Figures = Callable[[str, float], None]
 

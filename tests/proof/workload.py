@@ -23,6 +23,7 @@ from goal_state.delivery.consumers import Consumer
 from goal_state.domain.requests import Charge
 from goal_state.operations.goal_operations import GoalOperations
 from goal_state.storage.sqlite.connections import create_engine
+from tests.in_memory import open_in_memory
 from tests.processes import PATIENCE_SECONDS
 
 __all__ = [
@@ -250,7 +251,7 @@ class Due:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._engine = create_engine(":memory:")
-        self._store = GoalStore.open(self._engine)
+        self._store = open_in_memory(self._engine)
         self._raw = self._engine.raw_connection()
         self._readers: dict[int, _Reader] = {}
         self._states: dict[int, list[State]] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from goal_state import GoalEvent, GoalStore
+from tests.in_memory import open_in_memory
 from tests.properties.operations import Observation, Operation, Outcome, Perform, observe, perform
 
 __all__ = ["Abort", "Handle", "LocalHandle", "RemoteHandle"]
@@ -40,10 +41,14 @@ class Delivery:
 
 
 class LocalHandle:
-    """A store in this process, with its listeners and consumers."""
+    """A store in this process, on a file or (None) in memory, with its listeners and consumers."""
 
-    def __init__(self, target: str | Path) -> None:
-        self.store = GoalStore.open(target, durability="normal")
+    def __init__(self, path: Path | None) -> None:
+        self.store = (
+            open_in_memory(durability="normal")
+            if path is None
+            else GoalStore.open(path, durability="normal")
+        )
         self._received: list[list[GoalEvent]] = []
         self._subscriptions: list[Any] = []
         self._consumers: dict[str, Any] = {}

@@ -44,7 +44,7 @@ class MemoryMachine(GoalMachine):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.handles = [LocalHandle(":memory:")]
+        self.handles = [LocalHandle(None)]
 
 
 @pytest.fixture
@@ -55,11 +55,13 @@ def template(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_store_in_a_file(
+def test_a_store_in_a_file_does_as_the_model(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:
     effort.run(lambda: FileMachine(tmp_path, template), record_property, percent=60)
 
 
-def test_a_store_in_memory(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_a_store_in_memory_does_as_the_model(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     effort.run(lambda: MemoryMachine(tmp_path), record_property, percent=15)

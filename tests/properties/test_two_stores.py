@@ -184,14 +184,14 @@ def template(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_two_stores_in_one_process(
+def test_two_stores_in_one_process_do_as_the_model(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:
     effort.run(lambda: OneProcessMachine(tmp_path, template), record_property, percent=20)
 
 
 @pytest.mark.slow
-def test_two_stores_in_two_processes(
+def test_two_stores_in_two_processes_do_as_the_model(
     tmp_path: Path, template: Path, record_property: Callable[[str, object], None]
 ) -> None:
     effort.run(lambda: TwoProcessesMachine(tmp_path, template), record_property, percent=3)

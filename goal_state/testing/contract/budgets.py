@@ -447,20 +447,3 @@ class Budgets:
                 charge()
             assert caught.value.field == "tags"
         assert subject.tables() == tables
-
-    # -- ensure ----------------------------------------------------------------------------------------
-
-    def test_ensure_makes_a_goal_where_there_is_none(self, subject: Subject) -> None:
-        goal = subject.ensure("t", "Ship", cost_budget=20, warn_at=(0.8,), turn_id="turn-1")
-        assert goal == subject.get("t")
-        assert (goal.cost_budget, goal.warn_at, goal.status) == (20, (0.8,), ACTIVE)
-        assert [(event.kind, event.turn_id) for event in subject.events()] == [(CREATED, "turn-1")]
-
-    @pytest.mark.parametrize("status", GoalStatus)
-    def test_ensure_leaves_the_goal_that_there_is(
-        self, subject: Subject, status: GoalStatus
-    ) -> None:
-        goal = subject.create("t", "Ship", status=status, token_budget=5)
-        tables = subject.tables()
-        assert subject.ensure("t", "Another", token_budget=9, status=PAUSED) == goal
-        assert subject.tables() == tables

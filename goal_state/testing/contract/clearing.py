@@ -34,7 +34,7 @@ class Clearing:
         assert (last.turn_id, last.token_budget, last.cumulative_tokens) == (None, 500, None)
         assert kinds(subject.events()).count(CLEARED) == 1
 
-    def test_clear_where_there_is_none(self, subject: Subject) -> None:
+    def test_clear_where_there_is_none_changes_nothing(self, subject: Subject) -> None:
         tables = subject.tables()
         assert subject.clear("t") is None
         assert subject.tables() == tables

@@ -1,4 +1,4 @@
-"""`create` and `replace`."""
+"""`create`, `ensure` and `replace`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Creating"]
 
 
 class Creating:
-    """`create` and `replace`."""
+    """`create`, `ensure` and `replace`."""
 
     def test_create_makes_a_goal(self, subject: Subject) -> None:
         before = datetime.now(UTC).replace(microsecond=0)
@@ -49,7 +49,7 @@ class Creating:
         assert (event.idempotency_key, event.replaced_goal_id) == (None, None)
         assert event.occurred_at == goal.created_at
 
-    def test_create_without_a_budget(self, subject: Subject) -> None:
+    def test_create_without_a_budget_has_no_bound(self, subject: Subject) -> None:
         goal = subject.create("t", "Ship")
         assert (goal.token_budget, goal.has_token_budget, goal.remaining_tokens) == (
             None,
@@ -107,7 +107,22 @@ class Creating:
         assert (event.kind, event.replaced_goal_id) == (CREATED, old.goal_id)
         assert (event.turn_id, event.goal_status) == ("turn-2", PAUSED)
 
-    def test_replace_where_there_is_none(self, subject: Subject) -> None:
+    def test_replace_where_there_is_none_makes_one(self, subject: Subject) -> None:
         goal = subject.replace("t", "Ship")
         [event] = subject.events()
         assert (event.goal_id, event.replaced_goal_id) == (goal.goal_id, None)
+
+    def test_ensure_makes_a_goal_where_there_is_none(self, subject: Subject) -> None:
+        goal = subject.ensure("t", "Ship", cost_budget=20, warn_at=(0.8,), turn_id="turn-1")
+        assert goal == subject.get("t")
+        assert (goal.cost_budget, goal.warn_at, goal.status) == (20, (0.8,), ACTIVE)
+        assert [(event.kind, event.turn_id) for event in subject.events()] == [(CREATED, "turn-1")]
+
+    @pytest.mark.parametrize("status", GoalStatus)
+    def test_ensure_leaves_the_goal_that_there_is(
+        self, subject: Subject, status: GoalStatus
+    ) -> None:
+        goal = subject.create("t", "Ship", status=status, token_budget=5)
+        tables = subject.tables()
+        assert subject.ensure("t", "Another", token_budget=9, status=PAUSED) == goal
+        assert subject.tables() == tables

@@ -100,7 +100,7 @@ class Hosting:
             repository.create("c", "Ship")
         assert [goal.thread_id for goal in _goals(engine)] == ["a", "c"]
 
-    def test_a_savepoint_of_the_host(self, engine: Engine) -> None:
+    def test_a_savepoint_of_the_host_undoes_what_it_holds(self, engine: Engine) -> None:
         with engine.begin() as connection:
             repository = GoalRepository(connection)
             repository.create("kept", "Ship")
@@ -110,7 +110,7 @@ class Hosting:
                 savepoint.rollback()
         assert [(g.thread_id, g.tokens_used) for g in _goals(engine)] == [("kept", 0)]
 
-    def test_a_page_of_goals(self, engine: Engine) -> None:
+    def test_a_page_of_goals_begins_behind_the_one_before(self, engine: Engine) -> None:
         with engine.begin() as connection:
             repository = GoalRepository(connection)
             made = [repository.create(f"t{number}", "Ship") for number in range(501)]

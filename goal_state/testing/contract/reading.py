@@ -23,7 +23,7 @@ __all__ = ["Reading"]
 class Reading:
     """`goals`, `count` and `events`."""
 
-    def test_goals_and_count(self, subject: Subject) -> None:
+    def test_goals_and_count_are_narrowed_by_status(self, subject: Subject) -> None:
         assert (subject.goals(), subject.count()) == ([], 0)
         made = [
             subject.create(f"t{place}", "Ship", status=status)

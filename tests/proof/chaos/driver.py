@@ -73,6 +73,8 @@ class Machine:
         self._hands: dict[int, _Hand] = {}
         self._others: list[_Hand] = []
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._groups: list[int] = []
+        """The processes that were ever started, each with all that it has forked or started."""
         self._orders = 0
         self._quiet_ms = 0
         self._restores = 0
@@ -129,17 +131,21 @@ class Machine:
         self._start(0)
 
     def close(self) -> None:
-        """Ends every process that there is."""
-        for hand in (*self._hands.values(), *self._others):
-            if not hand.is_gone and hand.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(hand.pid, signal.SIGKILL)
-            hand.connection.close()
+        """Ends every process that there is, also children of which nobody has said anything yet."""
+        for group in self._groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         for process in self._processes:
-            process.kill()
             process.wait()
+        ends = time.monotonic() + 1  # where nobody reaps orphans, they stay
+        while any(map(_has_members, self._groups)) and time.monotonic() < ends:
+            time.sleep(0.01)
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        for hand in (*self._hands.values(), *self._others):
+            hand.connection.close()
         self._selector.close()
-        self._server.close()
 
     def _end(self) -> None:
         """Every worker leaves as a program does; then all is as it must be."""
@@ -160,8 +166,10 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
+                process_group=0,
             )
         self._processes.append(process)
+        self._groups.append(process.pid)
         self._wait(
             lambda: number in self._hands or process.poll() is not None,
             f"worker {number} does not come",
@@ -516,6 +524,14 @@ class Machine:
         self._struck.clear()
         self._failed.clear()
         self._heard.clear()
+
+
+def _has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _numbers(arguments: dict[str, Any]) -> list[int]:
