@@ -205,8 +205,12 @@ class Budgets:
         assert result.goal is not None
         assert result.goal.exhausted == ("tokens", "cost", "calls", "time")
         assert kinds(subject.events()) == [CREATED, ACCOUNTED, STATUS_CHANGED]
-        with pytest.raises(BudgetExhaustedError, match="more of cost_budget, time_budget,"):
+        with pytest.raises(BudgetExhaustedError) as caught:
             subject.resume("t", token_budget=6, call_budget=None)
+        assert str(caught.value) == (
+            "the goal of thread 't' has used 0.5 of 0.5 in cost, 2 s of 2 s of active time; give resume()"
+            " more of cost_budget, time_budget, or None for no bound"
+        )
         goal = subject.resume("t", token_budget=6, call_budget=2, cost_budget=1, time_budget=None)
         assert (goal.status, goal.exhausted) == (ACTIVE, ())
 

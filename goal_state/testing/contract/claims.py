@@ -115,9 +115,11 @@ class Claims(Timed):
         claim = subject.claim("t", "ada", 10).claim_number
         if gone == "clear":
             subject.clear("t")
+            now = "the goal is gone"
         else:
             subject.replace("t", "Another")
-        with pytest.raises(ClaimOvertakenError, match="overtaken"):
+            now = "claim 0 holds now"
+        with pytest.raises(ClaimOvertakenError, match=rf"overtaken \({now}\); stop working on it"):
             subject.charge("t", tokens=1, claim=claim)
         subject.ensure("t", "Another")
         wall_time.tick(0.001)

@@ -302,6 +302,43 @@ class HoldEnds(Timed):
         assert goal_of(subject, "t").estimated_tokens == 0
         assert newest(subject).estimate is None
 
+    @pytest.mark.parametrize(("cost", "unpriced"), [(None, 5), (0, 0), ("0.5", 0)])
+    def test_cut_of_an_observed_call_counts_its_tokens_as_unpriced_without_a_cost(
+        self, subject: Subject, cost: Any, unpriced: int
+    ) -> None:
+        hold = with_hold(subject)
+        hold.observed(tokens=5, cost=cost)
+        hold.cut()
+        assert used(subject, "t") == (5, Decimal(cost or 0), 1)
+        assert goal_of(subject, "t").unpriced_tokens == unpriced
+
+    def test_cut_of_a_hold_of_cost_zero_knows_its_price(self, subject: Subject) -> None:
+        subject.create("t", "Ship")
+        hold = subject.reserve("t", tokens=60, cost=0)
+        assert hold.cost == 0
+        hold.cut()
+        goal = goal_of(subject, "t")
+        assert (goal.tokens_used, goal.estimated_tokens, goal.unpriced_tokens) == (60, 60, 0)
+
+    def test_reserve_without_a_price_tells_no_cost(self, subject: Subject) -> None:
+        subject.create("t", "Ship")
+        hold = subject.reserve("t", tokens=60)
+        assert (hold.cost, hold.record.to_dict()["cost"]) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("field", "arguments"),
+        [("tokens", {"tokens": -1}), ("cost", {"cost": -1}), ("model", {"model": "m" * 257})],
+    )
+    def test_observed_refuses_malformed_values_by_name(
+        self, subject: Subject, field: str, arguments: dict[str, Any]
+    ) -> None:
+        hold = with_hold(subject, model=None)
+        tables = subject.tables()
+        with pytest.raises(InvalidValueError) as caught:
+            hold.observed(**arguments)
+        assert caught.value.field == field
+        assert subject.tables() == tables
+
     def test_cut_charges_nothing_where_unknown_usage_is_released(self, subject: Subject) -> None:
         hold = with_hold(subject, unknown="release")
         events = subject.events()

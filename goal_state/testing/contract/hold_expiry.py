@@ -245,6 +245,44 @@ class HoldExpiry(Timed):
         with pytest.raises((HoldEndedError, IdempotencyConflictError)):
             hold.settle(tokens=1)
 
+    @pytest.mark.parametrize(("tokens", "unpriced"), [(20, 0), (60, 0), (65, 5)])
+    def test_a_late_settlement_without_a_price_leaves_what_it_adds_unpriced(
+        self, subject: Subject, tokens: int, unpriced: int
+    ) -> None:
+        hold = with_hold(subject)
+        hold.cut()
+        goal = hold.settle(tokens=tokens).goal
+        assert goal is not None
+        assert goal == goal_of(subject, "t")
+        assert goal.unpriced_tokens == unpriced
+
+    def test_a_late_settlement_that_adds_nothing_keeps_its_key(self, subject: Subject) -> None:
+        hold = with_hold(subject)
+        hold.observed(tokens=30, cost=3)
+        hold.cut()
+        before = subject.events()
+        assert hold.settle(tokens=20, cost=2, response_id="r1").applied
+        [event] = subject.events()[len(before) :]
+        assert (event.idempotency_key, event.tokens_delta, event.estimated_tokens_delta) == (
+            "r1",
+            0,
+            0,
+        )
+        assert subject.charge("t", tokens=20, cost=2, response_id="r1").duplicate
+        assert used(subject, "t") == (30, 3, 1)
+
+    def test_clear_charges_what_has_expired_first(
+        self, subject: Subject, wall_time: WallTime
+    ) -> None:
+        subject.create("root", "Ship")
+        subject.create("t", "Ship", parent="root")
+        subject.reserve("t", tokens=60, expires_in=10)
+        wall_time.tick(10)
+        cleared = subject.clear("t")
+        assert cleared is not None
+        assert (cleared.tokens_used, cleared.live_holds) == (60, 0)
+        assert (used(subject, "root")[0], held(subject, "root")) == (60, FREE)
+
     def test_a_late_settlement_of_an_observed_call_adds_the_rest(self, subject: Subject) -> None:
         hold = with_hold(subject)
         hold.observed(tokens=5, cost=1)
