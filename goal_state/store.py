@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["GoalStore"]
 
 Result = TypeVar("Result")
-
-_CLOSE_SECONDS: Final = 5.0
-"""What the consumers of a store that is closed have to drain, all together."""
 
 
 class GoalStore(GoalOperations, GoalReads):
@@ -288,9 +285,8 @@ class GoalStore(GoalOperations, GoalReads):
         over the database.
 
         It is the whole database, a host's own tables in it as well, in one transaction: others see all of it
-        or nothing. What was charged since is gone, with its
-        idempotency keys; live listeners hear of nothing; durable consumers go on from where they were. A
-        backup of an older schema is upgraded.
+        or nothing. What was charged since is gone, with its idempotency keys; live listeners hear of nothing;
+        durable consumers go on from where they were. A backup of an older schema is upgraded.
 
         Args:
             path: the backup; it is left as it is.
@@ -354,9 +350,8 @@ class GoalStore(GoalOperations, GoalReads):
         try:
             return self._carry_out(self.work_of(request))
         except RequestError as error:
-            thread_id = error.overdue_thread_id
-            if thread_id is not None:  # the transaction that noticed it was rolled back
-                self._carry_out(lambda repository: repository.notice(thread_id))
+            if (late := error.overdue_thread_id) is not None:  # what noticed it was rolled back
+                self._carry_out(lambda repository: repository.notice(late))
             raise
 
     def work_of(self, request: Request[Result]) -> Callable[[GoalRepository], Result]:
@@ -453,8 +448,7 @@ class GoalStore(GoalOperations, GoalReads):
             self._listeners.deliver()
 
     def close(self) -> None:
-        """Stops the consumers (they drain side by side, five seconds at the most) and closes the
-        connections.
+        """Stops the consumers (they drain side by side, five seconds at the most) and closes all connections.
 
         Closing twice is fine; any other call after it raises `StoreClosedError`. A signal handler may close
         the store, too: if its thread is in the midst of a call, that call is finished first.
@@ -466,9 +460,9 @@ class GoalStore(GoalOperations, GoalReads):
             return
         self._closes_after_call = False
         if self._consumers:
-            from goal_state.delivery.consumers import Consumer
+            from goal_state.delivery.consumers import CLOSE_SECONDS, Consumer
 
-            Consumer.close_all(list(self._consumers), _CLOSE_SECONDS)
+            Consumer.close_all(list(self._consumers), CLOSE_SECONDS)
         self._backend.close()
         self._is_closed = True
 

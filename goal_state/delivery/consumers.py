@@ -23,13 +23,16 @@ from goal_state.storage.cursors import ConsumerCursor, ConsumerCursors
 from goal_state.storage.identifiers import new_id
 from goal_state.storage.repository import GoalRepository
 
-__all__ = ["Consumer", "ConsumerSource", "Sink"]
+__all__ = ["CLOSE_SECONDS", "Consumer", "ConsumerSource", "Sink"]
 
 _logger = logging.getLogger(__name__)
 
 Sink = Callable[[Sequence[GoalEvent]], object]
 """Takes a batch of events, in order. It returns once they are safe, or raises to get the same batch again; a
 `DeliveryError` can say how long to wait before that. A plain function: nothing here awaits it."""
+
+CLOSE_SECONDS: Final = 5.0
+"""What the consumers of a store that is closed have to drain, all together."""
 
 _LEASE_SECONDS: Final = 10.0
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
