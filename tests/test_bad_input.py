@@ -38,6 +38,7 @@ from goal_state import (
     GoalStateError,
     GoalStatus,
     GoalStore,
+    InvalidValueError,
     ThreadUsage,
     TokenUsage,
     migrate,
@@ -682,11 +683,29 @@ def test_open_refuses_what_it_is_not_made_for(
             assert fingerprints(tmp_path) == before
         else:
             store.close()
-        for made in [*tmp_path.iterdir()]:
-            if made.name not in ("notes.txt", "folder"):
-                made.unlink()
+        finally:  # so that the next example tells of itself
+            for made in [*tmp_path.iterdir()]:
+                if made.name not in ("notes.txt", "folder"):
+                    made.unlink()
 
     holds()
+
+
+@pytest.mark.parametrize("seconds", [Number(2), Real(0.5), Number(0)])
+def test_open_takes_a_time_out_by_its_value_whatever_a_subclass_makes_of_it(
+    tmp_path: Path, seconds: float
+) -> None:
+    with GoalStore.open(tmp_path / "goals.db", busy_timeout_seconds=seconds) as store:
+        assert store.create("t", "Ship").thread_id == "t"
+
+
+@pytest.mark.parametrize("seconds", [Number(-1), Real(-0.5), Real("nan"), Number(86_401)])
+def test_open_refuses_a_time_out_by_its_value_and_makes_no_file(
+    tmp_path: Path, seconds: float
+) -> None:
+    with pytest.raises(InvalidValueError, match="from 0 to 86400"):
+        GoalStore.open(tmp_path / "goals.db", busy_timeout_seconds=seconds)
+    assert list(tmp_path.iterdir()) == []
 
 
 TARGETS = (

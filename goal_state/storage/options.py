@@ -32,10 +32,11 @@ def check_durability(value: object) -> Durability:
 
 def check_busy_timeout(value: object) -> int:
     """A time-out in seconds as whole milliseconds; from 0 to a day."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value <= _LONGEST_TIMEOUT_SECONDS
-    ):
+    seconds: float = -1
+    if isinstance(value, float):
+        seconds = float.__float__(value)  # the value itself, whatever a subclass makes of it
+    elif isinstance(value, int) and not isinstance(value, bool):
+        seconds = int.__index__(value)
+    if not 0 <= seconds <= _LONGEST_TIMEOUT_SECONDS:
         raise InvalidValueError("busy_timeout_seconds", "must be a number from 0 to 86400")
-    return round(value * 1000)
+    return round(seconds * 1000)

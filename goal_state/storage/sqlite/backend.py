@@ -121,9 +121,8 @@ class SqliteBackend:
             on_begin: called when a transaction begins.
             on_end: called just before its commit with a list that has an element once it is committed.
         """
-        source = _source(
-            target, check_durability(durability), check_busy_timeout(busy_timeout_seconds)
-        )
+        timeout_ms = check_busy_timeout(busy_timeout_seconds)
+        source = _source(target, check_durability(durability), timeout_ms)
         path = source.path
 
         def open_there() -> SqliteBackend:
@@ -137,7 +136,7 @@ class SqliteBackend:
             backend = cls(
                 source,
                 tariff,
-                busy_timeout_seconds,
+                timeout_ms / 1000,
                 migrations,
                 on_begin=on_begin,
                 on_end=on_end,
