@@ -427,9 +427,8 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if (
-            kind is not GeneratorExit
-        ):  # else the coroutine is thrown away, and may await nothing more
+        # One that is thrown away may await nothing more.
+        if kind is not GeneratorExit:
             await self.close()
 
     def __repr__(self) -> str:

@@ -50,9 +50,8 @@ class Turns:
     async def __aenter__(self) -> None:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
-        open_questions = [
-            turn
-        ]  # whoever takes it out decides: it was begun, or it is not wanted any more
+        # Whoever takes it out decides: the turn was begun, or it is not wanted any more.
+        open_questions = [turn]
 
         def grant() -> None:
             if not turn.done():
