@@ -40,11 +40,12 @@ def own_threads() -> list[str]:
     return [each.name for each in threading.enumerate() if each.name.startswith("goal-state")]
 
 
-def until_no_thread_is_left() -> None:
+def until_no_thread_is_left(name: str = "") -> None:
+    """Waits until no thread is left that is named so."""
     ends = time.monotonic() + PATIENCE_SECONDS
-    while own_threads() and time.monotonic() < ends:
+    while (left := [one for one in own_threads() if name in one]) and time.monotonic() < ends:
         time.sleep(0.01)
-    assert own_threads() == []
+    assert left == []
 
 
 def test_every_public_name_of_the_store_is_one_of_the_async_store() -> None:
@@ -413,18 +414,21 @@ def test_a_consumer_awaits_its_sink_on_the_loop_and_delivers_again_what_it_refus
 
 
 def test_a_consumer_ends_with_its_loop(database: Path) -> None:
-    async def run() -> None:
+    async def run() -> AsyncGoalStore:
         store = await opened(database)
 
         async def sink(events: Sequence[GoalEvent]) -> None:
             await asyncio.Event().wait()
 
-        await store.consume("c", sink)
+        await store.consume("consumer", sink)
         await store.create("t", "Ship")
         await asyncio.sleep(0.05)
+        assert any("consumer" in name for name in own_threads())
+        return store
 
-    asyncio.run(run())
-    gc.collect()
+    store = asyncio.run(run())
+    until_no_thread_is_left("consumer")
+    asyncio.run(store.close())
     until_no_thread_is_left()
 
 
