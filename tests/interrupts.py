@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -42,6 +43,12 @@ def interrupts(work: Callable[[], object], *, times: int) -> None:
             if not handled.wait(PATIENCE_SECONDS):
                 return
 
+    def forget(what: sys.UnraisableHookArgs) -> None:
+        # In a finaliser or a callback of the garbage collector nobody can be told of it.
+        if not isinstance(what.exc_value, Interrupted):
+            reports(what)
+
+    reports, sys.unraisablehook = sys.unraisablehook, forget
     before = signal.signal(signal.SIGUSR1, handle)
     striking = threading.Thread(target=strike)
     striking.start()
@@ -57,3 +64,4 @@ def interrupts(work: Callable[[], object], *, times: int) -> None:
         striking.join()
     finally:
         signal.signal(signal.SIGUSR1, before)
+        sys.unraisablehook = reports
