@@ -187,7 +187,8 @@ mutants: $(VENV)/.installed ## mutation testing: changes that no test notices
 # Pins stay as they are unless ARGS says otherwise: ARGS=--upgrade, ARGS='--upgrade-package sqlalchemy'.
 #   dev.txt             the library with its extras, and what its checks need
 #   bench.txt           the same for the benchmarks; constrained by the first, so that what both hold is equal
-#   sdks.txt            the library and the agent SDKs that it reads usage from; constrained alike
+#   sdks.txt            the library and the agent SDKs that it has adapters for; constrained alike. The wheel
+#                       of claude-agent-sdk brings a program of 360 MB that no test starts: without it
 #   peers.txt           the library and others that keep budgets, for the benchmarks; constrained alike
 #   sqlalchemy-2.0.txt  over dev.txt: the newest SQLAlchemy of the series before
 #   lowest.txt          over dev.txt: the oldest versions that pyproject.toml allows the library itself
@@ -198,8 +199,9 @@ lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer 
 		pyproject.toml -o requirements/dev.txt
 	$(COMPILE) --group build --extra bench --extra cli --extra prices --constraint requirements/dev.txt \
 		pyproject.toml -o requirements/bench.txt
-	$(COMPILE) --group sdks --extra cli --constraint requirements/dev.txt pyproject.toml \
-		-o requirements/sdks.txt
+	$(COMPILE) --group sdks --extra anthropic --extra claude-agent --extra cli --extra langchain --extra openai \
+		--extra openai-agents --extra prices --extra pydantic-ai --constraint requirements/dev.txt \
+		--no-binary claude-agent-sdk --emit-build-options pyproject.toml -o requirements/sdks.txt
 	$(COMPILE) --group peers --extra cli --constraint requirements/dev.txt pyproject.toml \
 		-o requirements/peers.txt
 	echo 'sqlalchemy<2.1' | $(COMPILE) - -o requirements/sqlalchemy-2.0.txt

@@ -22,6 +22,7 @@ from goal_state.domain.tariff import Tariff
 from goal_state.domain.values import check_amount, check_name, check_path, check_time_ms
 from goal_state.errors import InvalidValueError, RequestError
 from goal_state.operations.goal_operations import GoalOperations
+from goal_state.operations.spending import NamesSpending
 from goal_state.pricing import tariff_of
 from goal_state.reading import GoalReads, Pages
 from goal_state.storage.backend import Backend, Outcome
@@ -41,7 +42,7 @@ __all__ = ["GoalStore"]
 Result = TypeVar("Result")
 
 
-class GoalStore(GoalOperations, GoalReads):
+class GoalStore(GoalOperations, GoalReads, NamesSpending):
     """Keeps goals in one SQLite file, for any number of threads and processes.
 
     Every call that changes something is one transaction: when it returns, the change is durable; when it
@@ -61,8 +62,7 @@ class GoalStore(GoalOperations, GoalReads):
         self._listeners = listeners
         self._tariff = backend.writes_with.tariff
         self._consumers: set[Consumer] = set()
-        self._closes_after_call = False
-        self._is_closed = False
+        self._closes_after_call = self._is_closed = False
         register(self)
 
     @classmethod

@@ -29,6 +29,7 @@ from goal_state.errors import InvalidValueError, StoreClosedError
 from goal_state.operations.async_hold import AsyncHold, Granting, completed
 from goal_state.operations.calls import Awaited
 from goal_state.operations.goal_operations import GoalOperations
+from goal_state.operations.spending import NamesSpending
 from goal_state.reading import GoalReads, Pages
 from goal_state.storage.forks import FileIdentity, register
 from goal_state.storage.repository import GoalRepository
@@ -104,7 +105,7 @@ def _at_length(
     return lambda _: at_length
 
 
-class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
+class AsyncGoalStore(Awaited, GoalOperations, GoalReads, NamesSpending):
     """A `GoalStore` for asyncio: each of its calls, awaited. Its event loop never waits for a lock, a disk or
     another process.
 
@@ -126,7 +127,11 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
     """
 
     def __init__(self, store: GoalStore) -> None:
-        """Use `AsyncGoalStore.open`."""
+        """`AsyncGoalStore.open` opens one.
+
+        Args:
+            store: a store that is open, whose calls are to be awaited as well; `close` closes it.
+        """
         self._store = store
         self._writes = Lane("writes", store.carry_out_together, most_at_once=_MOST_AT_ONCE)
         self._reads = Lane("reads", one_by_one(store.read), most_at_once=_MOST_AT_ONCE)
@@ -146,6 +151,11 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads):
     @_opening(GoalStore.open)
     def open() -> None:
         """See `GoalStore.open`."""
+
+    @property
+    def blocking(self) -> GoalStore:
+        """The same store for code that runs outside of an event loop: its calls block."""
+        return self._store
 
     @property
     def counted_tokens(self) -> CountedTokens:
