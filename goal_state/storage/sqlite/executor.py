@@ -184,6 +184,11 @@ class Executor:
         """Ends a statement whose rows an interrupted caller left unread, by running another one."""
         self._cursor.execute("SELECT 1").fetchall()
 
+    @property
+    def changes(self) -> int:
+        """How many rows were changed on this connection, those that were rolled back as well."""
+        return self.driver.total_changes
+
     def begin(self) -> None:
         """Begins a transaction of our own, taking the write lock.
 

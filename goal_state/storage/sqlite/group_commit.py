@@ -23,8 +23,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
+from goal_state.domain.requests import Charge
 from goal_state.errors import (
     DatabaseError,
     ForkedStoreError,
@@ -38,6 +39,7 @@ from goal_state.storage.backend import Outcome
 from goal_state.storage.locks import is_mine
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.sqlite.executor import Executor
+from goal_state.storage.sqlite.group_calls import Call, charges_from
 from goal_state.storage.sqlite.turnstile import Gate
 
 __all__ = ["Writer", "nested_call"]
@@ -52,55 +54,6 @@ _POLL_SECONDS: Final = 0.02
 
 _NOT_FROM_A_REQUEST: Final = (NestedCallError, StoreClosedError, ForkedStoreError)
 """No request raises these: if one comes out of a request, a signal handler called the store inside it."""
-
-
-class _Call(Generic[Result]):
-    """One caller's work and its outcome."""
-
-    __slots__ = (
-        "alone",
-        "caller",
-        "commits",
-        "error",
-        "leader",
-        "leads",
-        "others",
-        "result",
-        "wake_up",
-        "work",
-    )
-
-    caller: threading.Lock
-    """Held while the caller waits: if it is free, the caller is gone."""
-    wake_up: threading.Lock
-    """Held until the call is done, or is the next leader's."""
-
-    def __init__(self, work: Callable[[GoalRepository], Result], *, alone: bool) -> None:
-        self.work = work
-        self.alone = alone
-        self.leads = False
-        self.leader: object = None  # the mark of the leader whose group it was in last
-        # Of its transaction; shared with the other calls in that.
-        self.commits: list[object] = []
-        self.result: Result | None = None
-        self.error: BaseException | None = None
-        # That come from the same caller, who leads them all by itself.
-        self.others: Sequence[_Call[Any]] = ()
-
-    @property
-    def done(self) -> bool:
-        return bool(self.commits) or self.error is not None
-
-    @property
-    def may_be_led(self) -> bool:
-        """Whether another caller may carry it out, in its own group."""
-        return not (self.alone or self.others)
-
-    @property
-    def outcome(self) -> Outcome:
-        """What became of it, with an error of its own, without the frames of the leader's thread."""
-        error = self.error
-        return Outcome(self.result, fresh(error) if isinstance(error, GoalStateError) else error)
 
 
 class Writer:
@@ -134,7 +87,7 @@ class Writer:
         self._reconnect = reconnect
         self._on_begin = on_begin
         self._on_end = on_end
-        self._waiting: deque[_Call[Any]] = deque()
+        self._waiting: deque[Call[Any]] = deque()
         self._has_leader = False
         self._leader: object = None  # the mark of the current leader, or the last one
         self._queue_lock = threading.RLock()  # never held while SQL runs
@@ -160,13 +113,13 @@ class Writer:
         The work may run more than once, each time after a rollback of what it did before, and on the thread
         of another caller. It raises nothing but `GoalStateError`s.
         """
-        return self._submit(_Call(work, alone=False))
+        return self._submit(Call(work, alone=False))
 
     def group_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
         """As `group` for each of several requests of one caller, in their order. One that raises anything
         else than a `GoalStateError` has that for its outcome, and leaves the others alone.
         """
-        calls = [_Call(work, alone=False) for work in works]
+        calls = [Call(work, alone=False) for work in works]
         own, own.others = calls[0], calls[1:]
         try:
             self._join_queue(own)
@@ -183,13 +136,13 @@ class Writer:
 
     def alone(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Carries out a host's work: once, on this thread, in a transaction of its own."""
-        return self._submit(_Call(work, alone=True))
+        return self._submit(Call(work, alone=True))
 
     def block(self) -> Generator[GoalRepository, bool, None]:
         """As `alone`, for a host's work that is done while this is suspended at its one `yield`, which then
         says whether it failed. For a `Block`, which alone sees to it that it is never left suspended.
         """
-        call: _Call[None] = _Call(_nothing, alone=True)
+        call: Call[None] = Call(_nothing, alone=True)
         self._join_queue(call)
         try:
             with self.lock, self._at_work:
@@ -250,17 +203,18 @@ class Writer:
         self._queue_lock = threading.RLock()
         self._at_work = threading.Lock()
 
-    def _submit(self, call: _Call[Result]) -> Result:
+    def _submit(self, call: Call[Result]) -> Result:
         self._join_queue(call)
         if not call.done:
             self._lead(call)
-        if call.error is not None:
-            raise fresh(call.error) from call.error.__cause__
+        error = call.raised
+        if error is not None:
+            raise fresh(error) from error.__cause__
         return cast(Result, call.result)
 
     # -- followers ---------------------------------------------------------------------------------
 
-    def _join_queue(self, call: _Call[Any]) -> None:
+    def _join_queue(self, call: Call[Any]) -> None:
         """Returns when the call is done, or when its own thread is to lead."""
         if self.is_mine:
             raise nested_call()
@@ -272,7 +226,7 @@ class Writer:
             with call.caller:
                 self._wait(call)
 
-    def _wait(self, call: _Call[Any]) -> None:
+    def _wait(self, call: Call[Any]) -> None:
         """Returns when the call is done, or when its own thread is to lead."""
         call.wake_up.acquire()
         try:
@@ -296,13 +250,13 @@ class Writer:
                 call.wake_up.acquire(timeout=_POLL_SECONDS)
             raise
 
-    def _is_taken(self, call: _Call[Any]) -> bool:
+    def _is_taken(self, call: Call[Any]) -> bool:
         """Whether a leader is at work on the call."""
         return call.leader is not None and call.leader is self._leader and self._at_work.locked()
 
     # -- leader ------------------------------------------------------------------------------------
 
-    def _lead(self, own: _Call[Any]) -> None:
+    def _lead(self, own: Call[Any]) -> None:
         group = [own, *own.others]
         try:
             with self.lock, self._at_work:
@@ -328,13 +282,13 @@ class Writer:
 
     # Loops under a lock are in functions of their own, see `locks`.
 
-    def _collect(self, group: list[_Call[Any]]) -> None:
+    def _collect(self, group: list[Call[Any]]) -> None:
         if not self._waiting:
             return
         with self._queue_lock:
             self._move_into(group)
 
-    def _move_into(self, group: list[_Call[Any]]) -> None:
+    def _move_into(self, group: list[Call[Any]]) -> None:
         own = group[0]
         while self._waiting and len(group) < _MAX_GROUP and self._waiting[0].may_be_led:
             call = self._waiting.popleft()
@@ -342,7 +296,7 @@ class Writer:
                 call.leader = self._leader
                 group.append(call)
 
-    def _requeue(self, followers: list[_Call[Any]]) -> None:
+    def _requeue(self, followers: list[Call[Any]]) -> None:
         for call in reversed(followers):
             if not call.done:
                 call.leader = None
@@ -362,7 +316,7 @@ class Writer:
                 return True
         return False
 
-    def _run_group(self, group: list[_Call[Any]]) -> None:
+    def _run_group(self, group: list[Call[Any]]) -> None:
         """Settles every call of a group."""
         if self.refusal is not None:
             for call in group:
@@ -378,13 +332,13 @@ class Writer:
             self._run_in_one_transaction([group[failed]])
             group = group[failed + 1 :]
 
-    def _run_in_one_transaction(self, group: list[_Call[Any]]) -> int | None:
+    def _run_in_one_transaction(self, group: list[Call[Any]]) -> int | None:
         """Runs a group in one transaction, which settles every call of it; where one of several failed, all
         of it was rolled back, and its place in the group is returned.
         """
         commits: list[object] = []
         for call in group:
-            call.commits = commits
+            call.commits, call.refusal = commits, None
         try:
             self._transact(commits, lambda: self._run_requests(group))
         except _RequestFailedError as failed:
@@ -396,10 +350,17 @@ class Writer:
                 call.error = error
         return None
 
-    def _run_requests(self, group: list[_Call[Any]]) -> None:
-        for place, call in enumerate(group):
+    def _run_requests(self, group: list[Call[Any]]) -> None:
+        place = 0
+        while place < len(group):
+            charges = charges_from(group, place)
             try:
-                call.result = call.work(self._repository)
+                if len(charges) > 1:
+                    self._run_charges(group, place, charges)
+                    place += len(charges)
+                else:
+                    self._run_request(group[place], is_alone=len(group) == 1)
+                    place += 1
             except _NOT_FROM_A_REQUEST:
                 raise
             except (GoalStateError, sqlite3.Error) as error:
@@ -407,7 +368,27 @@ class Writer:
                     raise _RequestFailedError(self._executor.failed(error), place) from error
                 raise _RequestFailedError(error, place) from None
 
-    def _run_alone(self, own: _Call[Any]) -> None:
+    def _run_request(self, call: Call[Any], *, is_alone: bool) -> None:
+        changes = self._executor.changes
+        try:
+            call.result = call.work(self._repository)
+        except RequestError as error:
+            if (
+                is_alone
+                or isinstance(error, _NOT_FROM_A_REQUEST)
+                or self._executor.changes != changes
+            ):
+                raise
+            call.refusal = error  # it has written nothing that would have to be undone
+
+    def _run_charges(self, group: list[Call[Any]], place: int, charges: list[Charge]) -> None:
+        for number, result in enumerate(self._repository.charge_each(charges), place):
+            if isinstance(result, RequestError):
+                group[number].refusal = result
+            else:
+                group[number].result = result
+
+    def _run_alone(self, own: Call[Any]) -> None:
         if self.refusal is not None:
             raise fresh(self.refusal)
 
