@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
@@ -324,18 +324,18 @@ class GoalRepository(GoalOperations):
         return self._totals.reconcile(request, wall_clock.now_ms())
 
 
-class RequestWork(Generic[Result]):
+class RequestWork:
     """What carries out a request in a transaction."""
 
     __slots__ = ("request",)
 
-    def __init__(self, request: Request[Result]) -> None:
+    def __init__(self, request: Request[Any]) -> None:
         """
         Args:
             request: rated already.
         """
-        self.request = request
+        self.request: Request[Any] = request
 
-    def __call__(self, repository: GoalRepository) -> Result:
+    def __call__(self, repository: GoalRepository) -> Any:
         """Carries it out and returns its result."""
         return repository.apply(self.request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from goal_state.domain.requests import Charge
 from goal_state.errors import GoalStateError, fresh
@@ -72,7 +72,7 @@ class Call(Generic[Result]):
     def charge(self) -> Charge | None:
         """The charge that it is, where it can be carried out together with others."""
         if isinstance(self.work, RequestWork):
-            request = cast("RequestWork[Any]", self.work).request
+            request = self.work.request
             if isinstance(request, Charge) and request.settles is None:
                 return request
         return None
