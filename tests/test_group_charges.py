@@ -206,3 +206,80 @@ def test_listeners_hear_the_charges_of_a_group_in_order(store: GoalStore) -> Non
     assert [name for name, _ in heard] == list("abba")
     positions = [position for _, position in heard]
     assert positions == [event.position for event in store.events()][-4:]
+
+
+# -- goals that are known from the transaction before ---------------------------------------------
+
+
+def _used(store: GoalStore, thread_id: str) -> int | None:
+    goal = store.charge(thread_id, tokens=1).goal
+    return None if goal is None else goal.tokens_used
+
+
+def test_a_charge_adds_to_what_another_store_has_charged_meanwhile(
+    store: GoalStore, tmp_path: Path
+) -> None:
+    store.create("a", "Ship")
+    with GoalStore.open(tmp_path / "goals.db", durability="normal") as other:
+        for expected in range(1, 20, 2):
+            assert _used(store, "a") == expected
+            assert _used(other, "a") == expected + 1
+
+
+def test_a_charge_finds_the_goal_that_another_store_has_put_in_its_place(
+    store: GoalStore, tmp_path: Path
+) -> None:
+    store.create("a", "Ship")
+    _used(store, "a")
+    with GoalStore.open(tmp_path / "goals.db", durability="normal") as other:
+        other.replace("a", "Ship again")
+        assert _used(store, "a") == 1
+        other.clear("a")
+        assert _used(store, "a") is None
+
+
+def test_a_charge_sees_what_the_hosts_own_transaction_has_changed(store: GoalStore) -> None:
+    store.create("a", "Ship")
+    _used(store, "a")
+    store.transact(lambda repository: repository.charge("a", tokens=10))
+    assert _used(store, "a") == 12
+    with store.transaction() as repository:
+        repository.replace("a", "Ship again")
+    assert _used(store, "a") == 1
+
+
+def test_a_charge_sees_nothing_of_a_change_that_was_rolled_back(store: GoalStore) -> None:
+    store.create("a", "Ship")
+    _used(store, "a")
+
+    def fail_late(repository: GoalRepository) -> None:
+        repository.charge("a", tokens=1_000)
+        raise RequestError("too late")
+
+    assert _errors(store.carry_out_together([fail_late])) == [RequestError]
+    assert _used(store, "a") == 2
+    with pytest.raises(RequestError, match="too late"):
+        store.transact(fail_late)
+    assert _used(store, "a") == 3
+
+
+def test_a_charge_after_a_restore_adds_to_what_was_restored(
+    store: GoalStore, tmp_path: Path
+) -> None:
+    store.create("a", "Ship")
+    _used(store, "a")
+    store.backup(tmp_path / "copy.db")
+    _used(store, "a")
+    store.restore(tmp_path / "copy.db")
+    assert _used(store, "a") == 2
+
+
+def test_a_charge_of_a_goal_among_more_than_are_kept_adds_to_what_is_stored(
+    store: GoalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goal_state.storage.known_goals._MOST", 3)
+    names = [f"thread-{number}" for number in range(7)]
+    for name in names:
+        store.create(name, "Ship")
+    for expected in (1, 2, 3):
+        assert [_used(store, name) for name in names] == [expected] * len(names)

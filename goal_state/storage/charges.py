@@ -73,7 +73,7 @@ class Charges:
         if any(charge.settles is not None for charge in request.charges):
             return [self.charge(charge, now_ms) for charge in request.charges]
         batch = _Batch(self._goals, self._log, self._reservations, self._repeated, now_ms)
-        results = [batch.charge(charge) for charge in request.charges]
+        results = [batch.charge(charge, batch.read(charge.thread_id)) for charge in request.charges]
         batch.write()
         return results
 
@@ -86,9 +86,9 @@ class Charges:
         batch = _Batch(self._goals, self._log, self._reservations, self._repeated, now_ms)
         results: list[Accounting | RequestError] = []
         for request in requests:
-            batch.read(request.thread_id)
+            goal = batch.read(request.thread_id)
             try:
-                results.append(batch.charge(request))
+                results.append(batch.charge(request, goal))
             except _REFUSALS as error:
                 results.append(error)
         batch.write()
@@ -149,10 +149,9 @@ class _Batch:
         self._firsts: dict[tuple[str, str], EventDraft] = {}
         self._drafts: list[EventDraft] = []
 
-    def charge(self, request: Charge) -> Accounting:
-        """See `Charges.charge`; written by `write`."""
+    def charge(self, request: Charge, goal: Goal | None) -> Accounting:
+        """See `Charges.charge`: the goal is the thread's as `read` tells it. Written by `write`."""
         thread_id, key = request.thread_id, request.key
-        goal = self.read(thread_id)
         if request.claim is not None:
             check_claimed(thread_id, goal, request.claim)
         if key is not None:

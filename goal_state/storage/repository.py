@@ -59,6 +59,7 @@ from goal_state.storage.charges import Charges
 from goal_state.storage.executor import Executor
 from goal_state.storage.goals import GoalTable
 from goal_state.storage.holds import HoldTable
+from goal_state.storage.known_goals import KnownGoals
 from goal_state.storage.ledger import (
     EventLog,
 )
@@ -130,7 +131,8 @@ class GoalRepository(GoalOperations):
         self.log: EventLog = EventLog(executor, on_event)
         self.usage_log: UsageLog = UsageLog(executor)
         self.settings: Settings = Settings(executor, tariff)
-        self._goals = GoalTable(executor)
+        self.known_goals: KnownGoals = KnownGoals()
+        self._goals = GoalTable(executor, self.known_goals)
         self._holds = HoldTable(executor)
         self._reservations = Reservations(self._goals, self._holds, self.log)
         self._lifecycle = Lifecycle(self._goals, self.log, self.usage_log, self._reservations)

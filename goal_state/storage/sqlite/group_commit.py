@@ -152,7 +152,7 @@ class Writer:
                 try:
                     self._prepare()
                     with self._executor.driver:
-                        self._begin()
+                        self._begin(is_hosts=True)
                         self.runs_hosts_work = True
                         if (yield self._repository):
                             raise _BlockFailedError
@@ -177,6 +177,7 @@ class Writer:
             if not self._executor.usable:
                 self._reconnect()
             self._executor.clear()
+            self._repository.known_goals.forget()
             self._executor.clear_statement()  # an open statement would make SQLite report "busy"
             return work()
 
@@ -340,7 +341,7 @@ class Writer:
         for call in group:
             call.commits, call.refusal = commits, None
         try:
-            self._transact(commits, lambda: self._run_requests(group))
+            self._transact(commits, lambda: self._run_requests(group), is_hosts=False)
         except _RequestFailedError as failed:
             if len(group) > 1:
                 return failed.place
@@ -398,16 +399,16 @@ class Writer:
             self.runs_hosts_work = False
 
         try:
-            self._transact(own.commits, work)
+            self._transact(own.commits, work, is_hosts=True)
         except sqlite3.Error as error:
             raise self._executor.failed(error) from error
 
-    def _transact(self, commits: list[object], work: Callable[[], None]) -> None:
+    def _transact(self, commits: list[object], work: Callable[[], None], *, is_hosts: bool) -> None:
         """Runs work in a transaction; `commits` has an element once it is committed."""
         try:
             self._prepare()
             with self._executor.driver:
-                self._begin()
+                self._begin(is_hosts=is_hosts)
                 work()
                 self._commit(commits)
         finally:
@@ -419,8 +420,10 @@ class Writer:
             self._reconnect()
         self._executor.clear()
 
-    def _begin(self) -> None:
+    def _begin(self, *, is_hosts: bool) -> None:
         self._gate.enter(self._executor.begin)
+        # A host's work may swallow an exception that struck between a change and the note of it.
+        self._repository.known_goals.begin(None if is_hosts else self._executor.version())
         self._on_begin()
 
     def _commit(self, commits: list[object]) -> None:
@@ -432,6 +435,7 @@ class Writer:
         self._check_file()
         self._on_end(commits)
         executor.commit(commits)
+        self._repository.known_goals.keep()
 
 
 def _nothing(_repository: GoalRepository) -> None:
