@@ -130,6 +130,10 @@ class GoalTable:
             return known
         return self._read(self._executor.run(_LOCK_BY_ID, (goal_id,)).fetchone())
 
+    def known_by_id(self, goal_id: str) -> Goal | None:
+        """The goal of an id, if this transaction knows it: nothing is read."""
+        return self._known.of_id(goal_id)
+
     def due_to_resume(self, now_ms: int, limit: int) -> list[Goal]:
         """Some of the goals whose `resume_at_ms` has come, the earliest first; nobody else changes them."""
         rows = self._executor.run(_DUE_TO_RESUME, (now_ms, limit)).fetchall()

@@ -36,11 +36,11 @@ class KnownGoals:
         Args:
             version: equal as long as nobody but this connection has changed the database.
         """
-        kept = self._kept
-        self.forget()
+        kept, self._kept = self._kept, None
         if kept is not None and kept[0] == version:
-            _, self._by_id, self._by_thread = kept
-        self._version = version
+            self._version, self._by_id, self._by_thread = kept
+        else:
+            self._version, self._by_id, self._by_thread = version, {}, {}
 
     def keep(self) -> None:
         """The transaction is committed."""

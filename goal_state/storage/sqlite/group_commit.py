@@ -353,34 +353,35 @@ class Writer:
 
     def _run_requests(self, group: list[Call[Any]]) -> None:
         place = 0
-        while place < len(group):
-            charges = charges_from(group, place)
-            try:
-                if len(charges) > 1:
-                    self._run_charges(group, place, charges)
-                    place += len(charges)
-                else:
-                    self._run_request(group[place], is_alone=len(group) == 1)
-                    place += 1
-            except _NOT_FROM_A_REQUEST:
-                raise
-            except (GoalStateError, sqlite3.Error) as error:
-                if isinstance(error, sqlite3.Error):
-                    raise _RequestFailedError(self._executor.failed(error), place) from error
-                raise _RequestFailedError(error, place) from None
+        try:
+            if len(group) == 1:
+                group[0].result = group[0].work(self._repository)
+                return
+            while place < len(group):
+                place += self._run_next(group, place)
+        except _NOT_FROM_A_REQUEST:
+            raise
+        except sqlite3.Error as error:
+            raise _RequestFailedError(self._executor.failed(error), place) from error
+        except GoalStateError as error:
+            raise _RequestFailedError(error, place) from None
 
-    def _run_request(self, call: Call[Any], *, is_alone: bool) -> None:
+    def _run_next(self, group: list[Call[Any]], place: int) -> int:
+        """Runs a request of a group, or those of several charges as one; returns of how many calls."""
+        charges = charges_from(group, place)
+        if len(charges) > 1:
+            self._run_charges(group, place, charges)
+            return len(charges)
         changes = self._executor.changes
         try:
-            call.result = call.work(self._repository)
+            group[place].result = group[place].work(self._repository)
+        except _NOT_FROM_A_REQUEST:
+            raise
         except RequestError as error:
-            if (
-                is_alone
-                or isinstance(error, _NOT_FROM_A_REQUEST)
-                or self._executor.changes != changes
-            ):
+            if self._executor.changes != changes:
                 raise
-            call.refusal = error  # it has written nothing that would have to be undone
+            group[place].refusal = error  # it has written nothing that would have to be undone
+        return 1
 
     def _run_charges(self, group: list[Call[Any]], place: int, charges: list[Charge]) -> None:
         for number, result in enumerate(self._repository.charge_each(charges), place):
