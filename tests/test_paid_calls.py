@@ -25,6 +25,7 @@ from goal_state import (
 )
 from goal_state.operations.spending import current_spending
 from goal_state.paid_calls import Payer, call, prompt_tokens
+from goal_state.paid_calls import payer as payer_module
 from tests.in_memory import open_in_memory
 
 
@@ -319,6 +320,19 @@ class TestWhatIsSetAside:
         # Another model has a cache of its own.
         with pytest.raises(BudgetExceededError), payer.begin(9_000, model="other"):
             pass
+
+    def test_what_was_cached_is_remembered_of_so_many_conversations(
+        self, store: GoalStore, paying: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(payer_module, "_MOST_REMEMBERED", 1)
+        payer = paying(store, thread_id="t")
+        for model in ("m", "other"):
+            with payer.begin(2_000, model=model) as paid:
+                paid.answered(TokenUsage(2_000, 0, 2_000, output_tokens=1_000))
+        with pytest.raises(BudgetExceededError), payer.begin(4_000, model="m"):
+            pass
+        with payer.begin(4_000, model="other") as paid:
+            paid.refused()
 
     def test_cap_is_by_the_whole_prompt_where_that_is_left(
         self, store: GoalStore, paying: Callable[..., Any]

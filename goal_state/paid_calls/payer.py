@@ -217,10 +217,8 @@ class Payer:
     def _note(self, thread_id: str, model: str | None) -> Callable[[TokenUsage], None]:
         def note(usage: TokenUsage) -> None:
             cached = usage.cached_input_tokens + usage.cache_write_input_tokens
-            self._cached.pop((thread_id, model), None)
-            if cached:
-                self._cached[thread_id, model] = cached
-                while len(self._cached) > _MOST_REMEMBERED:
-                    self._cached.pop(next(iter(self._cached)), None)
+            if len(self._cached) >= _MOST_REMEMBERED:
+                self._cached.clear()  # other threads use it meanwhile; it is only an expectation
+            self._cached[thread_id, model] = cached
 
         return note
