@@ -168,6 +168,42 @@ class TestWhoPays:
         assert (child.parent_goal_id, child.objective) == (parent.goal_id, "researcher")
         assert (used(store), used(store, "t/researcher")) == (22, 22)
 
+    def test_child_of_a_thread_whose_goal_was_replaced_gets_a_goal_below_the_new_one(
+        self, store: GoalStore, paying: Callable[..., Any]
+    ) -> None:
+        payer = paying(store, thread_id="t", child="researcher")
+        for _ in range(2):
+            parent = store.replace("t", "Ship again", token_budget=10_000)
+            with payer.begin(10, model=None) as paid:
+                paid.answered(TokenUsage(10, output_tokens=1))
+            child = store.get("t/researcher")
+            assert child is not None
+            assert child.parent_goal_id == parent.goal_id
+            assert (used(store), used(store, "t/researcher")) == (11, 11)
+
+    @pytest.mark.parametrize("parent", ["t", "month", None])
+    def test_child_whose_goal_the_host_has_made_pays_from_that(
+        self, store: GoalStore, paying: Callable[..., Any], parent: str | None
+    ) -> None:
+        store.create("month", "Spend")
+        made = store.create("t/researcher", "Find it", parent=parent, token_budget=300)
+        payer = paying(store, thread_id="t", child="researcher")
+        with payer.begin(10, model=None) as paid:
+            assert paid.output_tokens == 290
+            paid.answered(TokenUsage(10, output_tokens=1))
+        child = store.get("t/researcher")
+        assert child is not None
+        assert (child.goal_id, child.tokens_used) == (made.goal_id, 11)
+        assert used(store) == (11 if parent == "t" else 0)
+
+    def test_child_of_a_thread_without_a_goal_is_refused(
+        self, store: GoalStore, paying: Callable[..., Any]
+    ) -> None:
+        payer = paying(store, thread_id="nobody", child="researcher")
+        with pytest.raises(GoalNotFoundError), payer.begin(10, model=None):
+            pass
+        assert store.get("nobody/researcher") is None
+
     def test_store_of_the_other_kind_serves_as_well(self) -> None:
         async def main() -> None:
             async with AsyncGoalStore.open(":memory:") as store:
