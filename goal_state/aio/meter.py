@@ -32,7 +32,8 @@ class AsyncGoalMeter(Awaited, MeterCalls):
 
     Tasks may share one; their calls take turns. A call that is cancelled before its turn has come does
     nothing. After that it is carried out, and the cancellation leaves then: a turn that it ended has ended,
-    one that it was to begin has not begun.
+    one that it was to begin has not begun. A coroutine that is thrown away (its loop has ended) can await
+    nothing more: the turn of its block runs on, until `abort_turn`.
     """
 
     def __init__(

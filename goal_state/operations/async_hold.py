@@ -62,10 +62,6 @@ class AsyncHold(Awaited, HoldHandle):
     A block that is left while the hold is live ends it as its call was left, also where the task is
     cancelled: that leaves the block once the hold has ended. A settlement or a release that was called is
     carried out, also where its caller is cancelled meanwhile.
-
-    Attributes:
-        record: the hold as it was when it was last read or changed through this handle.
-        was_found: whether it had been reserved before, under the same key.
     """
 
     def __init__(self, calls: HoldCalls, record: HoldRecord, *, was_found: bool) -> None:

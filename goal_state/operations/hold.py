@@ -110,7 +110,7 @@ class HoldHandle(ABC):
                 tokens=tokens,
                 cost=cost,
                 seconds=seconds,
-                model=model or self.record.model,
+                model=self.record.model if model is None else model,
                 response_id=response_id,
                 idempotency_key=idempotency_key,
                 turn_id=turn_id,
@@ -155,7 +155,9 @@ class HoldHandle(ABC):
             InvalidValueError: a value is malformed.
         """
         return self._observe(
-            ObserveHold(self.hold_id, usage, tokens, cost, model or self.record.model)
+            ObserveHold(
+                self.hold_id, usage, tokens, cost, self.record.model if model is None else model
+            )
         )
 
     @call
@@ -233,10 +235,6 @@ class Hold(HoldHandle):
     A block that is left while the hold is live, by an exception or not, ends it as its call was left: with
     what was `observed`, else in full as an estimate, since it may have been sent. A hold whose process dies
     ends likewise when it expires.
-
-    Attributes:
-        record: the hold as it was when it was last read or changed through this handle.
-        was_found: whether it had been reserved before, under the same key.
     """
 
     def __init__(

@@ -23,11 +23,12 @@ def prompt_tokens(*parts: object) -> int:
 
     A text counts a token for every three bytes; an image or a file as a whole 2,000.
     """
-    return sum(_tokens(part, 0) for part in parts)
+    return sum(_tokens(part, ()) for part in parts)
 
 
-def _tokens(value: Any, depth: int) -> int:
-    if value is None or depth > _DEEPEST:
+def _tokens(value: Any, inside: tuple[object, ...]) -> int:
+    """The tokens of a value inside of others, none of which it is itself."""
+    if value is None or len(inside) > _DEEPEST or any(value is outer for outer in inside):
         return 0
     if isinstance(value, str):
         return _text_tokens(value)
@@ -35,19 +36,20 @@ def _tokens(value: Any, depth: int) -> int:
         return 1
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _TOKENS_PER_MEDIUM
+    inside = (*inside, value)
     if isinstance(value, Mapping):
         return sum(
-            _tokens(name, depth + 1) + _tokens(item, depth + 1)
+            _tokens(name, inside) + _tokens(item, inside)
             for name, item in cast("Mapping[Any, Any]", value).items()
         )
     if isinstance(value, (list, tuple, set, frozenset)):
-        return sum(_tokens(item, depth + 1) for item in cast("Iterable[Any]", value))
+        return sum(_tokens(item, inside) for item in cast("Iterable[Any]", value))
     if dataclasses.is_dataclass(value):
         return sum(
-            _tokens(getattr(value, field.name), depth + 1) for field in dataclasses.fields(value)
+            _tokens(getattr(value, field.name), inside) for field in dataclasses.fields(value)
         )
     if callable(dump := getattr(value, "model_dump", None)):
-        return _tokens(dump(exclude_none=True), depth + 1)
+        return _tokens(dump(exclude_none=True), inside)
     return 0
 
 

@@ -327,7 +327,12 @@ class HoldEnds(Timed):
 
     @pytest.mark.parametrize(
         ("field", "arguments"),
-        [("tokens", {"tokens": -1}), ("cost", {"cost": -1}), ("model", {"model": "m" * 257})],
+        [
+            ("tokens", {"tokens": -1}),
+            ("cost", {"cost": -1}),
+            ("model", {"model": "m" * 257}),
+            ("model", {"model": ""}),
+        ],
     )
     def test_observed_refuses_malformed_values_by_name(
         self, subject: Subject, field: str, arguments: dict[str, Any]
