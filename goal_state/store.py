@@ -30,7 +30,7 @@ from goal_state.storage.blocks import Block
 from goal_state.storage.forks import FileIdentity, register
 from goal_state.storage.opening import open_backend
 from goal_state.storage.options import Durability
-from goal_state.storage.repository import GoalRepository
+from goal_state.storage.repository import GoalRepository, RequestWork
 
 # What a store needs only now and then is imported where it is used: opening one and reading a goal should
 # cost little more than SQLAlchemy.
@@ -362,8 +362,7 @@ class GoalStore(GoalOperations, GoalReads, NamesSpending):
         """
         if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidValueError("request", f"must be a request, not {type(request).__name__}")
-        request = request.rated(self._tariff)
-        return lambda repository: repository.apply(request)
+        return RequestWork(request.rated(self._tariff))
 
     def carry_out_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
         """Carries out what `work_of` made of several requests, in their order, as if each were applied by

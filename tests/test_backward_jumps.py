@@ -19,10 +19,19 @@ import pytest
 
 from goal_state.delivery import listeners
 from goal_state.storage import forks, locks
-from goal_state.storage.sqlite import executor, readers, turnstile
+from goal_state.storage.sqlite import executor, group_calls, readers, turnstile
 from goal_state.storage.sqlite import group_commit as writer
 
-STRUCK: list[ModuleType] = [executor, forks, listeners, locks, readers, turnstile, writer]
+STRUCK: list[ModuleType] = [
+    executor,
+    forks,
+    group_calls,
+    listeners,
+    locks,
+    readers,
+    turnstile,
+    writer,
+]
 """Where locks are held while an exception may strike."""
 
 

@@ -178,7 +178,8 @@ class AsyncGoalStore(Awaited, GoalOperations, GoalReads, NamesSpending):
         Raises:
             InvalidValueError: it is no request.
         """
-        return await self.carry_out(self._store.work_of(request))
+        self._check()
+        return await self._writes.call(self._store.work_of(request))
 
     async def carry_out(self, work: Callable[[GoalRepository], Result]) -> Result:
         """As `apply`, for work of the library's own: it may share a transaction with other callers' requests,

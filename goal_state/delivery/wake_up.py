@@ -26,9 +26,11 @@ class WakeUp:
 
     def set(self) -> None:
         """Wakes the thread that waits, or the next one to wait. Setting it twice wakes one wait only."""
+        if not self._unset.locked():  # it is already set: an error would cost more than to ask
+            return
         try:  # noqa: SIM105 - `suppress` would be Python code around the lock again
             self._unset.release()
-        except RuntimeError:  # it is already set
+        except RuntimeError:  # by now it is
             pass
 
     def wait(self, seconds: float) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from goal_state.domain.amounts import Amounts
 from goal_state.domain.charging import charge_anyway, charge_goal
@@ -12,7 +13,12 @@ from goal_state.domain.goals import Accounting, Goal
 from goal_state.domain.prices import decimal_cost
 from goal_state.domain.records import changed
 from goal_state.domain.requests import Charge, ChargeMany, RecordTotal
-from goal_state.errors import ClaimOvertakenError, IdempotencyConflictError
+from goal_state.errors import (
+    ClaimOvertakenError,
+    IdempotencyConflictError,
+    RequestError,
+    UsageOverflowError,
+)
 from goal_state.storage.goals import GoalTable
 from goal_state.storage.ledger import EventDraft, EventLog, Purpose, charge_events
 from goal_state.storage.reservations import Reservations
@@ -20,6 +26,9 @@ from goal_state.storage.reservations import Reservations
 __all__ = ["Charges", "check_claimed"]
 
 _logger = logging.getLogger(__name__)
+
+_REFUSALS: Final = (ClaimOvertakenError, IdempotencyConflictError, UsageOverflowError)
+"""What a charge raises that cannot be made."""
 
 
 class Charges:
@@ -63,30 +72,26 @@ class Charges:
         """As `charge` for each, but each goal is read and written once and the log in one go."""
         if any(charge.settles is not None for charge in request.charges):
             return [self.charge(charge, now_ms) for charge in request.charges]
-        batch = _Batch(self._goals, self.lock, now_ms)
-        firsts: dict[tuple[str, str], GoalEvent] = {}
-        drafts: list[EventDraft] = []
-        results: list[Accounting] = []
-        for charge in request.charges:
-            thread_id, key = charge.thread_id, charge.key
-            goal = batch.goal_of(charge)
-            if key is not None:
-                first = firsts.get((thread_id, key)) or self._log.charge_by_key(thread_id, key)
-                if first is not None:
-                    results.append(self._repeated(charge, first, goal))
-                    continue
-            accounting, new = _charged(
-                charge, goal, charge.amounts, key, now_ms, batch.by_id, batch.put
-            )
-            results.append(accounting)
-            if not new:
-                continue
-            drafts += new
-            if key is not None:
-                firsts[thread_id, key] = new[0]
-        if drafts:
-            self._goals.charge_many(batch.changes())
-            self._log.add(drafts)
+        batch = _Batch(self._goals, self._log, self._reservations, self._repeated, now_ms)
+        results = [batch.charge(charge, batch.read(charge.thread_id)) for charge in request.charges]
+        batch.write()
+        return results
+
+    def charge_each(
+        self, requests: Sequence[Charge], now_ms: int
+    ) -> list[Accounting | RequestError]:
+        """As `charge_many`, for several callers, none of whom settles a hold: the error of a charge that is
+        refused stands in its place, and the others are made.
+        """
+        batch = _Batch(self._goals, self._log, self._reservations, self._repeated, now_ms)
+        results: list[Accounting | RequestError] = []
+        for request in requests:
+            goal = batch.read(request.thread_id)
+            try:
+                results.append(batch.charge(request, goal))
+            except _REFUSALS as error:
+                results.append(error)
+        batch.write()
         return results
 
     def write(
@@ -119,48 +124,94 @@ class Charges:
 
 
 class _Batch:
-    """The goals of many charges: each is read once, and stands here as the charges so far have made it."""
+    """Charges that are made together: each goal is read once, and stands here as they have made it so far.
+
+    One that is refused changes nothing here. None of them settles a hold.
+    """
 
     def __init__(
-        self, table: GoalTable, lock: Callable[[Charge, int], Goal | None], now_ms: int
+        self,
+        goals: GoalTable,
+        log: EventLog,
+        reservations: Reservations,
+        repeated: Callable[[Charge, GoalEvent, Goal | None], Accounting],
+        now_ms: int,
     ) -> None:
-        self._table = table
-        self._lock = lock
+        self._goals = goals
+        self._log = log
+        self._reservations = reservations
+        self._repeated = repeated
         self._now_ms = now_ms
-        self._threads: dict[str, str | None] = {}
+        self._goal_ids: dict[str, str | None] = {}  # by thread
+        self._trees: set[str] = set()  # whose holds are not due, by their roots
         self._before: dict[str, Goal | None] = {}
         self._after: dict[str, Goal | None] = {}
+        self._firsts: dict[tuple[str, str], EventDraft] = {}
+        self._drafts: list[EventDraft] = []
 
-    def goal_of(self, charge: Charge) -> Goal | None:
-        thread_id = charge.thread_id
-        if thread_id not in self._threads:
-            goal = self._lock(charge, self._now_ms)
-            self._threads[thread_id] = None if goal is None else goal.goal_id
-            if goal is not None:
-                self._before.setdefault(goal.goal_id, goal)
-                self._after.setdefault(goal.goal_id, goal)
-        goal_id = self._threads[thread_id]
-        goal = None if goal_id is None else self._after[goal_id]
-        if charge.claim is not None:
-            check_claimed(thread_id, goal, charge.claim)
-        return goal
+    def charge(self, request: Charge, goal: Goal | None) -> Accounting:
+        """See `Charges.charge`: the goal is the thread's as `read` tells it. Written by `write`."""
+        thread_id, key = request.thread_id, request.key
+        if request.claim is not None:
+            check_claimed(thread_id, goal, request.claim)
+        if key is not None:
+            first = self._firsts.get((thread_id, key)) or self._log.charge_by_key(thread_id, key)
+            if first is not None:
+                return self._repeated(request, first, goal)
+        changes: list[tuple[Goal, Goal]] = []
+        accounting, drafts = _charged(
+            request, goal, request.amounts, key, self._now_ms, self._by_id, changes.append
+        )
+        for _, after in changes:
+            self._after[after.goal_id] = after
+        if drafts:
+            self._drafts += drafts
+            if key is not None:
+                self._firsts[thread_id, key] = drafts[0]
+        return accounting
 
-    def by_id(self, goal_id: str) -> Goal | None:
-        if goal_id not in self._after:
-            self._before[goal_id] = self._after[goal_id] = self._table.lock_by_id(goal_id)
-        return self._after[goal_id]
-
-    def put(self, change: tuple[Goal, Goal]) -> None:
-        self._after[change[1].goal_id] = change[1]
-
-    def changes(self) -> list[tuple[Goal, Goal]]:
-        return [
+    def write(self) -> None:
+        """Writes what the charges have made of the goals, and their events."""
+        if not self._drafts:
+            return
+        self._goals.charge_many(
             (before, after)
             for goal_id, after in self._after.items()
-            if (before := self._before[goal_id]) is not None
-            and after is not None
+            if after is not None
+            and (before := self._before[goal_id]) is not None
             and after is not before
-        ]
+        )
+        self._log.add(self._drafts)
+
+    def read(self, thread_id: str) -> Goal | None:
+        """The thread's goal as it is by now; what is due of its tree is written at the first time."""
+        if thread_id not in self._goal_ids:
+            goal = self._without_due_holds(self._goals.lock(thread_id))
+            self._goal_ids[thread_id] = None if goal is None else goal.goal_id
+            if goal is not None and goal.goal_id not in self._after:
+                self._before[goal.goal_id] = self._after[goal.goal_id] = goal
+        goal_id = self._goal_ids[thread_id]
+        return None if goal_id is None else self._after[goal_id]
+
+    def _without_due_holds(self, goal: Goal | None) -> Goal | None:
+        """A goal without holds that are due. Ending those of a tree changes its goals, so it is done before
+        any of them is here.
+        """
+        if goal is None or not (goal.live_holds or goal.ancestor_goal_ids is not None):
+            return goal
+        if goal.root_goal_id in self._trees:
+            return goal
+        self._trees.add(goal.root_goal_id)
+        return (
+            self._goals.lock(goal.thread_id)
+            if self._reservations.expire_due(goal, self._now_ms)
+            else goal
+        )
+
+    def _by_id(self, goal_id: str) -> Goal | None:
+        if goal_id not in self._after:
+            self._before[goal_id] = self._after[goal_id] = self._goals.lock_by_id(goal_id)
+        return self._after[goal_id]
 
 
 def _charged(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import delete, func, literal_column, null, select
 
 from goal_state.domain.events import FIGURES
 from goal_state.domain.goals import Goal, GoalStatus
 from goal_state.storage.executor import Executor
+from goal_state.storage.known_goals import KnownGoals
 from goal_state.storage.rows import Write, columns_of, insert_of, reader, update_of
 from goal_state.storage.schema import goals
 from goal_state.storage.statements import Statement, limited
@@ -98,8 +99,9 @@ _CLEAR_EXPECTED = Statement(
 class GoalTable:
     """Reads and writes the rows of goals, inside a transaction that its owner began."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, known: KnownGoals) -> None:
         self._executor = executor
+        self._known = known
 
     def get(self, thread_id: str) -> Goal | None:
         """The thread's goal, or None."""
@@ -108,10 +110,13 @@ class GoalTable:
 
     def lock(self, thread_id: str) -> Goal | None:
         """The thread's goal, or None; nobody else changes it until this transaction ends."""
+        known = self._known.of_thread(thread_id)
+        if known is not None:
+            return known
         row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
         if row is None and self._executor.lock_absent_goal(thread_id):
             row = self._executor.run(_LOCK_BY_THREAD, (thread_id,)).fetchone()
-        return None if row is None else _goal(row)
+        return self._read(row)
 
     def by_id(self, goal_id: str) -> Goal | None:
         """The goal of an id, if it is there still."""
@@ -120,8 +125,14 @@ class GoalTable:
 
     def lock_by_id(self, goal_id: str) -> Goal | None:
         """The goal of an id, if it is there still; nobody else changes it until this transaction ends."""
-        row = self._executor.run(_LOCK_BY_ID, (goal_id,)).fetchone()
-        return None if row is None else _goal(row)
+        known = self._known.of_id(goal_id)
+        if known is not None:
+            return known
+        return self._read(self._executor.run(_LOCK_BY_ID, (goal_id,)).fetchone())
+
+    def known_by_id(self, goal_id: str) -> Goal | None:
+        """The goal of an id, if this transaction knows it: nothing is read."""
+        return self._known.of_id(goal_id)
 
     def due_to_resume(self, now_ms: int, limit: int) -> list[Goal]:
         """Some of the goals whose `resume_at_ms` has come, the earliest first; nobody else changes them."""
@@ -152,31 +163,35 @@ class GoalTable:
 
     def insert(self, goal: Goal) -> None:
         """Writes a goal that is not there."""
-        self._executor.run(_INSERT.statement, _INSERT.values(goal))
+        self._write(_INSERT, goal)
 
     def update(self, goal: Goal) -> None:
         """Writes a goal that is there, whatever has changed."""
-        self._executor.run(_UPDATE.statement, _UPDATE.values(goal))
+        self._write(_UPDATE, goal)
 
     def hold(self, goal: Goal) -> None:
         """Writes what is set aside of a goal's budgets."""
-        self._executor.run(_HOLD.statement, _HOLD.values(goal))
+        self._write(_HOLD, goal)
 
     def charge(self, before: Goal, after: Goal) -> None:
         """Writes what a charge, or the end of a hold, changes."""
-        write = _write_of(before, after)
-        self._executor.run(write.statement, write.values(after))
+        self._write(_write_of(before, after), after)
 
     def charge_many(self, charged: Iterable[tuple[Goal, Goal]]) -> None:
         """Writes what charges have changed, for each goal as it was before and after all of them."""
         writes = [(_write_of(before, after), after) for before, after in charged]
+        for _, after in writes:
+            self._known.drop(after.goal_id)
         for write in (_CHARGE, _CHARGE_ALL, _CHARGE_AND_LIMIT):
             rows = [write.values(after) for its, after in writes if its is write]
             if rows:
                 self._executor.run_many(write.statement, rows)
+        for _, after in writes:
+            self._known.put(after)
 
     def delete(self, goal_id: str) -> None:
         """Removes a goal."""
+        self._known.drop(goal_id)
         self._executor.run(_DELETE, (goal_id,))
 
     def clear(self, thread_id: str, expected_goal_id: str | None) -> Goal | None:
@@ -185,7 +200,23 @@ class GoalTable:
             rows = self._executor.run(_CLEAR, (thread_id,)).fetchall()
         else:
             rows = self._executor.run(_CLEAR_EXPECTED, (thread_id, expected_goal_id)).fetchall()
-        return _goal(rows[0]) if rows else None
+        if not rows:
+            return None
+        goal = _goal(rows[0])
+        self._known.drop(goal.goal_id)
+        return goal
+
+    def _read(self, row: tuple[Any, ...] | None) -> Goal | None:
+        if row is None:
+            return None
+        goal = _goal(row)
+        self._known.put(goal)
+        return goal
+
+    def _write(self, write: Write[Goal], goal: Goal) -> None:
+        self._known.drop(goal.goal_id)
+        self._executor.run(write.statement, write.values(goal))
+        self._known.put(goal)
 
 
 def _write_of(before: Goal, after: Goal) -> Write[Goal]:

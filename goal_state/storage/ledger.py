@@ -282,16 +282,18 @@ class EventLog:
             now_ms=now_ms,
         )
 
-    def add(self, drafts: list[EventDraft]) -> int:
-        """Appends events, in order, and returns the position of the first."""
+    def add(self, drafts: list[EventDraft]) -> None:
+        """Appends events, in order."""
         self.newest_id = drafts[-1].event_id
         append = _APPEND_PLAIN if all(map(_is_plain, drafts)) else _APPEND
-        last = self._executor.insert(append.statement, [*map(append.values, drafts)])
-        if self.on_event is not None:
-            # Within a transaction positions follow one another.
-            for number, draft in enumerate(drafts, last - len(drafts) + 1):
-                self.on_event(finished_event(draft, number))
-        return last - len(drafts) + 1
+        rows = [*map(append.values, drafts)]
+        if self.on_event is None:
+            self._executor.run_many(append.statement, rows)
+            return
+        last = self._executor.insert(append.statement, rows)
+        # Within a transaction positions follow one another.
+        for number, draft in enumerate(drafts, last - len(drafts) + 1):
+            self.on_event(finished_event(draft, number))
 
     def page(self, after: int, limit: int) -> list[GoalEvent]:
         """Up to `limit` events behind a position, in order."""

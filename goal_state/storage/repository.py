@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Connection
@@ -59,6 +59,7 @@ from goal_state.storage.charges import Charges
 from goal_state.storage.executor import Executor
 from goal_state.storage.goals import GoalTable
 from goal_state.storage.holds import HoldTable
+from goal_state.storage.known_goals import KnownGoals
 from goal_state.storage.ledger import (
     EventLog,
 )
@@ -71,7 +72,7 @@ from goal_state.storage.totals import Totals
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["GoalRepository"]
+__all__ = ["GoalRepository", "RequestWork"]
 
 Result = TypeVar("Result")
 
@@ -130,7 +131,8 @@ class GoalRepository(GoalOperations):
         self.log: EventLog = EventLog(executor, on_event)
         self.usage_log: UsageLog = UsageLog(executor)
         self.settings: Settings = Settings(executor, tariff)
-        self._goals = GoalTable(executor)
+        self.known_goals: KnownGoals = KnownGoals()
+        self._goals = GoalTable(executor, self.known_goals)
         self._holds = HoldTable(executor)
         self._reservations = Reservations(self._goals, self._holds, self.log)
         self._lifecycle = Lifecycle(self._goals, self.log, self.usage_log, self._reservations)
@@ -257,6 +259,16 @@ class GoalRepository(GoalOperations):
             error.overdue_thread_id = self._reservations.overdue_thread_id
             raise
 
+    def charge_each(self, requests: Sequence[Charge]) -> list[Accounting | RequestError]:
+        """Carries out charges of several callers as `apply` would one after the other, but faster. None of
+        them settles a hold, and each is rated. The error of one that is refused stands in its place; what
+        time alone had made true of its goal is written.
+        """
+        self.executor.join_transaction()
+        if not self.settings.are_agreed:
+            self.settings.agree()
+        return self._charges.charge_each(requests, wall_clock.now_ms())
+
     def notice(self, thread_id: str) -> None:
         """Writes what time alone has made true of the thread's goal and of those above it: that deadlines
         have passed, and that holds have expired.
@@ -312,3 +324,20 @@ class GoalRepository(GoalOperations):
 
     def _reconcile(self, request: Reconcile) -> Accounting:
         return self._totals.reconcile(request, wall_clock.now_ms())
+
+
+class RequestWork:
+    """What carries out a request in a transaction."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, request: Request[Any]) -> None:
+        """
+        Args:
+            request: rated already.
+        """
+        self.request: Request[Any] = request
+
+    def __call__(self, repository: GoalRepository) -> Any:
+        """Carries it out and returns its result."""
+        return repository.apply(self.request)

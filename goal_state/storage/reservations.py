@@ -248,6 +248,9 @@ class Reservations:
         """Ends what is due in the tree of a goal, but for one hold to be kept; whether there was anything."""
         if not goal.live_holds and goal.ancestor_goal_ids is None:
             return False
+        root = self._goals.known_by_id(goal.root_goal_id)
+        if root is not None and not root.live_holds:  # it counts those of its whole tree
+            return False
         if not self._expire_tree(goal.root_goal_id, now_ms, keep):
             return False
         self.overdue_thread_id = goal.thread_id

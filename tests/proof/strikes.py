@@ -157,9 +157,11 @@ class Strike:
         self._left = steps
         self._operator = operator
         self.armed = False
+        # CPython calls it without a reference of its own: removed while it is called, it must not be freed.
+        self._tracer = self._trace
 
     def __enter__(self) -> Self:
-        sys.settrace(self._trace)
+        sys.settrace(self._tracer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +174,7 @@ class Strike:
             if frame.f_code.co_filename.startswith(_TRACED):
                 frame.f_trace, frame.f_trace_opcodes, frame.f_trace_lines = self._trace, True, False
             frame = frame.f_back
-        sys.settrace(self._trace)
+        sys.settrace(self._tracer)
 
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         if event == "opcode":

@@ -184,6 +184,22 @@ class Executor:
         """Ends a statement whose rows an interrupted caller left unread, by running another one."""
         self._cursor.execute("SELECT 1").fetchall()
 
+    @property
+    def changes(self) -> int:
+        """How many rows were changed on this connection, those that were rolled back as well."""
+        return self.driver.total_changes
+
+    def version(self) -> object:
+        """What is equal to what it was as long as no other connection has changed the database; None where a
+        host may have changed it on this one. For the beginning of a transaction.
+        """
+        if self._is_shared:
+            return None
+        try:
+            return self.driver, self._cursor.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+
     def begin(self) -> None:
         """Begins a transaction of our own, taking the write lock.
 

@@ -23,8 +23,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
+from goal_state.domain.requests import Charge
 from goal_state.errors import (
     DatabaseError,
     ForkedStoreError,
@@ -38,6 +39,7 @@ from goal_state.storage.backend import Outcome
 from goal_state.storage.locks import is_mine
 from goal_state.storage.repository import GoalRepository
 from goal_state.storage.sqlite.executor import Executor
+from goal_state.storage.sqlite.group_calls import Call, charges_from
 from goal_state.storage.sqlite.turnstile import Gate
 
 __all__ = ["Writer", "nested_call"]
@@ -52,55 +54,6 @@ _POLL_SECONDS: Final = 0.02
 
 _NOT_FROM_A_REQUEST: Final = (NestedCallError, StoreClosedError, ForkedStoreError)
 """No request raises these: if one comes out of a request, a signal handler called the store inside it."""
-
-
-class _Call(Generic[Result]):
-    """One caller's work and its outcome."""
-
-    __slots__ = (
-        "alone",
-        "caller",
-        "commits",
-        "error",
-        "leader",
-        "leads",
-        "others",
-        "result",
-        "wake_up",
-        "work",
-    )
-
-    caller: threading.Lock
-    """Held while the caller waits: if it is free, the caller is gone."""
-    wake_up: threading.Lock
-    """Held until the call is done, or is the next leader's."""
-
-    def __init__(self, work: Callable[[GoalRepository], Result], *, alone: bool) -> None:
-        self.work = work
-        self.alone = alone
-        self.leads = False
-        self.leader: object = None  # the mark of the leader whose group it was in last
-        # Of its transaction; shared with the other calls in that.
-        self.commits: list[object] = []
-        self.result: Result | None = None
-        self.error: BaseException | None = None
-        # That come from the same caller, who leads them all by itself.
-        self.others: Sequence[_Call[Any]] = ()
-
-    @property
-    def done(self) -> bool:
-        return bool(self.commits) or self.error is not None
-
-    @property
-    def may_be_led(self) -> bool:
-        """Whether another caller may carry it out, in its own group."""
-        return not (self.alone or self.others)
-
-    @property
-    def outcome(self) -> Outcome:
-        """What became of it, with an error of its own, without the frames of the leader's thread."""
-        error = self.error
-        return Outcome(self.result, fresh(error) if isinstance(error, GoalStateError) else error)
 
 
 class Writer:
@@ -134,7 +87,7 @@ class Writer:
         self._reconnect = reconnect
         self._on_begin = on_begin
         self._on_end = on_end
-        self._waiting: deque[_Call[Any]] = deque()
+        self._waiting: deque[Call[Any]] = deque()
         self._has_leader = False
         self._leader: object = None  # the mark of the current leader, or the last one
         self._queue_lock = threading.RLock()  # never held while SQL runs
@@ -160,13 +113,13 @@ class Writer:
         The work may run more than once, each time after a rollback of what it did before, and on the thread
         of another caller. It raises nothing but `GoalStateError`s.
         """
-        return self._submit(_Call(work, alone=False))
+        return self._submit(Call(work, alone=False))
 
     def group_together(self, works: Sequence[Callable[[GoalRepository], Any]]) -> list[Outcome]:
         """As `group` for each of several requests of one caller, in their order. One that raises anything
         else than a `GoalStateError` has that for its outcome, and leaves the others alone.
         """
-        calls = [_Call(work, alone=False) for work in works]
+        calls = [Call(work, alone=False) for work in works]
         own, own.others = calls[0], calls[1:]
         try:
             self._join_queue(own)
@@ -183,13 +136,13 @@ class Writer:
 
     def alone(self, work: Callable[[GoalRepository], Result]) -> Result:
         """Carries out a host's work: once, on this thread, in a transaction of its own."""
-        return self._submit(_Call(work, alone=True))
+        return self._submit(Call(work, alone=True))
 
     def block(self) -> Generator[GoalRepository, bool, None]:
         """As `alone`, for a host's work that is done while this is suspended at its one `yield`, which then
         says whether it failed. For a `Block`, which alone sees to it that it is never left suspended.
         """
-        call: _Call[None] = _Call(_nothing, alone=True)
+        call: Call[None] = Call(_nothing, alone=True)
         self._join_queue(call)
         try:
             with self.lock, self._at_work:
@@ -199,7 +152,7 @@ class Writer:
                 try:
                     self._prepare()
                     with self._executor.driver:
-                        self._begin()
+                        self._begin(is_hosts=True)
                         self.runs_hosts_work = True
                         if (yield self._repository):
                             raise _BlockFailedError
@@ -224,6 +177,7 @@ class Writer:
             if not self._executor.usable:
                 self._reconnect()
             self._executor.clear()
+            self._repository.known_goals.forget()
             self._executor.clear_statement()  # an open statement would make SQLite report "busy"
             return work()
 
@@ -250,17 +204,18 @@ class Writer:
         self._queue_lock = threading.RLock()
         self._at_work = threading.Lock()
 
-    def _submit(self, call: _Call[Result]) -> Result:
+    def _submit(self, call: Call[Result]) -> Result:
         self._join_queue(call)
         if not call.done:
             self._lead(call)
-        if call.error is not None:
-            raise fresh(call.error) from call.error.__cause__
+        error = call.raised
+        if error is not None:
+            raise fresh(error) from error.__cause__
         return cast(Result, call.result)
 
     # -- followers ---------------------------------------------------------------------------------
 
-    def _join_queue(self, call: _Call[Any]) -> None:
+    def _join_queue(self, call: Call[Any]) -> None:
         """Returns when the call is done, or when its own thread is to lead."""
         if self.is_mine:
             raise nested_call()
@@ -272,7 +227,7 @@ class Writer:
             with call.caller:
                 self._wait(call)
 
-    def _wait(self, call: _Call[Any]) -> None:
+    def _wait(self, call: Call[Any]) -> None:
         """Returns when the call is done, or when its own thread is to lead."""
         call.wake_up.acquire()
         try:
@@ -296,13 +251,13 @@ class Writer:
                 call.wake_up.acquire(timeout=_POLL_SECONDS)
             raise
 
-    def _is_taken(self, call: _Call[Any]) -> bool:
+    def _is_taken(self, call: Call[Any]) -> bool:
         """Whether a leader is at work on the call."""
         return call.leader is not None and call.leader is self._leader and self._at_work.locked()
 
     # -- leader ------------------------------------------------------------------------------------
 
-    def _lead(self, own: _Call[Any]) -> None:
+    def _lead(self, own: Call[Any]) -> None:
         group = [own, *own.others]
         try:
             with self.lock, self._at_work:
@@ -328,13 +283,13 @@ class Writer:
 
     # Loops under a lock are in functions of their own, see `locks`.
 
-    def _collect(self, group: list[_Call[Any]]) -> None:
+    def _collect(self, group: list[Call[Any]]) -> None:
         if not self._waiting:
             return
         with self._queue_lock:
             self._move_into(group)
 
-    def _move_into(self, group: list[_Call[Any]]) -> None:
+    def _move_into(self, group: list[Call[Any]]) -> None:
         own = group[0]
         while self._waiting and len(group) < _MAX_GROUP and self._waiting[0].may_be_led:
             call = self._waiting.popleft()
@@ -342,7 +297,7 @@ class Writer:
                 call.leader = self._leader
                 group.append(call)
 
-    def _requeue(self, followers: list[_Call[Any]]) -> None:
+    def _requeue(self, followers: list[Call[Any]]) -> None:
         for call in reversed(followers):
             if not call.done:
                 call.leader = None
@@ -362,7 +317,7 @@ class Writer:
                 return True
         return False
 
-    def _run_group(self, group: list[_Call[Any]]) -> None:
+    def _run_group(self, group: list[Call[Any]]) -> None:
         """Settles every call of a group."""
         if self.refusal is not None:
             for call in group:
@@ -378,15 +333,15 @@ class Writer:
             self._run_in_one_transaction([group[failed]])
             group = group[failed + 1 :]
 
-    def _run_in_one_transaction(self, group: list[_Call[Any]]) -> int | None:
+    def _run_in_one_transaction(self, group: list[Call[Any]]) -> int | None:
         """Runs a group in one transaction, which settles every call of it; where one of several failed, all
         of it was rolled back, and its place in the group is returned.
         """
         commits: list[object] = []
         for call in group:
-            call.commits = commits
+            call.commits, call.refusal = commits, None
         try:
-            self._transact(commits, lambda: self._run_requests(group))
+            self._transact(commits, lambda: self._run_requests(group), is_hosts=False)
         except _RequestFailedError as failed:
             if len(group) > 1:
                 return failed.place
@@ -396,18 +351,46 @@ class Writer:
                 call.error = error
         return None
 
-    def _run_requests(self, group: list[_Call[Any]]) -> None:
-        for place, call in enumerate(group):
-            try:
-                call.result = call.work(self._repository)
-            except _NOT_FROM_A_REQUEST:
-                raise
-            except (GoalStateError, sqlite3.Error) as error:
-                if isinstance(error, sqlite3.Error):
-                    raise _RequestFailedError(self._executor.failed(error), place) from error
-                raise _RequestFailedError(error, place) from None
+    def _run_requests(self, group: list[Call[Any]]) -> None:
+        place = 0
+        try:
+            if len(group) == 1:
+                group[0].result = group[0].work(self._repository)
+                return
+            while place < len(group):
+                place += self._run_next(group, place)
+        except _NOT_FROM_A_REQUEST:
+            raise
+        except sqlite3.Error as error:
+            raise _RequestFailedError(self._executor.failed(error), place) from error
+        except GoalStateError as error:
+            raise _RequestFailedError(error, place) from None
 
-    def _run_alone(self, own: _Call[Any]) -> None:
+    def _run_next(self, group: list[Call[Any]], place: int) -> int:
+        """Runs a request of a group, or those of several charges as one; returns of how many calls."""
+        charges = charges_from(group, place)
+        if len(charges) > 1:
+            self._run_charges(group, place, charges)
+            return len(charges)
+        changes = self._executor.changes
+        try:
+            group[place].result = group[place].work(self._repository)
+        except _NOT_FROM_A_REQUEST:
+            raise
+        except RequestError as error:
+            if self._executor.changes != changes:
+                raise
+            group[place].refusal = error  # it has written nothing that would have to be undone
+        return 1
+
+    def _run_charges(self, group: list[Call[Any]], place: int, charges: list[Charge]) -> None:
+        for number, result in enumerate(self._repository.charge_each(charges), place):
+            if isinstance(result, RequestError):
+                group[number].refusal = result
+            else:
+                group[number].result = result
+
+    def _run_alone(self, own: Call[Any]) -> None:
         if self.refusal is not None:
             raise fresh(self.refusal)
 
@@ -417,16 +400,16 @@ class Writer:
             self.runs_hosts_work = False
 
         try:
-            self._transact(own.commits, work)
+            self._transact(own.commits, work, is_hosts=True)
         except sqlite3.Error as error:
             raise self._executor.failed(error) from error
 
-    def _transact(self, commits: list[object], work: Callable[[], None]) -> None:
+    def _transact(self, commits: list[object], work: Callable[[], None], *, is_hosts: bool) -> None:
         """Runs work in a transaction; `commits` has an element once it is committed."""
         try:
             self._prepare()
             with self._executor.driver:
-                self._begin()
+                self._begin(is_hosts=is_hosts)
                 work()
                 self._commit(commits)
         finally:
@@ -438,8 +421,10 @@ class Writer:
             self._reconnect()
         self._executor.clear()
 
-    def _begin(self) -> None:
+    def _begin(self, *, is_hosts: bool) -> None:
         self._gate.enter(self._executor.begin)
+        # A host's work may swallow an exception that struck between a change and the note of it.
+        self._repository.known_goals.begin(None if is_hosts else self._executor.version())
         self._on_begin()
 
     def _commit(self, commits: list[object]) -> None:
@@ -451,6 +436,7 @@ class Writer:
         self._check_file()
         self._on_end(commits)
         executor.commit(commits)
+        self._repository.known_goals.keep()
 
 
 def _nothing(_repository: GoalRepository) -> None:
