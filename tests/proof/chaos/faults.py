@@ -94,11 +94,11 @@ def _blame_requests_for_strikes() -> None:
     """What strikes the one who leads is taken for an error of the call that it was at."""
 
     def run_requests(self: writer.Writer, group: list[Any]) -> None:
-        for call in group:
+        for place, call in enumerate(group):
             try:
                 call.result = call.work(self._repository)
             except BaseException as error:
-                raise writer._RequestFailedError(error) from None
+                raise writer._RequestFailedError(error, place) from None
 
     writer.Writer._run_requests = run_requests  # type: ignore[method-assign]
 
