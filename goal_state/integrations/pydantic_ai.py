@@ -169,8 +169,9 @@ class _HeldModel(WrapperModel):
                 known = response.get()
                 if known.state in {"complete", "suspended"}:
                     await self._answered(paid, known, stack)
-                else:
+                else:  # waited for: a generator that is closed may do so, which the hold cannot tell
                     await paid.observed(_usage(known))
+                    await paid.hold.cut()
 
     async def cancel_suspended_response(self, response: ModelResponse) -> None:
         if paid := self._suspended.pop(response.provider_response_id or "", None):
