@@ -19,14 +19,14 @@ from goal_state.integrations.pydantic_ai import Budget
 
 def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
     """Stands for a model: it searches for ever."""
-    usage = RequestUsage(input_tokens=900 * len(messages), output_tokens=100)
+    usage = RequestUsage(input_tokens=450 * len(messages), output_tokens=50)
     return ModelResponse([ToolCallPart("search", {"query": "SQLite"})], usage=usage)
 
 
 with tempfile.TemporaryDirectory() as folder, GoalStore.open(Path(folder, "goals.db")) as store:
     store.create("thread-1", "Find a source", token_budget=20_000)
     agent = Agent(FunctionModel(answer), capabilities=[Budget(store)])
-    agent.tool_plain(lambda query: f"nothing about {query}", name="search")
+    agent.tool_plain(lambda query: f"nothing about {query} " * 200, name="search")
     try:
         agent.run_sync("Find a source", conversation_id="thread-1")
     except UsageLimitExceeded as refusal:
@@ -34,3 +34,4 @@ with tempfile.TemporaryDirectory() as folder, GoalStore.open(Path(folder, "goals
     goal = store.get("thread-1")
     assert goal is not None
     print(f"# {goal.calls_used} calls: {goal.tokens_used:,} of 20,000 tokens")
+    assert goal.tokens_used <= 20_000

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +37,19 @@ from goal_state.integrations.langchain import (
     GraphBudgetExceededError,
 )
 from tests.in_memory import open_in_memory
+from tests.processes import CHECKOUT, python
 
 T = "thread-1"
+WITHOUT_NETWORK = """
+import runpy, socket, sys, tempfile
+
+def refuse(*_):
+    raise AssertionError("the example reaches for the network")
+
+socket.socket.connect = refuse
+tempfile.tempdir = sys.argv[2]
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 GO: Any = {"messages": [("user", "Go")]}
 
 
@@ -415,19 +427,36 @@ def test_a_response_that_has_not_the_form_asked_for_is_charged(
 # -- streams and cancellation ------------------------------------------------------------------------
 
 
-def test_a_stream_that_drops_is_charged_what_is_known_or_as_an_estimate(
-    store: GoalStore, paying: Paying
-) -> None:
-    if not paying.is_streamed:
-        pytest.skip("about streams")
+@pytest.mark.parametrize("way", [stream, astream], indirect=True)
+def test_a_stream_that_drops_is_charged_what_was_observed(store: GoalStore, paying: Paying) -> None:
     provider = paying.provider(say("one two"), breaks=ConnectionResetError())
     with pytest.raises(ConnectionResetError):
         paying.run(provider)
-    goal = used(store)
-    if paying.kind == "callback":
-        assert (goal.tokens_used, goal.estimated_tokens) == (100, 0)
-    else:
-        assert goal.tokens_used == goal.estimated_tokens > 4_096
+    assert (used(store).tokens_used, used(store).estimated_tokens) == (100, 0)
+
+
+@pytest.mark.parametrize("way", [stream, astream], indirect=True)
+def test_a_stream_that_drops_before_it_says_anything_is_charged_as_an_estimate(
+    store: GoalStore, paying: Paying
+) -> None:
+    provider = paying.provider(AIMessage("one two"), breaks=ConnectionResetError())
+    with pytest.raises(ConnectionResetError):
+        paying.run(provider)
+    assert used(store).tokens_used == used(store).estimated_tokens > 4_096
+
+
+@pytest.mark.parametrize("kind", ["middleware", "both"])
+def test_a_streamed_graph_that_is_broken_off_is_charged_what_was_observed(
+    store: GoalStore, kind: str
+) -> None:
+    async def run(graph: Any, config: Any) -> None:
+        chunks = graph.astream(GO, config, stream_mode="messages")
+        async for _ in chunks:
+            break
+        await chunks.aclose()
+
+    Paying(kind, run, store).run(Streaming(answers=[say("one two three " * 9)]))
+    assert (used(store).tokens_used, used(store).estimated_tokens) == (100, 0)
 
 
 def test_a_stream_of_a_model_that_is_broken_off_is_charged_what_was_observed(
@@ -618,3 +647,11 @@ def test_a_retry_policy_does_not_try_a_refusal_again(store: GoalStore) -> None:
     with pytest.raises(GraphBudgetExceededError):
         graph.compile().invoke(GO, config)
     assert (len(tried), model.requests) == (1, [])
+
+
+def test_the_example_stops_within_its_budget_and_needs_no_network(tmp_path: Path) -> None:
+    out = python(WITHOUT_NETWORK, CHECKOUT / "examples" / "langchain_sdk.py", tmp_path)
+    refusal, used_up = out.splitlines()
+    assert "20000" in refusal
+    assert used_up.endswith("of 20,000 tokens")
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,8 +40,19 @@ from pydantic_ai.usage import RequestUsage
 from goal_state import AsyncGoalStore, BudgetExceededError, Goal, GoalStore
 from goal_state.integrations.pydantic_ai import Budget, UsageBudgetExceededError
 from tests.in_memory import open_in_memory
+from tests.processes import CHECKOUT, python
 
 T = "thread-1"
+WITHOUT_NETWORK = """
+import runpy, socket, sys, tempfile
+
+def refuse(*_):
+    raise AssertionError("the example reaches for the network")
+
+socket.socket.connect = refuse
+tempfile.tempdir = sys.argv[2]
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -770,3 +782,11 @@ def test_a_picture_is_estimated_as_one(store: GoalStore) -> None:
     with pytest.raises(RuntimeError):
         agent.run_sync(["What is this?", ImageUrl("http://a/b.png")], conversation_id=T)
     assert 2_000 < used(store).estimated_tokens < 2_100
+
+
+def test_the_example_stops_within_its_budget_and_needs_no_network(tmp_path: Path) -> None:
+    out = python(WITHOUT_NETWORK, CHECKOUT / "examples" / "pydantic_ai_sdk.py", tmp_path)
+    refusal, used_up = out.splitlines()
+    assert "20000" in refusal
+    assert used_up.endswith("of 20,000 tokens")
+    assert list(tmp_path.iterdir()) == []

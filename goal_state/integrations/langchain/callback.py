@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from goal_state.aio.store import AsyncGoalStore
@@ -23,6 +24,7 @@ from goal_state.integrations.langchain.calls import (
     said,
     sent_tokens,
     was_refused,
+    with_chunk,
 )
 from goal_state.paid_calls import PaidCall, Payer
 from goal_state.store import GoalStore
@@ -40,8 +42,8 @@ class BudgetCallback(BaseCallbackHandler):
 
     A call is held before it is sent, or refused with a `GraphBudgetExceededError`, and paid when it has
     ended. LangChain tells a callback less than a middleware: the output is not capped, so that a call may use
-    more than it held; and where the task of a call is cancelled nobody says so, so that its hold is charged,
-    as an estimate, when it expires after ten minutes.
+    more than it held; and where the task of a call is cancelled nobody says so, so that it is charged when
+    its hold expires, after ten minutes: what its stream had said by then, else all of it as an estimate.
     """
 
     raise_error = True  # else a refusal would be logged, and the call sent
@@ -85,12 +87,29 @@ class BudgetCallback(BaseCallbackHandler):
         """Holds what the call may use."""
         self._begin(run_id, prompts, kwargs.get("invocation_params") or {}, metadata or {})
 
+    def on_llm_new_token(
+        self,
+        token: object,  # noqa: ARG002
+        *,
+        chunk: object = None,
+        run_id: UUID,
+        **kwargs: Any,
+    ) -> None:
+        """Notes what a stream says that it has used so far."""
+        run = _RUNS.get(run_id)
+        if run is not None and run.paid is not None and run.payer is self:
+            usage = with_chunk(run.usage, chunk)
+            if usage is not run.usage:
+                run.usage = usage
+                run.paid.observed(usage)
+
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """Pays for the call."""
-        if (paid := self._ended(run_id)) is None:
+        run = self._ended(run_id)
+        if run is None or run.paid is None:
             return
-        with paid:
-            answers = _messages(response)
+        answers = _messages(response)
+        with run.paid as paid:
             if is_cached(answers):
                 paid.refused()
             elif answers:
@@ -100,14 +119,15 @@ class BudgetCallback(BaseCallbackHandler):
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Pays for what is known of a call that failed or was broken off."""
-        if (paid := self._ended(run_id)) is None:
+        run = self._ended(run_id)
+        if run is None or run.paid is None:
             return
-        with paid:
-            begun = _messages(cast("LLMResult | None", kwargs.get("response")))
-            if begun:
-                paid.observed(said(begun)["usage"])
-            elif was_refused(error):
+        usage = run.usage or said(_messages(kwargs.get("response")))["usage"]
+        with run.paid as paid:
+            if usage is None and was_refused(error):
                 paid.refused()
+            else:
+                paid.observed(usage)
 
     def _begin(
         self, run_id: UUID, prompt: object, params: Mapping[str, Any], metadata: Mapping[str, Any]
@@ -138,13 +158,12 @@ class BudgetCallback(BaseCallbackHandler):
         while len(_RUNS) > _MOST_RUNS:  # those that nobody says have ended
             _RUNS.pop(next(iter(_RUNS)), None)
 
-    def _ended(self, run_id: UUID) -> PaidCall | None:
-        """The call that has ended, if this callback pays for it."""
+    def _ended(self, run_id: UUID) -> _Run | None:
+        """The run that has ended, if this callback pays for it."""
         run = _RUNS.get(run_id)
         if run is None or run.payer is not self:
             return None
-        del _RUNS[run_id]
-        return run.paid
+        return _RUNS.pop(run_id, None)
 
 
 @dataclass
@@ -154,6 +173,8 @@ class _Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     payer: BudgetCallback | None = None
     paid: PaidCall | None = None
+    usage: UsageMetadata | None = None
+    """What its stream has said so far."""
 
 
 _RUNS: Final[dict[UUID, _Run]] = {}

@@ -7,8 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables.config import ensure_config
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.runnables.config import (
+    ensure_config,
+    merge_configs,
+    var_child_runnable_config,
+)
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp
 
@@ -41,14 +47,37 @@ def refusing() -> Generator[None]:
         raise refusal from error
 
 
+class Observer(BaseCallbackHandler):
+    """Adds up what a stream says on its way: a model in a graph may be streamed, and its caller not told."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.usage: UsageMetadata | None = None
+
+    def on_llm_new_token(self, token: object, *, chunk: object = None, **kwargs: Any) -> None:  # noqa: ARG002
+        """Notes the usage that a chunk has."""
+        self.usage = with_chunk(self.usage, chunk)
+
+
 @contextmanager
-def paid_for() -> Generator[None]:
-    """Has callbacks leave alone the model call that is made inside."""
-    before = is_paid_for.set(True)
+def paid_for() -> Generator[Observer]:
+    """Has callbacks leave alone the model call that is made inside, and observes it."""
+    observer = Observer()
+    observed = merge_configs(ensure_config(), {"callbacks": [observer]})
+    config_before, before = var_child_runnable_config.set(observed), is_paid_for.set(True)
     try:
-        yield
+        yield observer
     finally:
         is_paid_for.reset(before)
+        var_child_runnable_config.reset(config_before)
+
+
+def with_chunk(usage: UsageMetadata | None, chunk: object) -> UsageMetadata | None:
+    """A usage and what a chunk of the same stream adds to it."""
+    message = getattr(chunk, "message", None)
+    more = message.usage_metadata if isinstance(message, AIMessage) else None
+    return add_usage(usage, more) if usage and more else more or usage
 
 
 def graph_thread_id() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -33,8 +34,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
 
     Name it last, next to the model: then each attempt of a retry or a fallback is a call of its own. A call
     that is not left of a budget is not sent: the run ends with a `GraphBudgetExceededError`. Where little is
-    left, the output is capped to it (`max_tokens`). A call of which nobody knows what it used, such as one in
-    a stream that was broken off, is charged as it was held, as an estimate.
+    left, the output is capped to it (`max_tokens`).
 
     Args:
         store: a `GoalStore` or an `AsyncGoalStore`.
@@ -66,14 +66,16 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """Holds, calls and pays."""
         with refusing():
             paid = self._payer.begin(**_asked(request))
-        with paid, paid_for():
+        with paid, paid_for() as stream:
             try:
                 response = handler(_capped(request, paid.output_tokens))
-            except Exception as error:
-                if was_refused(error):
-                    paid.refused()
-                elif isinstance(error, StructuredOutputError):
+            except BaseException as error:
+                if isinstance(error, StructuredOutputError):
                     paid.answered(**said([error.ai_message]))
+                elif stream.usage is None and was_refused(error):
+                    paid.refused()
+                else:
+                    paid.observed(stream.usage)
                 raise
             if is_cached(response.result):
                 paid.refused()
@@ -90,14 +92,16 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         with refusing():
             paid = await self._payer.begin_awaited(**_asked(request))
         async with paid:
-            with paid_for():
+            with paid_for() as stream:
                 try:
                     response = await handler(_capped(request, paid.output_tokens))
-                except Exception as error:
-                    if was_refused(error):
-                        await paid.refused()
-                    elif isinstance(error, StructuredOutputError):
+                except (Exception, asyncio.CancelledError) as error:
+                    if isinstance(error, StructuredOutputError):
                         await paid.answered(**said([error.ai_message]))
+                    elif stream.usage is None and was_refused(error):
+                        await paid.refused()
+                    else:
+                        await paid.observed(stream.usage)
                     raise
             if is_cached(response.result):
                 await paid.refused()
