@@ -6,7 +6,7 @@ python examples/langchain_sdk.py
 from __future__ import annotations
 
 import tempfile
-from itertools import count
+from itertools import repeat
 from pathlib import Path
 
 from langchain.agents import create_agent
@@ -16,23 +16,17 @@ from langchain_core.messages import AIMessage
 from goal_state import BudgetExceededError, GoalStore
 from goal_state.integrations.langchain import BudgetMiddleware
 
-
-def answer(turn: int) -> AIMessage:
-    usage = {"input_tokens": 900 * turn, "output_tokens": 50, "total_tokens": 900 * turn + 50}
-    return AIMessage("Nothing yet.", usage_metadata=usage)
-
+question = {"messages": [("user", "Which of these is a source? " + "Page after page. " * 600)]}
+config = {"configurable": {"thread_id": "thread-1"}}
+usage = {"input_tokens": 3_000, "output_tokens": 50, "total_tokens": 3_050}
 
 with tempfile.TemporaryDirectory() as folder, GoalStore.open(Path(folder, "goals.db")) as store:
     store.create("thread-1", "Find a source", token_budget=20_000)
-    model = GenericFakeChatModel(messages=map(answer, count(1)))
+    model = GenericFakeChatModel(messages=repeat(AIMessage("None.", usage_metadata=usage)))
     agent = create_agent(model, middleware=[BudgetMiddleware(store)])
-    messages = [("user", "Find a source. " * 200)]
     try:
         while True:
-            reply = agent.invoke(
-                {"messages": messages}, {"configurable": {"thread_id": "thread-1"}}
-            )
-            messages = [*reply["messages"], *messages]
+            agent.invoke(question, config)
     except BudgetExceededError as refusal:
         print(refusal)
     goal = store.get("thread-1")

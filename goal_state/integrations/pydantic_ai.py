@@ -17,14 +17,10 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+from pydantic_ai import UsageLimitExceeded, UserError
 from pydantic_ai.capabilities import AbstractCapability, BatchModelRequests, CapabilityOrdering
 from pydantic_ai.capabilities.abstract import ValidatedToolArgs, WrapToolExecuteHandler
-from pydantic_ai.exceptions import (
-    ModelConnectionError,
-    ModelHTTPError,
-    UsageLimitExceeded,
-    UserError,
-)
+from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
 from pydantic_ai.messages import FileUrl, ModelMessage, ModelRequest, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.fallback import FallbackModel

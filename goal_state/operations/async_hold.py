@@ -75,7 +75,6 @@ class AsyncHold(Awaited, HoldHandle):
 
     async def _observe(self, observation: ObserveHold) -> None:
         if self._may_observe(observation):
-            self._observation = observation  # for the cut, should this be cancelled
             await self._carry_out(observation)
             self._has_observed()
 

@@ -19,6 +19,7 @@ import pytest
 if find_spec("pydantic_ai") is None:
     pytest.skip("needs the agent SDKs: make test-sdks", allow_module_level=True)
 
+import anyio
 from pydantic_ai import Agent, ModelRetry, RunContext, UsageLimitExceeded
 from pydantic_ai.capabilities import ModelFallback
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError, UserError
@@ -546,6 +547,21 @@ def test_a_cancelled_stream_is_charged_what_was_observed(store: GoalStore) -> No
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+    agent = Agent(Provider(say("one two three")), capabilities=[Budget(store)])
+    asyncio.run(main())
+    assert used(store).tokens_used == 100
+
+
+def test_a_stream_in_a_scope_that_goes_on_cancelling_is_charged_what_was_observed(
+    store: GoalStore,
+) -> None:
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            async with agent.run_stream("Go", conversation_id=T) as result:
+                async for _ in result.stream_text(debounce_by=None):
+                    scope.cancel()
+                    await anyio.sleep(60)
 
     agent = Agent(Provider(say("one two three")), capabilities=[Budget(store)])
     asyncio.run(main())
