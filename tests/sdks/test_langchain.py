@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from decimal import Decimal
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +22,10 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy, StructuredOutputError
 from langchain_core.caches import InMemoryCache
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, FakeListLLM
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import RetryPolicy
@@ -209,21 +210,21 @@ class Streaming(Provider):
 # -- ways to run a graph, and to have it paid ----------------------------------------------------------
 
 
-def invoke(graph: Any, config: Any) -> None:
-    graph.invoke(GO, config)
+def invoke(graph: Any, config: Any, asked: Any = GO) -> None:
+    graph.invoke(asked, config)
 
 
-def stream(graph: Any, config: Any) -> None:
-    for _ in graph.stream(GO, config, stream_mode="messages"):
+def stream(graph: Any, config: Any, asked: Any = GO) -> None:
+    for _ in graph.stream(asked, config, stream_mode="messages"):
         pass
 
 
-async def ainvoke(graph: Any, config: Any) -> None:
-    await graph.ainvoke(GO, config)
+async def ainvoke(graph: Any, config: Any, asked: Any = GO) -> None:
+    await graph.ainvoke(asked, config)
 
 
-async def astream(graph: Any, config: Any) -> None:
-    async for _ in graph.astream(GO, config, stream_mode="messages"):
+async def astream(graph: Any, config: Any, asked: Any = GO) -> None:
+    async for _ in graph.astream(asked, config, stream_mode="messages"):
         pass
 
 
@@ -251,6 +252,7 @@ class Paying:
         tools: Any = (),
         *,
         around: Any = (),
+        ask: Any = "Go",
         store: Any = None,
         agent: dict[str, Any] | None = None,
         **options: Any,
@@ -263,7 +265,7 @@ class Paying:
         if self.kind != "middleware":
             config["callbacks"] = [BudgetCallback(store, **options)]
         graph = create_agent(model, list(tools), middleware=middleware, **(agent or {}))
-        made = self._way(graph, config)
+        made = self._way(graph, config, {"messages": [("user", ask)]})
         if made is not None:
             asyncio.run(made)
 
@@ -377,6 +379,51 @@ def test_an_awaited_store_serves_too(store: GoalStore, paying: Paying) -> None:
     assert used(store).tokens_used == provider.tokens == 120
 
 
+def test_the_price_is_that_of_the_model_that_answered(way: Callable[..., Any]) -> None:
+    prices = {"fake": Decimal("0.001"), "fake-1": Decimal("0.003")}
+    with open_in_memory(prices=lambda usage, model: prices[model] * usage.total_tokens) as store:
+        store.create(T, "Ship", cost_budget=20)
+        for kind in ("middleware", "callback"):
+            paying = Paying(kind, way, store)
+            paying.run(paying.provider())
+        assert used(store).cost_used == Decimal("0.72")
+        assert store.verify() == []
+
+
+def test_a_model_of_plain_texts_is_held_and_charged(store: GoalStore) -> None:
+    config: Any = {"callbacks": [BudgetCallback(store, thread_id=T, output_tokens=50)]}
+    FakeListLLM(responses=["done"]).invoke("Go " * 100, config)
+    assert 150 <= used(store).tokens_used == used(store).estimated_tokens < 200
+
+
+def test_what_is_held_counts_tools_pictures_and_what_was_said(
+    store: GoalStore, paying: Paying
+) -> None:
+    held: list[int] = []
+
+    def answer() -> AIMessage:
+        held.append(sum(hold.tokens for hold in store.holds()) - 100)
+        return say()
+
+    if paying.is_streamed:
+        return
+
+    def long() -> str:
+        """Looks."""
+        return "ok"
+
+    long.__doc__ = "Looks. " * 300
+    picture = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
+    for question in ("Go", [picture]):
+        provider = paying.provider(answer, max_tokens=100)
+        paying.run(provider, [tool(long)], ask=question)
+    if paying.kind == "callback":  # the fake binds no tools
+        assert held[0] < 100
+    else:
+        assert 700 <= held[0] < 800
+    assert 1_900 < held[1] - held[0] < 2_100
+
+
 # -- retries and failures ----------------------------------------------------------------------------
 
 
@@ -393,6 +440,18 @@ def test_a_fallback_is_a_call_of_its_own(store: GoalStore, paying: Paying) -> No
     other = paying.provider()
     paying.run(paying.provider(StatusError()), around=[ModelFallbackMiddleware(other)])
     assert used(store).tokens_used == other.tokens == 120
+
+
+def test_each_attempt_of_a_chain_that_tries_again_is_a_call_of_its_own(store: GoalStore) -> None:
+    config: Any = {"callbacks": [BudgetCallback(store, thread_id=T)]}
+    model = Provider(answers=[TimeoutError("late"), StatusError(), say()])
+    model.with_retry(wait_exponential_jitter=False).invoke("Go", config)
+    goal = used(store)
+    assert (goal.calls_used, goal.tokens_used - goal.estimated_tokens) == (2, 120)
+    store.set(T, token_budget=goal.tokens_used + 100)
+    with pytest.raises(GraphBudgetExceededError):
+        model.with_retry(wait_exponential_jitter=False).invoke("Go", config)
+    assert len(model.requests) == 3
 
 
 def test_a_request_that_was_refused_costs_nothing(store: GoalStore, paying: Paying) -> None:
@@ -449,8 +508,8 @@ def test_a_stream_that_drops_before_it_says_anything_is_charged_as_an_estimate(
 def test_a_streamed_graph_that_is_broken_off_is_charged_what_was_observed(
     store: GoalStore, kind: str
 ) -> None:
-    async def run(graph: Any, config: Any) -> None:
-        chunks = graph.astream(GO, config, stream_mode="messages")
+    async def run(graph: Any, config: Any, asked: Any) -> None:
+        chunks = graph.astream(asked, config, stream_mode="messages")
         async for _ in chunks:
             break
         await chunks.aclose()
@@ -494,7 +553,7 @@ def test_a_cancelled_run_is_charged_as_an_estimate_or_stays_held(
         await asyncio.sleep(60)
         return say()
 
-    async def run(graph: Any, config: Any) -> None:
+    async def run(graph: Any, config: Any, asked: Any) -> None:
         task = asyncio.create_task(ainvoke(graph, config))
         await asyncio.to_thread(sent.wait)
         task.cancel()
@@ -559,13 +618,16 @@ def test_a_sub_agent_with_a_child_is_paid_by_it_and_by_those_above(
     if paying.kind == "callback":
         sub = sub.with_config(callbacks=[BudgetCallback(store, child="researcher")])
 
-    @tool
     def ask() -> str:
-        """Asks."""
         sub.invoke(GO)
         return "ok"
 
-    paying.run(paying.provider(say("", "ask"), say()), [ask])
+    async def ask_awaited() -> str:
+        await sub.ainvoke(GO)
+        return "ok"
+
+    asking = StructuredTool.from_function(ask, ask_awaited, name="ask", description="Asks.")
+    paying.run(paying.provider(say("", "ask"), say()), [asking])
     assert used(store, f"{T}/researcher").tokens_used == inner.tokens == 10
     assert used(store).tokens_used == 250
 

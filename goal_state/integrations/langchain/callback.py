@@ -141,13 +141,13 @@ class BudgetCallback(BaseCallbackHandler):
                     return
                 run.paid.refused()
                 run.paid = None
-            cap = next((params[name] for name in CAPS if params.get(name)), None)
+            caps = [*map(params.get, CAPS), metadata.get("ls_max_tokens")]
             try:
                 with refusing():
                     run.paid = self._payer.begin(
                         sent_tokens(prompt),
                         model=metadata.get("ls_model_name"),
-                        output_tokens=cap,
+                        output_tokens=next((cap for cap in caps if isinstance(cap, int)), None),
                         least_output_tokens=MAX_INTEGER,
                         thread_id=metadata.get("thread_id") or graph_thread_id(),
                     )
