@@ -39,7 +39,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PI
 unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYTHON_NODE_VERSION
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-fast test-sdks test-benchmarks coverage lint types layers migrations-check \
+.PHONY: help venv demo test test-fast test-library test-sdks test-benchmarks coverage lint types layers migrations-check \
 	wheel smoke check audit bench bench-peers proof mutants lock clean
 
 help: ## show this list
@@ -111,7 +111,9 @@ demo: $(VENV)/.installed ## recorded rollouts under and over their budget; a sma
 
 # -- checks ------------------------------------------------------------------------------------------
 
-test: $(VENV)/.installed ## run the whole test suite
+test: test-library test-sdks ## run the whole test suite
+
+test-library: $(VENV)/.installed ## run the tests that need no agent SDK
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-fast: $(VENV)/.installed ## run the tests that take seconds in all: every module, no proof
@@ -126,7 +128,6 @@ coverage: $(VENV)/.installed ## which lines and branches the fast tests run; fai
 	HYPOTHESIS_PROFILE=fast $(BIN)/python -m coverage run -m pytest -q $(FAST) $(ARGS)
 	$(BIN)/python -m coverage report
 
-# Without them the suite tests copies of their usage.
 test-sdks: $(SDKS_VENV)/.installed ## run the tests that need agent SDKs (an environment of their own)
 	$(SDKS_VENV)/bin/python -m pytest tests/sdks $(ARGS)
 
@@ -135,12 +136,13 @@ lint: $(VENV)/.installed ## ruff: rules and formatting
 	$(BIN)/ruff format --check .
 
 # The second looks at what users get: the wheel. It asks the first `python` on PATH where packages are.
-types: wheel ## pyright, strict, and that every public name of the wheel is fully typed
-	PATH="$(abspath $(BIN)):$$PATH" pyright
+# Against the libraries of the environment that has the agent SDKs, too.
+types: wheel $(SDKS_VENV)/.installed ## pyright, strict, and that every public name of the wheel is fully typed
+	PATH="$(abspath $(BIN)):$$PATH" pyright --pythonpath $(SDKS_VENV)/bin/python
 	@rm -rf build/typed
 	@$(BIN)/python -m pip install -qq --no-deps --target build/typed dist/*.whl
-	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=build/typed \
-		pyright --ignoreexternal --verifytypes goal_state
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=build/typed pyright --pythonpath $(SDKS_VENV)/bin/python \
+		--ignoreexternal --verifytypes goal_state
 
 layers: $(VENV)/.installed ## that imports run downwards only
 	$(BIN)/lint-imports
@@ -199,9 +201,9 @@ lock: ## write requirements/ anew from pyproject.toml (ARGS=--upgrade for newer 
 		pyproject.toml -o requirements/dev.txt
 	$(COMPILE) --group build --extra bench --extra cli --extra prices --constraint requirements/dev.txt \
 		pyproject.toml -o requirements/bench.txt
-	$(COMPILE) --group sdks --extra anthropic --extra claude-agent --extra cli --extra langchain --extra openai \
-		--extra openai-agents --extra prices --extra pydantic-ai --constraint requirements/dev.txt \
-		--no-binary claude-agent-sdk --emit-build-options pyproject.toml -o requirements/sdks.txt
+	$(COMPILE) --group sdks --extra anthropic --extra claude-agent --extra cli --extra http --extra langchain \
+		--extra openai --extra openai-agents --extra otel --extra prices --extra pydantic-ai --extra zstd \
+		--constraint requirements/dev.txt --no-binary claude-agent-sdk --emit-build-options pyproject.toml -o requirements/sdks.txt
 	$(COMPILE) --group peers --extra cli --constraint requirements/dev.txt pyproject.toml \
 		-o requirements/peers.txt
 	echo 'sqlalchemy<2.1' | $(COMPILE) - -o requirements/sqlalchemy-2.0.txt
