@@ -511,6 +511,22 @@ class TestWhatBecomesOfIt:
             paid.refused()
 
 
+def test_what_is_called_inside_of_a_payers_block_is_paid_by_its_goal_or_a_child_of_it(
+    store: GoalStore,
+) -> None:
+    with store.spending("t", turn_id="turn-1", tags={"user": "ada"}):
+        block = Payer(store, child="researcher").spending()
+    with block:
+        named = current_spending()
+        assert named is not None
+        assert named == ("t/researcher", "turn-1", {"user": "ada"})
+    with Payer(store).spending("sdk"):
+        assert current_spending() == ("sdk", None, None)
+    assert current_spending() is None
+    with pytest.raises(InvalidValueError, match="thread_id"):
+        Payer(store).spending()
+
+
 def _end(hold_id: str) -> Any:
     from goal_state.domain.hold_requests import EndHold
 

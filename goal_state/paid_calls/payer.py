@@ -12,7 +12,7 @@ from goal_state.domain.goals import Goal
 from goal_state.domain.usage import TokenUsage
 from goal_state.domain.values import check_amount, check_optional_name
 from goal_state.errors import InvalidValueError
-from goal_state.operations.spending import current_spending
+from goal_state.operations.spending import Spending, SpendingBlock, current_spending
 from goal_state.paid_calls.call import EXPIRES_IN_SECONDS, AsyncPaidCall, PaidCall
 from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
@@ -208,6 +208,19 @@ class Payer:
         return AsyncPaidCall(
             hold, asked.granted_output_tokens(hold.tokens), self._note(paying.thread_id, model)
         )
+
+    def spending(self, thread_id: str | None = None) -> SpendingBlock:
+        """Has the calls of others that are made inside a `with` block be paid by the goal that pays for this
+        one's, or by children of it: those of sub-agents, whose SDK names another thread or none.
+
+        Args:
+            thread_id: the thread that the SDK names, for where nobody else names one.
+
+        Raises:
+            InvalidValueError: no thread is named.
+        """
+        paying = self._paying(thread_id)
+        return SpendingBlock(Spending(paying.thread_id, paying.turn_id, paying.tags))
 
     def _paying(self, sdk_thread_id: str | None) -> _Paying:
         spending = current_spending()
