@@ -2,7 +2,7 @@
 
 client = metered(Anthropic(), store)
 with store.spending("thread-1"):
-    client.messages.create(model="claude-sonnet-4-5", max_tokens=1_000, messages=[…])
+    client.messages.create(model="claude-sonnet-4-6", max_tokens=1_000, messages=[…])
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ Client = TypeVar("Client", bound="Anthropic | AsyncAnthropic")
 
 _LEAST_TEXT_TOKENS: Final = 256
 _BYTES_PER_TOKEN: Final = 3
+_TOOLS_TOKENS: Final = 350
+"""What the provider adds to the prompt of a request that has tools."""
 
 
 def metered(
@@ -110,7 +112,8 @@ class _Asked(NamedTuple):
         return {
             "prompt_tokens": prompt_tokens(
                 body.get("system"), body.get("messages"), body.get("tools")
-            ),
+            )
+            + (_TOOLS_TOKENS if body.get("tools") else 0),
             "model": body.get("model"),
             "output_tokens": body.get("max_tokens"),
             # `max_tokens` has to be above what is left for thinking.

@@ -14,6 +14,8 @@ __all__ = ["Asked", "Contexts", "paid_path"]
 
 _LEAST_OUTPUT_TOKENS: Final = 256
 _MOST_REMEMBERED: Final = 4_096
+_FRAME_TOKENS: Final = 16
+"""What the provider puts around the messages of a prompt."""
 _CHAT: Final = "/chat/completions"
 # What is paid, and by which names it takes a cap of its output.
 _CAPS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -99,7 +101,8 @@ class Asked:
         """The arguments of `Payer.begin`."""
         body, output_tokens = self._body, self._output_tokens * self._choices
         return {
-            "prompt_tokens": prompt_tokens(*(body.get(name) for name in _PROMPT))
+            "prompt_tokens": _FRAME_TOKENS
+            + prompt_tokens(*(body.get(name) for name in _PROMPT))
             + self._contexts.tokens(body.get("previous_response_id"), self._conversation),
             "model": body.get("model"),
             "output_tokens": output_tokens,
