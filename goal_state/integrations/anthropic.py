@@ -8,18 +8,17 @@ with store.spending("thread-1"):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import httpx2
 from anthropic import (
-    Anthropic,
     APIRequest,
     APIResponse,
-    AsyncAnthropic,
     AsyncAPIResponse,
     AsyncCallNext,
     CallNext,
     Middleware,
+    MiddlewareInput,
 )
 
 from goal_state.aio.store import AsyncGoalStore
@@ -31,12 +30,23 @@ from goal_state.store import GoalStore
 
 __all__ = ["metered"]
 
-Client = TypeVar("Client", bound="Anthropic | AsyncAnthropic")
-
 _LEAST_TEXT_TOKENS: Final = 256
 _BYTES_PER_TOKEN: Final = 3
 _TOOLS_TOKENS: Final = 350
 """What the provider adds to the prompt of a request that has tools."""
+
+
+@runtime_checkable
+class _Extensible(Protocol):
+    """A client of the SDK's, for whatever platform."""
+
+    @property
+    def middleware(self) -> tuple[MiddlewareInput, ...]: ...
+
+    def with_middleware(self, *middleware: MiddlewareInput) -> Self: ...
+
+
+Client = TypeVar("Client", bound=_Extensible)
 
 
 def metered(
@@ -61,7 +71,7 @@ def metered(
     Bedrock's says is not read, so that its hold is charged as it is.
 
     Args:
-        client: an `Anthropic` or an `AsyncAnthropic` client, or one of its kind for another platform.
+        client: an `Anthropic` or an `AsyncAnthropic` client, or one of the SDK's for another platform.
         store: a `GoalStore` or an `AsyncGoalStore`; either serves clients of both kinds.
         thread_id: the thread whose goal pays; without one, that of the `store.spending` block around a call.
         child: the name of a sub-agent. Its calls are paid by the goal of the thread `<thread>/<child>`, which
@@ -73,7 +83,7 @@ def metered(
 
     A call raises `BudgetExceededError` where a budget does not leave room for it; nothing was sent then.
     """
-    if not isinstance(client, (Anthropic, AsyncAnthropic)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(client, _Extensible):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidValueError(
             "client", f"must be an Anthropic or an AsyncAnthropic, not {type(client).__name__}"
         )
@@ -83,7 +93,7 @@ def metered(
             "is metered already, so that its calls would be paid twice: give the plain one",
         )
     payer = Payer(store, thread_id=thread_id, child=child, output_tokens=output_tokens)
-    return cast("Client", client.with_middleware(_Paying(payer)))
+    return client.with_middleware(_Paying(payer))
 
 
 class _Asked(NamedTuple):
@@ -145,7 +155,9 @@ class _Message(Answer):
             case "content_block_delta":
                 # What was used for it is only said at the end.
                 self._output_bytes += sum(
-                    len(part.encode()) for part in event["delta"].values() if isinstance(part, str)
+                    len(part.encode())
+                    for name, part in event["delta"].items()
+                    if name != "type" and isinstance(part, str)
                 )
                 self._update({})
             case "message_stop":
