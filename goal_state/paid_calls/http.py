@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from types import AsyncGeneratorType, GeneratorType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import httpx2
 
@@ -149,6 +149,7 @@ class _Body(httpx2.SyncByteStream):
     def __init__(
         self, response: httpx2.Response, paid: PaidCall, answer: Answer, reading: Reading
     ) -> None:
+        self._stream = response.stream
         self._chunks = response.iter_bytes()
         self._close = response.close
         self._paid = paid
@@ -156,6 +157,10 @@ class _Body(httpx2.SyncByteStream):
         self._reading = reading
         self._is_settled = False
         self._parts = cast("GeneratorType[bytes, None, None]", self._read())
+
+    def __getattr__(self, name: str) -> Any:
+        # What an SDK or httpx2 hangs on the stream that this one stands for: who traces it, how long it took.
+        return getattr(self.__dict__["_stream"], name)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._parts
@@ -192,6 +197,7 @@ class _AsyncBody(httpx2.AsyncByteStream):
     def __init__(
         self, response: httpx2.Response, paid: AsyncPaidCall, answer: Answer, reading: Reading
     ) -> None:
+        self._stream = response.stream
         self._chunks = response.aiter_bytes()
         self._close = response.aclose
         self._paid = paid
@@ -199,6 +205,10 @@ class _AsyncBody(httpx2.AsyncByteStream):
         self._reading = reading
         self._is_settled = False
         self._parts = cast("AsyncGeneratorType[bytes, None]", self._read())
+
+    def __getattr__(self, name: str) -> Any:
+        # What an SDK or httpx2 hangs on the stream that this one stands for: who traces it, how long it took.
+        return getattr(self.__dict__["_stream"], name)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._parts

@@ -62,8 +62,9 @@ class Contexts:
             if name:
                 self._tokens.pop(name, None)
                 self._tokens[name] = tokens
-        while len(self._tokens) > _MOST_REMEMBERED:
-            self._tokens.pop(next(iter(self._tokens)), None)
+        if len(self._tokens) > _MOST_REMEMBERED:
+            for name in list(self._tokens)[: _MOST_REMEMBERED // 2]:  # the oldest
+                self._tokens.pop(name, None)
 
 
 class Asked:

@@ -34,7 +34,8 @@ class Reply:
         error: what the transport raises instead of an answer, made for the request.
         carried_out: whether the model had answered before `error`, and is paid.
         breaks_after: after how many events of a stream, or bytes of another answer, the connection breaks.
-        before: called with the request before it is answered (asyncio: a coroutine function).
+        hangs_after: after how many events of a stream nothing more comes (asyncio).
+        before: called before the request is answered (asyncio: a coroutine function, too).
         delay_seconds: how long it takes.
         response_id: its id; a new one where it does not say.
         says_usage: whether the response says what it used.
@@ -48,6 +49,7 @@ class Reply:
     error: Callable[..., Exception] | None = None
     carried_out: bool = False
     breaks_after: int | None = None
+    hangs_after: int | None = None
     before: Callable[[], Any] | None = None
     delay_seconds: float = 0.0
     response_id: str | None = None
@@ -147,29 +149,29 @@ class Provider:
         if body.get("stream"):
             headers.setdefault("content-type", "text/event-stream")
             events = list(shape.events(entry, reply, body))
-            return httpx2.Response(200, headers=headers, stream=_Parts(events, reply.breaks_after))
+            return httpx2.Response(200, headers=headers, stream=_Parts(events, reply))
         text = json.dumps(shape.whole(entry, reply)).encode()
         headers.setdefault("content-type", "application/json")
         parts = [text[:40], text[40:]]
-        return httpx2.Response(200, headers=headers, stream=_Parts(parts, reply.breaks_after))
+        return httpx2.Response(200, headers=headers, stream=_Parts(parts, reply))
 
 
 class _Parts(httpx2.SyncByteStream, httpx2.AsyncByteStream):
-    """A body in parts, whose connection may break after some of them."""
+    """A body in parts, whose connection may break or hang after some of them."""
 
-    def __init__(self, parts: list[bytes], breaks_after: int | None) -> None:
+    def __init__(self, parts: list[bytes], reply: Reply) -> None:
         self._parts = parts
-        self._breaks_after = breaks_after
+        self._reply = reply
 
     def __iter__(self) -> Iterator[bytes]:
         for number, part in enumerate(self._parts):
-            if number == self._breaks_after:
+            if number == self._reply.breaks_after:
                 raise httpx2.ReadError("the connection broke")
             yield part
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for part in self:
-            await asyncio.sleep(0)
+        for number, part in enumerate(self):
+            await asyncio.sleep(60 if number == self._reply.hangs_after else 0)
             yield part
 
 

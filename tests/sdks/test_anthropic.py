@@ -229,3 +229,26 @@ def test_a_prompt_with_tools_sets_aside_what_the_provider_adds(store: GoalStore)
     tool = {"name": "search", "input_schema": {"type": "object"}}
     metering.messages.create(**ASKED, tools=[tool])
     assert held[1] - held[0] > 350, SDK
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_traces_are_as_they_are_without_metering(store: GoalStore, stream: bool) -> None:
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    exporter = memory.InMemorySpanExporter()
+    tracing = trace.TracerProvider()
+    tracing.add_span_processor(export.SimpleSpanProcessor(exporter))
+    options: dict[str, Any] = {"open_telemetry": {"tracer_provider": tracing}}
+    provider = Provider(always=Reply(response_id="r"))
+    plain = Anthropic(api_key="none", http_client=provider.client(), **options)
+    for each in (plain, metered(plain, store, thread_id="t")):
+        answer = each.messages.create(**ASKED, stream=stream)
+        if stream:
+            list(answer)
+    without, with_metering = (
+        {name: value for name, value in span.attributes.items() if "time" not in name}
+        for span in exporter.get_finished_spans()
+    )
+    assert without == with_metering, SDK
+    assert settled(store).tokens_used == 120

@@ -98,6 +98,27 @@ def test_a_stream_that_is_broken_off_is_charged_by_what_is_known(
 
 
 @every_api
+@pytest.mark.parametrize("is_async", [True])
+def test_a_task_that_is_cancelled_in_a_stream_pays_what_is_known_before_it_ends(
+    calls: Calls, store: GoalStore, api: str
+) -> None:
+    caller = calls(Provider(Reply(TokenUsage(1_000, 200, 0, 400), hangs_after=4)))
+
+    async def cancelled() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await caller.asked_awaited(stream=True)
+        goal = settled(store, caller)
+        assert goal.calls_used == 1
+        if api == "messages":
+            assert 800 < goal.tokens_used < 810
+        else:
+            assert 500 < goal.tokens_used == goal.estimated_tokens < 600
+
+    asyncio.run(cancelled())
+
+
+@every_api
 @sync_and_async
 def test_a_stream_that_nobody_reads_is_charged_as_an_estimate(
     calls: Calls, store: GoalStore
