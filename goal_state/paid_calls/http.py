@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
+from datetime import timedelta
 from types import AsyncGeneratorType, GeneratorType
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import httpx2
 
@@ -158,9 +159,10 @@ class _Body(httpx2.SyncByteStream):
         self._is_settled = False
         self._parts = cast("GeneratorType[bytes, None, None]", self._read())
 
-    def __getattr__(self, name: str) -> Any:
-        # What an SDK or httpx2 hangs on the stream that this one stands for: who traces it, how long it took.
-        return getattr(self.__dict__["_stream"], name)
+    @property
+    def elapsed(self) -> timedelta | None:
+        """How long it took, for `Response.elapsed`."""
+        return getattr(self._stream, "elapsed", None)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._parts
@@ -206,9 +208,10 @@ class _AsyncBody(httpx2.AsyncByteStream):
         self._is_settled = False
         self._parts = cast("AsyncGeneratorType[bytes, None]", self._read())
 
-    def __getattr__(self, name: str) -> Any:
-        # What an SDK or httpx2 hangs on the stream that this one stands for: who traces it, how long it took.
-        return getattr(self.__dict__["_stream"], name)
+    @property
+    def elapsed(self) -> timedelta | None:
+        """How long it took, for `Response.elapsed`."""
+        return getattr(self._stream, "elapsed", None)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._parts

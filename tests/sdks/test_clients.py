@@ -345,13 +345,16 @@ def test_streaming_responses_are_paid_by_whatever_reads_their_bytes(
 
     async def lines_awaited() -> list[str]:
         async with resource.with_streaming_response.create(**request) as response:
-            return [line async for line in response.iter_lines()]
+            lines = [line async for line in response.iter_lines()]
+            assert response.elapsed.total_seconds() > 0
+            return lines
 
     if caller.is_async:
         lines = asyncio.run(lines_awaited())
     else:
         with resource.with_streaming_response.create(**request) as response:
             lines = list(response.iter_lines())
+            assert response.elapsed.total_seconds() > 0
     text = "\n".join(lines)
     assert "response-1" in text
     assert settled(store, caller).tokens_used == 120
