@@ -140,41 +140,46 @@ class _Message(Answer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun: dict[str, Any] = {}
+        self._said: dict[str, Any] = {}
         self._output_bytes = 0
+        self._estimated_bytes = 0
 
     def take(self, event: Mapping[str, Any]) -> bool:
         match event.get("type"):
             case "message_start":
-                message = event["message"]
+                message: Mapping[str, Any] = event.get("message") or {}
                 self.model, self.response_id = message.get("model"), message.get("id")
                 self._update(message.get("usage"))
             case "message_delta":
                 self._output_bytes = 0
                 self._update(event.get("usage"))
             case "content_block_delta":
-                # What was used for it is only said at the end.
-                self._output_bytes += sum(
-                    len(part.encode())
-                    for name, part in event["delta"].items()
-                    if name != "type" and isinstance(part, str)
-                )
-                self._update({})
+                self._estimate(event.get("delta") or {})
             case "message_stop":
                 self.is_complete = True
             case _:
                 pass
         return True
 
-    def _update(self, usage: Mapping[str, Any] | None) -> None:
-        self._begun.update(
-            {name: value for name, value in (usage or {}).items() if value is not None}
+    def _estimate(self, delta: Mapping[str, Any]) -> None:
+        """Adds to the output, of which a message only says at its end how many tokens it was."""
+        self._output_bytes += sum(
+            len(part.encode(errors="replace"))
+            for name, part in delta.items()
+            if name != "type" and isinstance(part, str)
         )
-        if not self._begun:
+        if self._output_bytes > 1.1 * self._estimated_bytes:  # each time would take time
+            self._update(None)
+
+    def _update(self, usage: Mapping[str, Any] | None) -> None:
+        known = {name: value for name, value in (usage or {}).items() if value is not None}
+        self._said.update(known)
+        if not self._said:
             return
-        estimated = self._output_bytes // _BYTES_PER_TOKEN
-        said = self._begun.get("output_tokens", 0)
-        self.usage = {**self._begun, "output_tokens": max(said, estimated)}
+        self._estimated_bytes = self._output_bytes
+        estimated = -(-self._output_bytes // _BYTES_PER_TOKEN)
+        said = self._said.get("output_tokens", 0)
+        self.usage = {**self._said, "output_tokens": max(said, estimated)}
 
 
 class _Paying(Middleware):

@@ -28,10 +28,12 @@ class Answer(ABC):
         self.model: str | None = None
         self.response_id: str | None = None
         self.is_complete: bool = False
+        self._told: Mapping[str, Any] | None = None
 
     def take_whole(self, body: Mapping[str, Any]) -> None:
         """Notes a response that was not streamed."""
-        self.usage = body.get("usage")
+        usage = body.get("usage")
+        self.usage = cast("Mapping[str, Any]", usage) if isinstance(usage, Mapping) else None
         self.model = body.get("model")
         self.response_id = body.get("id")
         self.is_complete = True
@@ -39,6 +41,11 @@ class Answer(ABC):
     @abstractmethod
     def take(self, event: Mapping[str, Any]) -> bool:
         """Notes an event of a stream; returns whether the caller is to see it."""
+
+    def news(self) -> Mapping[str, Any] | None:
+        """What it has used so far, where that has changed since this was asked."""
+        told, self._told = self._told, self.usage
+        return None if self.usage is told else self.usage
 
     def done(self) -> None:
         """Notes the mark at the end of a stream."""

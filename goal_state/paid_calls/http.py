@@ -132,14 +132,14 @@ def _note(paid: PaidCall, answer: Answer) -> None:
     if answer.is_complete:
         paid.answered(answer.usage, model=answer.model, response_id=answer.response_id)
     else:
-        paid.observed(answer.usage)
+        paid.observed(answer.news())
 
 
 async def _note_awaited(paid: AsyncPaidCall, answer: Answer) -> None:
     if answer.is_complete:
         await paid.answered(answer.usage, model=answer.model, response_id=answer.response_id)
     else:
-        await paid.observed(answer.usage)
+        await paid.observed(answer.news())
 
 
 class _Body(httpx2.SyncByteStream):

@@ -158,7 +158,7 @@ class _Response(Answer):
 
     def take(self, event: Mapping[str, Any]) -> bool:
         if event.get("type") in _TERMINAL:
-            self.take_whole(event["response"])
+            self.take_whole(event.get("response") or {})
         return True
 
     def take_whole(self, body: Mapping[str, Any]) -> None:
