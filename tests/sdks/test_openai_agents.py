@@ -570,6 +570,18 @@ def test_call_that_failed_after_it_was_sent_is_charged_in_full_as_an_estimate(
     assert 500 < goal.tokens_used == goal.estimated_tokens < 600
 
 
+def test_refusal_of_a_call_whose_hold_has_ended_is_the_providers_own(store: GoalStore) -> None:
+    def answer(_: object) -> ModelStep:
+        for hold in list(store.holds()):
+            store.charge("t1", tokens=5, settles=hold.hold_id)
+        raise status_error(429)
+
+    model = ScriptedModel([ModelStep.respond(answer)])
+    with pytest.raises(APIStatusError):
+        asyncio.run(ran(Agent("a", model=metered(model, store, thread_id="t1")), False))
+    assert used_tokens(store) == 5
+
+
 @Either
 def test_sdks_retry_is_a_call_of_its_own(store: GoalStore, streamed: bool) -> None:
     model = ScriptedModel([status_error(500), said("Done", usage(10, 2), "resp_2")])
