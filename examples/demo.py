@@ -29,10 +29,10 @@ def main() -> None:
 
 def meter_and_clear(folder: Path) -> None:
     say("A recorded thread that stays under its budget of 20,000 tokens.")
-    run(folder, "meter", "rollouts/under-budget.jsonl", "--budget", "20000", *DATABASE)
+    run(folder, "codex", "meter", "rollouts/under-budget.jsonl", "--budget", "20000", *DATABASE)
 
     say("Another one that goes over its budget of 4,000: the goal becomes budget_limited.")
-    run(folder, "meter", "rollouts/over-budget.jsonl", "--budget", "4000", *DATABASE)
+    run(folder, "codex", "meter", "rollouts/over-budget.jsonl", "--budget", "4000", *DATABASE)
 
     say("Both goals, and whether each is what its events add up to.")
     run(folder, "list", *DATABASE)

@@ -25,6 +25,7 @@ from goal_state import (
 )
 from goal_state.operations.spending import current_spending
 from goal_state.paid_calls import Payer, call, prompt_tokens
+from goal_state.paid_calls import payer as payer_module
 from tests.in_memory import open_in_memory
 
 
@@ -166,6 +167,42 @@ class TestWhoPays:
         assert child is not None
         assert (child.parent_goal_id, child.objective) == (parent.goal_id, "researcher")
         assert (used(store), used(store, "t/researcher")) == (22, 22)
+
+    def test_child_of_a_thread_whose_goal_was_replaced_gets_a_goal_below_the_new_one(
+        self, store: GoalStore, paying: Callable[..., Any]
+    ) -> None:
+        payer = paying(store, thread_id="t", child="researcher")
+        for _ in range(2):
+            parent = store.replace("t", "Ship again", token_budget=10_000)
+            with payer.begin(10, model=None) as paid:
+                paid.answered(TokenUsage(10, output_tokens=1))
+            child = store.get("t/researcher")
+            assert child is not None
+            assert child.parent_goal_id == parent.goal_id
+            assert (used(store), used(store, "t/researcher")) == (11, 11)
+
+    @pytest.mark.parametrize("parent", ["t", "month", None])
+    def test_child_whose_goal_the_host_has_made_pays_from_that(
+        self, store: GoalStore, paying: Callable[..., Any], parent: str | None
+    ) -> None:
+        store.create("month", "Spend")
+        made = store.create("t/researcher", "Find it", parent=parent, token_budget=300)
+        payer = paying(store, thread_id="t", child="researcher")
+        with payer.begin(10, model=None) as paid:
+            assert paid.output_tokens == 290
+            paid.answered(TokenUsage(10, output_tokens=1))
+        child = store.get("t/researcher")
+        assert child is not None
+        assert (child.goal_id, child.tokens_used) == (made.goal_id, 11)
+        assert used(store) == (11 if parent == "t" else 0)
+
+    def test_child_of_a_thread_without_a_goal_is_refused(
+        self, store: GoalStore, paying: Callable[..., Any]
+    ) -> None:
+        payer = paying(store, thread_id="nobody", child="researcher")
+        with pytest.raises(GoalNotFoundError), payer.begin(10, model=None):
+            pass
+        assert store.get("nobody/researcher") is None
 
     def test_store_of_the_other_kind_serves_as_well(self) -> None:
         async def main() -> None:
@@ -319,6 +356,19 @@ class TestWhatIsSetAside:
         # Another model has a cache of its own.
         with pytest.raises(BudgetExceededError), payer.begin(9_000, model="other"):
             pass
+
+    def test_what_was_cached_is_remembered_of_so_many_conversations(
+        self, store: GoalStore, paying: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(payer_module, "_MOST_REMEMBERED", 1)
+        payer = paying(store, thread_id="t")
+        for model in ("m", "other"):
+            with payer.begin(2_000, model=model) as paid:
+                paid.answered(TokenUsage(2_000, 0, 2_000, output_tokens=1_000))
+        with pytest.raises(BudgetExceededError), payer.begin(4_000, model="m"):
+            pass
+        with payer.begin(4_000, model="other") as paid:
+            paid.refused()
 
     def test_cap_is_by_the_whole_prompt_where_that_is_left(
         self, store: GoalStore, paying: Callable[..., Any]

@@ -79,7 +79,17 @@ def test_what_the_command_line_makes_is_the_users_alone(tmp_path: Path) -> None:
     run("set", "t", "--objective", "Ship", "--db", tmp_path / "set.db")
     run("db", "upgrade", "--db", tmp_path / "upgraded.db")
     run("backup", tmp_path / "copy.db", "--db", tmp_path / "set.db")
-    run("meter", SMALL, "--budget", 1, "--db", tmp_path / "m.db", "--events", tmp_path / "m.jsonl")
+    run(
+        "codex",
+        "meter",
+        SMALL,
+        "--budget",
+        1,
+        "--db",
+        tmp_path / "m.db",
+        "--events",
+        tmp_path / "m.jsonl",
+    )
     names = ("copy.db", "m.db", "m.jsonl", "set.db", "upgraded.db")
     assert modes(tmp_path) == dict.fromkeys(names, "0o600")
 

@@ -9,6 +9,7 @@ import click
 from goal_state.cli.opening import locate_existing, open_store
 from goal_state.cli.options import database_option, json_option, turn_option
 from goal_state.cli.output import out, print_goal, write_json
+from goal_state.cli.threads import thread_argument
 from goal_state.domain.goals import Accounting
 from goal_state.domain.requests import Charge
 from goal_state.errors import GoalNotFoundError, RequestError
@@ -42,7 +43,7 @@ def _named_values(
 
 
 @click.command()
-@click.argument("thread")
+@thread_argument()
 @click.option("--tokens", type=int, default=0, metavar="N", help="How many tokens were used.")
 @click.option(
     "--usage",

@@ -1,14 +1,14 @@
-"""`goal-state list|show|set|clear|verify`: reads and changes goals."""
+"""`goal-state list|show|set|resume|clear|verify`: reads and changes goals."""
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import islice
 from typing import Any, Final
 
 import click
 
 from goal_state.cli.budgets import budget_options, chosen_budgets
+from goal_state.cli.events import last_events
 from goal_state.cli.figures import number, printable
 from goal_state.cli.opening import locate, locate_existing, open_existing, open_store
 from goal_state.cli.options import (
@@ -24,17 +24,16 @@ from goal_state.cli.output import (
     print_goal,
     write_json,
 )
-from goal_state.domain.events import GoalEvent
+from goal_state.cli.threads import thread_argument
 from goal_state.domain.goals import KEEP, Goal, GoalStatus
 from goal_state.domain.requests import ChangeGoal, CreateGoal, Request, ResumeGoal
 from goal_state.errors import GoalNotFoundError
 from goal_state.store import GoalStore
 
-__all__ = ["clear", "list_goals", "set_goal", "show", "verify"]
+__all__ = ["clear", "list_goals", "resume", "set_goal", "show", "verify"]
 
 _ROWS_AT_ONCE: Final = 500
 _LAST_EVENTS: Final = 5
-_FIRST_LOOK_BACK: Final = 64
 _STATUS: Final = click.Choice([status.value for status in GoalStatus])
 
 
@@ -61,7 +60,7 @@ def list_goals(status: str | None, database: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("thread")
+@thread_argument()
 @database_option
 @json_option
 def show(thread: str, database: str, as_json: bool) -> None:
@@ -76,7 +75,7 @@ def show(thread: str, database: str, as_json: bool) -> None:
             raise GoalNotFoundError(f"thread {thread!r} has no goal")
         usage, headroom, holds = store.usage(thread), store.headroom(thread), store.holds(thread)
         parent_thread_id = _thread_of(store, goal.parent_goal_id)
-        last = _last_events(store, goal)
+        last = last_events(store, _LAST_EVENTS, goal_id=goal.goal_id)
     if as_json:
         write_json(
             {
@@ -96,15 +95,12 @@ def show(thread: str, database: str, as_json: bool) -> None:
 
 
 @click.command("set")
-@click.argument("thread")
+@thread_argument()
 @click.option("--objective", metavar="TEXT", help="The objective; makes a goal if there is none.")
 @click.option("--status", type=_STATUS, help="The status asked for.")
 @budget_options
 @click.option(
     "--parent", metavar="THREAD", help="Make a new goal, under the goal of this thread, for good."
-)
-@click.option(
-    "--resume", is_flag=True, help="Make it active again, with new budgets if any are given."
 )
 @expected_goal_option
 @turn_option
@@ -115,7 +111,6 @@ def set_goal(
     objective: str | None,
     status: str | None,
     parent: str | None,
-    resume: bool,
     expected_goal_id: str | None,
     turn: str | None,
     database: str,
@@ -128,21 +123,15 @@ def set_goal(
     there is no goal, --objective makes one (and the database, if there is none).
     """
     budgets = chosen_budgets(bounds)
-    if resume and not (objective is status is parent is None):
-        raise click.UsageError(
-            "--resume goes with budgets only, not with --objective, --status or --parent"
-        )
     if parent is not None and (objective is None or expected_goal_id is not None):
         raise click.UsageError(
             "--parent is for a new goal: give it an --objective, and no --expected-goal-id"
         )
-    if not (resume or budgets) and objective is status is None:
-        raise click.UsageError("name what to set: --objective, --status, a budget or --resume")
+    if not budgets and objective is status is None:
+        raise click.UsageError("name what to set: --objective, --status or a budget")
     request: Request[Goal]
     # Made before the database, so that a value out of bounds leaves no new file behind.
-    if resume:
-        request = ResumeGoal(thread, expected_goal_id, turn, None, **budgets)
-    elif parent is not None:
+    if parent is not None:
         begun = GoalStatus.ACTIVE if status is None else status
         request = CreateGoal(thread, objective, begun, parent, turn, where="free", **budgets)
     else:
@@ -164,7 +153,32 @@ def set_goal(
 
 
 @click.command()
-@click.argument("thread")
+@thread_argument()
+@budget_options
+@expected_goal_option
+@turn_option
+@database_option
+@json_option
+def resume(
+    thread: str,
+    expected_goal_id: str | None,
+    turn: str | None,
+    database: str,
+    as_json: bool,
+    **bounds: Any,
+) -> None:
+    """Make a goal active again.
+
+    The goal of THREAD goes on, with the budgets that are named, all in one step. A budget that would still be
+    reached is an error.
+    """
+    request = ResumeGoal(thread, expected_goal_id, turn, None, **chosen_budgets(bounds))
+    with open_store(locate_existing(database).path) as store:
+        _show(store.apply(request), as_json=as_json)
+
+
+@click.command()
+@thread_argument()
 @expected_goal_option
 @turn_option
 @database_option
@@ -188,7 +202,7 @@ def clear(
 
 
 @click.command()
-@click.argument("thread", required=False)
+@thread_argument(required=False)
 @database_option
 @json_option
 @click.pass_context
@@ -202,6 +216,8 @@ def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool)
         open_existing(database) as store,
         out(err=True).status("Recomputing from the log"),
     ):
+        if thread is not None and not _is_known(store, thread):
+            raise GoalNotFoundError(f"thread {thread!r} has no goal and no events")
         differences = store.verify(thread)
         recomputed = store.count() if thread is None else int(store.get(thread) is not None)
     if as_json:
@@ -216,11 +232,18 @@ def verify(ctx: click.Context, thread: str | None, database: str, as_json: bool)
             click.echo(printable(str(difference)))
         goals = number(recomputed, "goal")
         if differences:
-            click.echo(f"{goals} recomputed, {len(differences):,} differences.")
+            click.echo(f"{goals} recomputed, {number(len(differences), 'difference')}.")
         else:
             click.echo(f"{goals} recomputed: all as the log says.")
     if differences:
         ctx.exit(1)
+
+
+def _is_known(store: GoalStore, thread_id: str) -> bool:
+    return (
+        store.get(thread_id) is not None
+        or next(store.events(thread_id=thread_id, limit=1), None) is not None
+    )
 
 
 def _show(goal: Goal, *, as_json: bool) -> None:
@@ -235,16 +258,3 @@ def _thread_of(store: GoalStore, goal_id: str | None) -> str | None:
     if goal_id is None:
         return None
     return next((event.thread_id for event in store.events(goal_id=goal_id, limit=1)), None)
-
-
-def _last_events(store: GoalStore, goal: Goal) -> list[GoalEvent]:
-    """The goal's last few events, searched for in ever larger parts of the end of the log."""
-    end, look_back = store.last_position(), _FIRST_LOOK_BACK
-    while True:
-        after = max(end - look_back, 0)
-        found: deque[GoalEvent] = deque(
-            store.events(after=after, goal_id=goal.goal_id), maxlen=_LAST_EVENTS
-        )
-        if len(found) == _LAST_EVENTS or after == 0:
-            return list(found)
-        look_back *= 16

@@ -11,13 +11,14 @@ from goal_state.cli.figures import moment, number, printable
 from goal_state.cli.opening import locate_existing, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, write_json
+from goal_state.cli.threads import thread_argument
 from goal_state.domain.holds import HoldRecord
 
 __all__ = ["expire_holds", "holds"]
 
 
 @click.command()
-@click.argument("thread", required=False)
+@thread_argument(required=False)
 @database_option
 @json_option
 def holds(thread: str | None, database: str, as_json: bool) -> None:

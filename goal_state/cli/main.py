@@ -14,14 +14,12 @@ from typing import Any
 import click
 
 from goal_state.cli.charging import charge
+from goal_state.cli.codex import codex
 from goal_state.cli.events import events
 from goal_state.cli.figures import printable
-from goal_state.cli.goals import clear, list_goals, set_goal, show, verify
+from goal_state.cli.goals import clear, list_goals, resume, set_goal, show, verify
 from goal_state.cli.holds import expire_holds, holds
-from goal_state.cli.importing import import_command
-from goal_state.cli.meter import meter
 from goal_state.cli.moving import backup, export, import_export, restore
-from goal_state.cli.resuming import resume
 from goal_state.cli.schema import db
 from goal_state.cli.trees import breakdown, tree
 from goal_state.cli.waking import resume_due
@@ -60,6 +58,7 @@ class Program(click.Group):
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="goal-state", message="%(package)s %(version)s")
 def program() -> None:
     """Goals of AI agents: their budgets, their usage and their events.
 
@@ -69,10 +68,9 @@ def program() -> None:
 
 
 for _command in (
-    *(db, list_goals, show, set_goal, clear, events, verify, meter),
-    *(charge, tree, breakdown, holds, expire_holds),
-    *(resume, resume_due, import_command),
-    *(backup, restore, export, import_export),
+    *(db, list_goals, show, set_goal, resume, clear, events, verify),
+    *(charge, tree, breakdown, holds, expire_holds, resume_due),
+    *(backup, restore, export, import_export, codex),
 ):
     program.add_command(_command)
 

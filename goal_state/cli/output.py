@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import click
 from rich.console import Console
@@ -36,6 +36,13 @@ __all__ = [
 
 _BAR_CELLS: Final = 40
 _NAME_CELLS: Final = 11
+_GAP_CELLS: Final = 2
+"""Between two columns of a table."""
+_THREAD_CELLS: Final = 40
+"""A longer id may be folded to make room for figures."""
+_OBJECTIVE_CELLS: Final = (12, 60)
+_FEWEST_COLUMNS: Final = 3
+"""Of a table of goals, however narrow: thread, status and tokens."""
 _PIPE_CELLS: Final = 200
 """The width of a line where there is no terminal."""
 
@@ -147,32 +154,57 @@ def _paragraph(text: str) -> str:
 
 
 def goal_table(console: Console, goals: Sequence[Goal]) -> Table:
-    """A table of goals, one per row. Of cost, calls and time there is a column where a goal has any."""
-    others = {
-        kind: column
-        for kind in (BudgetKind.COST, BudgetKind.CALLS, BudgetKind.TIME)
-        if any(column := [_cell(goal, kind) for goal in goals])
-    }
+    """A table of goals, one per row. Of cost, calls and time there is a column where a goal has any.
+
+    Where the console is narrow the objectives give way first, then the other columns from the right; a thread
+    is always there, whole.
+    """
+    columns: list[tuple[str, list[Text], Literal["left", "right"]]] = [
+        ("thread", [Text(printable(goal.thread_id)) for goal in goals], "left"),
+        ("status", [status_text(goal.status) for goal in goals], "left"),
+        ("tokens", [Text(f"{goal.tokens_used:,}") for goal in goals], "right"),
+        ("budget", [_budget_cell(goal) for goal in goals], "right"),
+        ("", [_bar_cell(console, goal) for goal in goals], "left"),
+        *(
+            (kind.value, cells, "right")
+            for kind in (BudgetKind.COST, BudgetKind.CALLS, BudgetKind.TIME)
+            if any(cells := [Text(_cell(goal, kind)) for goal in goals])
+        ),
+    ]
+    widths = [
+        max(len(name), *(cell.cell_len for cell in cells)) + _GAP_CELLS
+        for name, cells, _ in columns
+    ]
+    widths[0] = min(widths[0], _THREAD_CELLS + _GAP_CELLS)
+    while len(columns) > _FEWEST_COLUMNS and sum(widths) - _GAP_CELLS > console.width:
+        del columns[-1], widths[-1]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("thread", overflow="fold")
-    table.add_column("status", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("budget", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for kind in others:
-        table.add_column(kind.value, justify="right", no_wrap=True)
-    table.add_column("objective", no_wrap=True, overflow="ellipsis", max_width=60)
-    for row, goal in enumerate(goals):
-        table.add_row(
-            Text(printable(goal.thread_id)),
-            status_text(goal.status),
-            f"{goal.tokens_used:,}",
-            "" if goal.token_budget is None else f"{goal.token_budget:,}",
-            "" if goal.token_budget is None else budget_bar(console, goal, 10),
-            *(column[row] for column in others.values()),
-            Text(printable(goal.objective)),
+    for number, (name, _, justify) in enumerate(columns):
+        table.add_column(
+            name,
+            justify=justify,
+            no_wrap=number > 0,
+            overflow="fold",
+            min_width=None if number == 0 else widths[number] - _GAP_CELLS,
         )
+    left = console.width - sum(widths)
+    cells = [column for _, column, _ in columns]
+    if left >= _OBJECTIVE_CELLS[0]:
+        table.add_column(
+            "objective", no_wrap=True, overflow="ellipsis", max_width=min(left, _OBJECTIVE_CELLS[1])
+        )
+        cells.append([Text(printable(goal.objective)) for goal in goals])
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
     return table
+
+
+def _budget_cell(goal: Goal) -> Text:
+    return Text("" if goal.token_budget is None else f"{goal.token_budget:,}")
+
+
+def _bar_cell(console: Console, goal: Goal) -> Text:
+    return Text("") if goal.token_budget is None else budget_bar(console, goal, 10)
 
 
 def _cell(goal: Goal, kind: BudgetKind) -> str:

@@ -13,7 +13,7 @@ from goal_state.cli.confirming import confirm
 from goal_state.cli.figures import printable
 from goal_state.cli.opening import Location, locate, locate_existing, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
-from goal_state.cli.output import write_json
+from goal_state.cli.output import out, write_json
 from goal_state.storage.schema import HEAD_REVISION
 from goal_state.storage.sqlite.connections import vacuum
 from goal_state.storage.sqlite.location import create_file
@@ -132,7 +132,8 @@ def vacuum_database(database: str, as_json: bool) -> None:
     """Return the space of deleted rows to the file system. Nobody can write meanwhile."""
     location = locate_existing(database)
     before = location.path.stat().st_size
-    vacuum(location.engine)
+    with out(err=True).status("Rewriting the database"):
+        vacuum(location.engine)
     after = location.path.stat().st_size
     if as_json:
         write_json({"database": str(location.path), "bytes": after, "previous_bytes": before})

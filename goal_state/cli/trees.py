@@ -15,6 +15,7 @@ from goal_state.cli.figures import duration, moment, number, printable
 from goal_state.cli.opening import open_existing
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, status_text, write_json
+from goal_state.cli.threads import thread_argument
 from goal_state.domain.breakdown import Breakdown
 from goal_state.domain.budgets import BudgetKind
 from goal_state.domain.goals import Goal
@@ -42,7 +43,7 @@ class _Node(NamedTuple):
 
 
 @click.command()
-@click.argument("thread")
+@thread_argument()
 @database_option
 @json_option
 def tree(thread: str, database: str, as_json: bool) -> None:
@@ -83,7 +84,7 @@ def tree(thread: str, database: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("thread")
+@thread_argument()
 @click.option(
     "--by",
     default="child",

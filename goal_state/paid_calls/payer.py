@@ -8,11 +8,13 @@ from typing import Any, Final, NamedTuple
 
 from goal_state.aio.store import AsyncGoalStore
 from goal_state.domain.counting import CountedTokens
+from goal_state.domain.goals import Goal
 from goal_state.domain.usage import TokenUsage
 from goal_state.domain.values import check_amount, check_optional_name
 from goal_state.errors import InvalidValueError
 from goal_state.operations.spending import current_spending
 from goal_state.paid_calls.call import EXPIRES_IN_SECONDS, AsyncPaidCall, PaidCall
+from goal_state.storage.repository import GoalRepository
 from goal_state.store import GoalStore
 
 __all__ = ["Payer"]
@@ -70,6 +72,19 @@ class _Paying(NamedTuple):
     turn_id: str | None
     tags: Mapping[str, str] | None
 
+    def ensure_child(self, repository: GoalRepository) -> None:
+        """Makes the child's goal where there is none, or one that was begun for an earlier goal of its
+        parent's thread.
+
+        Raises:
+            GoalNotFoundError: the parent's thread has no goal.
+        """
+        if self.parent is not None and not _is_childs(
+            repository.get(self.thread_id), repository.get(self.parent)
+        ):
+            objective = self.thread_id.removeprefix(f"{self.parent}/")
+            repository.replace(self.thread_id, objective, parent=self.parent)
+
     def reservation(self, model: str | None, asked: _Asked) -> dict[str, Any]:
         """The arguments of `reserve`."""
         return {
@@ -83,17 +98,28 @@ class _Paying(NamedTuple):
         }
 
 
+def _is_childs(goal: Goal | None, parent: Goal | None) -> bool:
+    """Whether a goal may pay for the child: one that was begun for an earlier goal of its parent's thread
+    may not. What a host made itself, below another goal or none, may.
+    """
+    if goal is None or parent is None:
+        return False
+    return goal.parent_goal_id in (None, parent.goal_id) or goal.goal_id > parent.goal_id
+
+
 class Payer:
     """Sets aside what model calls may use, on behalf of whoever is to pay for them.
 
     That is the thread of the argument; without one, that of the `store.spending` block around the call; else
-    the one that the SDK names. With `child` it is a sub-agent's own goal below that thread's.
+    the one that the SDK names. With `child` it is a sub-agent's own goal below that thread's: the goal that
+    you have made for it, with budgets of its own, or one without.
 
     Args:
         store: a `GoalStore` or an `AsyncGoalStore`; either serves calls of both kinds.
         thread_id: the thread whose goal pays.
-        child: the name of a sub-agent. Its calls are paid by the goal of the thread `<thread>/<child>`, which
-            is made, as a child of the thread's goal, when it is first needed.
+        child: the name of a sub-agent. Its calls are paid by the goal of the thread `<thread>/<child>`. Where
+            there is none, or it belongs to an earlier goal of the thread, one is made as a child of the
+            thread's goal.
         output_tokens: the cap of the output of a call that names none itself.
 
     Raises:
@@ -152,8 +178,10 @@ class Payer:
             InvalidValueError: no thread is named, or a value is out of its bounds.
         """
         paying = self._paying(thread_id)
-        if paying.parent is not None:
-            self._store.ensure(paying.thread_id, self._child or "", parent=paying.parent)
+        if paying.parent is not None and not _is_childs(
+            self._store.get(paying.thread_id), self._store.get(paying.parent)
+        ):
+            self._store.transact(paying.ensure_child)
         asked = self._asked(paying, model, prompt_tokens, output_tokens, least_output_tokens)
         hold = self._store.reserve(**paying.reservation(model, asked))
         return PaidCall(
@@ -171,8 +199,10 @@ class Payer:
     ) -> AsyncPaidCall:
         """As `begin`, for asyncio: `async with await payer.begin_awaited(…) as paid: …`."""
         paying = self._paying(thread_id)
-        if paying.parent is not None:
-            await self._awaited.ensure(paying.thread_id, self._child or "", parent=paying.parent)
+        if paying.parent is not None and not _is_childs(
+            await self._awaited.get(paying.thread_id), await self._awaited.get(paying.parent)
+        ):
+            await self._awaited.transact(paying.ensure_child)
         asked = self._asked(paying, model, prompt_tokens, output_tokens, least_output_tokens)
         hold = await self._awaited.reserve(**paying.reservation(model, asked))
         return AsyncPaidCall(
@@ -217,10 +247,8 @@ class Payer:
     def _note(self, thread_id: str, model: str | None) -> Callable[[TokenUsage], None]:
         def note(usage: TokenUsage) -> None:
             cached = usage.cached_input_tokens + usage.cache_write_input_tokens
-            self._cached.pop((thread_id, model), None)
-            if cached:
-                self._cached[thread_id, model] = cached
-                while len(self._cached) > _MOST_REMEMBERED:
-                    self._cached.pop(next(iter(self._cached)), None)
+            if len(self._cached) >= _MOST_REMEMBERED:
+                self._cached.clear()  # other threads use it meanwhile; it is only an expectation
+            self._cached[thread_id, model] = cached
 
         return note

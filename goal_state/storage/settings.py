@@ -58,15 +58,17 @@ class Settings:
         row = self._executor.run(_READ).fetchone()
         return None if row is None else row[0]
 
-    def check(self) -> None:
-        """Makes sure that the stored settings, if there are any, are those asked for.
+    def check(self) -> str | None:
+        """Makes sure that the stored settings, if there are any, are those asked for; returns the identity.
 
         Raises:
             SettingsConflictError: they are not.
         """
         row = self._executor.run(_READ).fetchone()
-        if row is not None:
-            check_settings(row[1], row[2], self._tariff)
+        if row is None:
+            return None
+        check_settings(row[1], row[2], self._tariff)
+        return row[0]
 
     def agree(self) -> None:
         """Stores the settings asked for, or makes sure that the stored ones are the same.

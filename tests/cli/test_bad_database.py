@@ -31,7 +31,7 @@ CHANGING = [
 MAKING = [
     ["set", "t", "--objective", "x"],
     ["db", "upgrade"],
-    ["meter", str(SMALL), "--budget", "5"],
+    ["codex", "meter", str(SMALL), "--budget", "5"],
 ]
 
 

@@ -28,7 +28,7 @@ def test_the_demo_meters_under_and_over_budget_and_clears_a_goal(tmp_path: Path)
     steps = re.split(r"^\$ (.*)$", done.stdout, flags=re.MULTILINE)
     shown = dict(zip(steps[1::2], steps[2::2], strict=True))
     commands = [command.split()[1] for command in steps[1::2]]
-    assert commands[:6] == ["meter", "meter", "list", "verify", "clear", "list"]
+    assert commands[:6] == ["codex", "codex", "list", "verify", "clear", "list"]
     under, over = (shown[command] for command in steps[1:5:2])
     assert "status     active\n" in under
     assert "10,953 of 20,000 used, 9,047 remaining" in under

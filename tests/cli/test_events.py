@@ -57,6 +57,13 @@ def test_events_can_be_narrowed_down(db: Path) -> None:
     assert positions("--thread", "b") == [2, 5]
     assert positions("--goal", goal.goal_id, "--after", 1, "--limit", 1) == [3]
     assert positions("--limit", 0) == []
+    assert positions("--tail", 2) == [4, 5]
+    assert positions("--tail", 0) == []
+    assert positions("--tail", 9) == [1, 2, 3, 4, 5]
+    assert positions("--tail", 1, "--thread", "b") == [5]
+    assert positions("--tail", 2, "--limit", 1) == [4]
+    assert positions("--tail", 3, "--after", 4) == [5]
+    assert positions("--tail", 3, "--after", 9) == []
 
 
 def test_events_for_people_stand_in_one_line_each(db: Path) -> None:

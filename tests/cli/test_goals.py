@@ -9,8 +9,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
 
+import goal_state
 from goal_state import EventKind, GoalStatus, GoalStore, TokenUsage
+from goal_state.cli.main import program
 from tests.cli.program import refused, run, run_json, run_json_lines
 
 STRANGE = "[red]not red[/red] :smile: \x1b[31m and\x07\nmore [/]"
@@ -74,9 +78,9 @@ def test_set_names_the_turn_that_causes_it(db: Path) -> None:
     assert (last.kind, last.turn_id) == (EventKind.STATUS_CHANGED, "turn-7")
 
 
-def test_set_resume_raises_the_budget_and_reactivates(db: Path) -> None:
-    assert "has used 140 of 100 tokens" in refused("set", "over", "--resume", "--db", db)
-    resumed = run_json("set", "over", "--resume", "--budget", 200, "--db", db)
+def test_resume_raises_the_budget_and_reactivates(db: Path) -> None:
+    assert "has used 140 of 100 tokens" in refused("resume", "over", "--db", db)
+    resumed = run_json("resume", "over", "--budget", 200, "--db", db)
     assert (resumed["status"], resumed["remaining_tokens"]) == ("active", 60)
 
 
@@ -100,14 +104,14 @@ def test_set_bounds_a_goal_in_every_way_and_lets_go_of_it(tmp_path: Path) -> Non
     assert (kept["cost_budget"], kept["time_budget_seconds"]) == ("2.5", 90.0)
 
 
-def test_set_resume_raises_every_budget_that_is_reached(tmp_path: Path) -> None:
+def test_resume_raises_every_budget_that_is_reached(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
     with GoalStore.open(path, durability="normal") as store:
         store.create("t", "x", token_budget=10, cost_budget="1", time_budget=2)
         store.charge("t", tokens=10, cost="1", seconds=2)
     words = ("--budget", 20, "--no-cost-budget")
-    assert "2 s of 2 s" in refused("set", "t", "--resume", *words, "--db", path)
-    shown = run_json("set", "t", "--resume", *words, "--time-budget", 3, "--db", path)
+    assert "2 s of 2 s" in refused("resume", "t", *words, "--db", path)
+    shown = run_json("resume", "t", *words, "--time-budget", 3, "--db", path)
     assert (shown["status"], shown["exhausted"]) == ("active", [])
 
 
@@ -139,9 +143,6 @@ def test_set_of_another_goal_than_expected_is_refused(db: Path) -> None:
     [
         ([], "name what to set"),
         (["--budget", "5", "--no-budget"], "exclude each other"),
-        (["--resume", "--status", "active"], "--resume goes with budgets only"),
-        (["--resume", "--objective", "x"], "--resume goes with budgets only"),
-        (["--resume", "--parent", "p"], "--resume goes with budgets only"),
         (["--parent", "p"], "--parent is for a new goal"),
         (["--cost-budget", "1", "--no-cost-budget"], "--cost-budget and --no-cost-budget exclude"),
         (["--cost-budget", "much"], "cost_budget: must be a number, such as '0.25', is 'much'"),
@@ -261,7 +262,7 @@ def test_show_names_the_budgets_that_are_reached_and_what_is_estimated(db: Path)
     assert shown["headroom"] == "none: it is budget_limited"
     assert "threshold_crossed  budget_limited  50 % of tokens: 10 of 10" in text
     assert "+10 tokens = 10 of 10  estimate made" in text
-    run("set", "t", "--resume", "--budget", 20, "--no-call-budget", "--db", db)
+    run("resume", "t", "--budget", 20, "--no-call-budget", "--db", db)
     assert "tokens: 10 to 20  calls: 1 to none" in run("events", "--db", db).stdout
 
 
@@ -343,9 +344,60 @@ def test_verify_exits_with_1_when_it_finds_a_difference(db: Path) -> None:
         connection.execute("UPDATE goal_state_goals SET tokens_used = 141 WHERE thread_id = 'over'")
     text = run("verify", "--db", db, code=1).stdout
     assert "thread 'over': tokens_used is 141, the log says 140" in text
+    assert text.endswith("3 goals recomputed, 1 difference.\n")
     found = run_json("verify", "--db", db, code=1)
     assert [
         (one["thread_id"], one["column"], one["stored"], one["recomputed"])
         for one in found["differences"]
     ] == [("over", "tokens_used", 141, 140)]
     assert run_json("verify", "free", "--db", db) == {"goals": 1, "differences": []}
+
+
+def test_verify_of_a_thread_that_was_never_there_is_refused(db: Path) -> None:
+    assert refused("verify", "nobody", "--db", db) == "thread 'nobody' has no goal and no events"
+    run("clear", "free", "--db", db)
+    assert run_json("verify", "free", "--db", db) == {"goals": 0, "differences": []}
+
+
+@pytest.mark.parametrize(
+    ("columns", "header"),
+    [
+        (200, "thread status tokens budget cost objective"),
+        (100, "thread status tokens budget cost objective"),
+        (80, "thread status tokens budget"),
+        (60, "thread status tokens budget"),
+        (40, "thread status tokens"),
+    ],
+)
+def test_list_in_a_narrow_terminal_keeps_the_threads_whole(
+    tmp_path: Path, columns: int, header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = "01a1fa7e-8602-7b70-ae49-dc91e783059e"
+    path = tmp_path / "goals.db"
+    with GoalStore.open(path, durability="normal") as store:
+        store.create(thread, "Ship the parser, and whatever it needs", token_budget=10_000)
+        store.charge(thread, tokens=2_500, cost="0.5")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = CliRunner(env={"GOAL_STATE_DB": None}).invoke(program, ["list", "--db", str(path)])
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == header.split()
+    assert max(map(len, lines)) <= columns
+    first_cells = "".join(line.split("  ")[0].strip() for line in lines[1:-1])
+    assert first_cells == thread
+
+
+@pytest.mark.parametrize("words", [["show"], ["set"], ["clear"], ["resume"], ["tree"], ["charge"]])
+def test_the_shell_completes_threads_that_have_a_goal(db: Path, words: list[str]) -> None:
+    def offered(begun: str, *before: str) -> list[str]:
+        typed = [*words, *before]
+        completion = ShellComplete(program, {}, "goal-state", "_GOAL_STATE_COMPLETE")
+        return [item.value for item in completion.get_completions(typed, begun)]
+
+    assert offered("", "--db", str(db)) == ["over", "free", "done"]
+    assert offered("fr", "--db", str(db)) == ["free"]
+    assert offered("", "--db", str(db.with_name("missing.db"))) == []
+    assert offered("", "--db", str(db.parent)) == []
+
+
+def test_version_is_the_packages() -> None:
+    assert run("--version").stdout == f"goal-state {goal_state.__version__}\n"

@@ -1,4 +1,4 @@
-"""`goal-state import-codex`: what it writes, what it says, and that a dry run leaves nothing behind."""
+"""`goal-state codex import`: what it writes, what it says, and that a dry run leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_goals_and_usage_are_there_afterwards(home: Path, path: Path) -> None:
-    result = run("import-codex", home, "--db", path)
+    result = run("codex", "import", home, "--db", path)
     assert result.stdout == "Imported 6 goals and the usage of 7 threads; skipped 0.\n"
     with GoalStore.open(path) as store:
         assert store.count() == GOALS
@@ -42,9 +42,9 @@ def test_goals_and_usage_are_there_afterwards(home: Path, path: Path) -> None:
 def test_a_second_time_nothing_changes_and_everything_skipped_is_listed(
     home: Path, path: Path
 ) -> None:
-    run("import-codex", home, "--db", path)
+    run("codex", "import", home, "--db", path)
     before = contents(path)
-    *listed, last = run("import-codex", home, "--db", path).stdout.splitlines()
+    *listed, last = run("codex", "import", home, "--db", path).stdout.splitlines()
     assert last == "Imported 0 goals and the usage of 0 threads; skipped 13."
     assert sum(line.startswith("goal ") for line in listed) == GOALS
     assert sum(line.startswith("rollout ") for line in listed) == ROLLOUTS
@@ -54,7 +54,7 @@ def test_a_second_time_nothing_changes_and_everything_skipped_is_listed(
 
 def test_a_dry_run_makes_no_database(home: Path, path: Path) -> None:
     before = fingerprints(path.parent)
-    result = run("import-codex", home, "--db", path, "--dry-run")
+    result = run("codex", "import", home, "--db", path, "--dry-run")
     assert result.stdout == "Would import 6 goals and the usage of 7 threads; skipped 0.\n"
     assert fingerprints(path.parent) == before
 
@@ -63,7 +63,7 @@ def test_a_dry_run_into_a_database_changes_no_byte_of_it(home: Path, database: P
     with GoalStore.open(database) as store:
         store.create("01a1fa7e-7713-7782-9363-3fd645076e5b", "Mine")
     before = fingerprints(database.parent)
-    result = run("import-codex", home, "--db", database, "--dry-run")
+    result = run("codex", "import", home, "--db", database, "--dry-run")
     assert "a goal of its own" in result.stdout
     assert result.stdout.endswith("Would import 5 goals and the usage of 7 threads; skipped 1.\n")
     assert fingerprints(database.parent) == before
@@ -72,7 +72,7 @@ def test_a_dry_run_into_a_database_changes_no_byte_of_it(home: Path, database: P
 def test_json_says_all_of_it(home: Path, path: Path) -> None:
     silent = rollout(home)
     execute(home / "goals_1.sqlite", "UPDATE thread_goals SET tokens_used = 100000")
-    document = run_json("import-codex", home, "--db", path)
+    document = run_json("codex", "import", home, "--db", path)
     [skipped] = document.pop("skipped")
     assert document == {
         "goals": GOALS,
@@ -86,7 +86,7 @@ def test_json_says_all_of_it(home: Path, path: Path) -> None:
 
 def test_goals_that_became_budget_limited_are_listed(home: Path, path: Path) -> None:
     execute(home / "goals_1.sqlite", "UPDATE thread_goals SET tokens_used = 100000")
-    first, _ = run("import-codex", home, "--db", path).stdout.splitlines()
+    first, _ = run("codex", "import", home, "--db", path).stdout.splitlines()
     assert first == (
         "goal 01a1fa7e-7713-7782-9363-3fd645076e5b: was active with its budget spent,"
         " is budget_limited now"
@@ -100,7 +100,7 @@ def test_names_are_shown_without_their_control_characters(tmp_path: Path, path: 
         "UPDATE thread_goals SET thread_id = char(27) || '[2J', objective = ''"
         " WHERE status = 'active'",
     )
-    stdout = run("import-codex", home, "--db", path).stdout
+    stdout = run("codex", "import", home, "--db", path).stdout
     assert "\x1b" not in stdout
     assert stdout.startswith("goal \\x1b[2J: skipped: objective: ")
 
@@ -108,7 +108,7 @@ def test_names_are_shown_without_their_control_characters(tmp_path: Path, path: 
 @pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(home: Path, path: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, "import-codex", str(home), "--db", str(path)],
+        [*COMMAND, "codex", "import", str(home), "--db", str(path)],
         env=ENVIRONMENT | {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"},
         capture_output=True,
         text=True,
@@ -122,7 +122,7 @@ def test_a_terminal_sees_a_progress_bar(home: Path, path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pipe_sees_no_progress_bar(home: Path, path: Path) -> None:
-    stdout, stderr = finish(start("import-codex", home, "--db", path))
+    stdout, stderr = finish(start("codex", "import", home, "--db", path))
     assert stdout == "Imported 6 goals and the usage of 7 threads; skipped 0.\n"
     assert stderr == ""
 
@@ -130,9 +130,9 @@ def test_a_pipe_sees_no_progress_bar(home: Path, path: Path) -> None:
 def test_what_is_no_data_directory_makes_no_database(tmp_path: Path, path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "is no data directory" in refused("import-codex", empty, "--db", path)
+    assert "is no data directory" in refused("codex", "import", empty, "--db", path)
     assert not path.exists()
     (empty / "goals_1.sqlite").write_text("no database")
-    assert "not a SQLite database" in refused("import-codex", empty, "--db", path)
+    assert "not a SQLite database" in refused("codex", "import", empty, "--db", path)
     assert not path.exists()
-    assert "does not exist" in refused("import-codex", tmp_path / "missing", "--db", path)
+    assert "does not exist" in refused("codex", "import", tmp_path / "missing", "--db", path)

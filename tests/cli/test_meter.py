@@ -58,7 +58,7 @@ def token_count(total: int, last: int) -> str:
 def test_the_goal_pays_for_what_the_file_says(tmp_path: Path, rollout: Path, budget: int) -> None:
     path = tmp_path / "goals.db"
     stated = totals(rollout)
-    report = run_json("meter", rollout, "--budget", budget, "--db", path)
+    report = run_json("codex", "meter", rollout, "--budget", budget, "--db", path)
 
     steps = [goal_tokens(total) for total in stated]
     charges = [after - before for before, after in zip([0, *steps], steps, strict=False)]
@@ -84,7 +84,7 @@ def test_the_goal_pays_for_what_the_file_says(tmp_path: Path, rollout: Path, bud
 
 
 def test_crossing_the_budget_is_an_event_of_the_turn_that_did_it() -> None:
-    events = run_json("meter", OVER, "--budget", 4_000)["events"]
+    events = run_json("codex", "meter", OVER, "--budget", 4_000)["events"]
     kinds = [one["kind"] for one in events]
     crossing = kinds.index("status_changed")
     assert kinds.count("status_changed") == 1
@@ -97,7 +97,7 @@ def test_crossing_the_budget_is_an_event_of_the_turn_that_did_it() -> None:
 
 
 def test_people_see_budget_status_and_charges() -> None:
-    result = run("meter", OVER, "--budget", 4_000)
+    result = run("codex", "meter", OVER, "--budget", 4_000)
     used = goal_tokens(totals(OVER)[-1])
     assert f"tokens     {used:,} of 4,000 used, 0 remaining\n" in result.stdout
     assert f"budget     {'█' * 40} {used * 100 // 4_000} %\n" in result.stdout
@@ -116,14 +116,14 @@ def test_people_see_budget_status_and_charges() -> None:
 def test_without_db_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOAL_STATE_DB", str(tmp_path / "mine.db"))
-    assert run_json("meter", SMALL, "--budget", 5)["database"] is None
+    assert run_json("codex", "meter", SMALL, "--budget", 5)["database"] is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_events_are_written_as_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text("what was there before\n")
-    report = run_json("meter", OVER, "--budget", 4_000, "--events", file)
+    report = run_json("codex", "meter", OVER, "--budget", 4_000, "--events", file)
     assert [json.loads(one) for one in file.read_text().splitlines()] == report["events"]
     assert len(report["events"]) == 6
 
@@ -132,7 +132,7 @@ def test_of_many_events_people_see_the_first_and_the_last(tmp_path: Path) -> Non
     rollout = tmp_path / "long.jsonl"
     counts = [token_count(number * 10, 10) for number in range(1, 31)]
     rollout.write_text(line("session_meta", id="long") + "".join(counts))
-    text = run("meter", rollout, "--budget", 1_000).stdout
+    text = run("codex", "meter", rollout, "--budget", 1_000).stdout
     positions = [int(row.split()[0]) for row in text.splitlines() if row[:6].strip().isdigit()]
     assert positions == [*range(1, 11), *range(22, 32)]
     assert "… 11 more; --events FILE writes all of them" in text
@@ -143,12 +143,12 @@ def test_lines_that_cannot_be_used_are_counted_and_reported(tmp_path: Path) -> N
     lines = UNDER.read_text().splitlines(keepends=True)
     first, torn = lines[0], lines[-1][:20]
     rollout.write_text(first + "{not JSON}\n" + "".join(lines[1:-1]) + torn)
-    result = run("meter", rollout, "--budget", 20_000)
+    result = run("codex", "meter", rollout, "--budget", 20_000)
     assert (
         "2 lines of the rollout could not be used and were skipped,"
         f" the first at byte {len(first.encode()):,}: not JSON.\n"
     ) in result.stdout
-    report = run_json("meter", rollout, "--budget", 20_000)
+    report = run_json("codex", "meter", rollout, "--budget", 20_000)
     assert report["skipped_lines"]["count"] == 2
     assert report["skipped_lines"]["noted"][0]["offset"] == len(first.encode())
     assert report["goal"]["tokens_used"] == goal_tokens(totals(UNDER)[-1])
@@ -157,7 +157,7 @@ def test_lines_that_cannot_be_used_are_counted_and_reported(tmp_path: Path) -> N
 def test_a_compressed_rollout_is_metered_as_a_plain_one(tmp_path: Path) -> None:
     rollout = tmp_path / "small.jsonl.gz"
     rollout.write_bytes(gzip.compress(SMALL.read_bytes()))
-    report = run_json("meter", rollout, "--budget", 20_000)
+    report = run_json("codex", "meter", rollout, "--budget", 20_000)
     assert report["goal"]["tokens_used"] == goal_tokens(totals(SMALL)[-1])
 
 
@@ -169,14 +169,14 @@ def test_a_fork_pays_for_nothing_of_its_parent_s(tmp_path: Path) -> None:
         + token_count(1_010, 10)
         + token_count(1_030, 20)
     )
-    report = run_json("meter", rollout, "--budget", 500)
+    report = run_json("codex", "meter", rollout, "--budget", 500)
     assert (report["goal"]["tokens_used"], report["goal"]["status"]) == (30, "active")
 
 
 def test_a_thread_without_token_counts_charges_nothing(tmp_path: Path) -> None:
     rollout = tmp_path / "quiet.jsonl"
     rollout.write_text(line("session_meta", id="quiet"))
-    report = run_json("meter", rollout, "--budget", 5)
+    report = run_json("codex", "meter", rollout, "--budget", 5)
     assert (report["token_counts"], report["charges"]) == (0, 0)
     assert [one["kind"] for one in report["events"]] == ["created"]
 
@@ -187,7 +187,7 @@ def test_a_thread_with_a_goal_is_refused_and_left_as_it_was(tmp_path: Path) -> N
     with GoalStore.open(path) as store:
         store.create(thread, "Mine")
     before = contents(path)
-    assert refused("meter", SMALL, "--budget", 5, "--db", path).startswith(
+    assert refused("codex", "meter", SMALL, "--budget", 5, "--db", path).startswith(
         f"thread {thread!r} has a goal that is active"
     )
     assert contents(path) == before
@@ -195,10 +195,10 @@ def test_a_thread_with_a_goal_is_refused_and_left_as_it_was(tmp_path: Path) -> N
 
 def test_a_complete_goal_gives_way_and_the_baseline_is_zero_again(tmp_path: Path) -> None:
     path = tmp_path / "goals.db"
-    first = run_json("meter", SMALL, "--budget", 5_000, "--db", path)["goal"]
+    first = run_json("codex", "meter", SMALL, "--budget", 5_000, "--db", path)["goal"]
     with GoalStore.open(path) as store:
         store.set(first["thread_id"], status=GoalStatus.COMPLETE)
-    second = run_json("meter", SMALL, "--budget", 5_000, "--db", path)
+    second = run_json("codex", "meter", SMALL, "--budget", 5_000, "--db", path)
     assert second["goal"]["goal_id"] != first["goal_id"]
     assert second["goal"]["tokens_used"] == first["tokens_used"]
     assert second["events"][0]["replaced_goal_id"] == first["goal_id"]
@@ -215,7 +215,7 @@ def test_a_complete_goal_gives_way_and_the_baseline_is_zero_again(tmp_path: Path
 def test_a_file_that_is_no_rollout(tmp_path: Path, contents_of_file: str, said: str) -> None:
     rollout = tmp_path / "rollout.jsonl"
     rollout.write_text(contents_of_file)
-    result = run("meter", rollout, "--budget", 5, "--db", tmp_path / "goals.db", code=2)
+    result = run("codex", "meter", rollout, "--budget", 5, "--db", tmp_path / "goals.db", code=2)
     assert result.stdout == ""
     assert result.stderr.endswith(f"Error: {rollout}: {said}\n")
     assert sorted(tmp_path.iterdir()) == [rollout]
@@ -239,13 +239,13 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_made(
     monkeypatch.chdir(tmp_path)
     Path("copy.jsonl").write_bytes(SMALL.read_bytes())
     before = fingerprints(tmp_path)
-    assert said in refused("meter", "copy.jsonl", *words, "--db", "goals.db")
+    assert said in refused("codex", "meter", "copy.jsonl", *words, "--db", "goals.db")
     assert fingerprints(tmp_path) == before
 
 
 @pytest.mark.parametrize("rollout", ["missing.jsonl", "."])
 def test_a_rollout_that_is_not_there(tmp_path: Path, rollout: str) -> None:
-    assert str(tmp_path / rollout) in refused("meter", tmp_path / rollout, "--budget", 5)
+    assert str(tmp_path / rollout) in refused("codex", "meter", tmp_path / rollout, "--budget", 5)
 
 
 def test_the_recorded_rollouts_name_no_machine() -> None:

@@ -1,4 +1,4 @@
-"""`goal-state resume`: the messages that a client would get, and that asking changes nothing."""
+"""`goal-state codex resume`: the messages that a client would get, and that asking changes nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def path_of(home: Path, thread_id: str) -> Path:
 
 def test_resume_by_rollout_without_a_database_makes_none(home: Path, path: Path) -> None:
     thread_id = rollout_with_token_usage(home)
-    told = run_json_lines("resume", path_of(home, thread_id), "--db", path)
+    told = run_json_lines("codex", "resume", path_of(home, thread_id), "--db", path)
     assert told == [
         response(thread_id, TURN_ID),
         token_usage_updated(thread_id, TURN_ID, USAGE),
@@ -50,7 +50,7 @@ def test_resume_by_thread_finds_the_rollout_and_the_goal(home: Path, database: P
     thread_id = rollout_with_token_usage(home)
     with GoalStore.open(database) as store:
         goal = store.create(thread_id, "Ship it", token_budget=9)
-    told = run_json_lines("resume", thread_id, "--home", home, "--db", database)
+    told = run_json_lines("codex", "resume", thread_id, "--home", home, "--db", database)
     assert told == [
         response(thread_id, TURN_ID),
         token_usage_updated(thread_id, TURN_ID, USAGE),
@@ -61,25 +61,25 @@ def test_resume_by_thread_finds_the_rollout_and_the_goal(home: Path, database: P
 def test_by_thread_from_the_database_alone(database: Path) -> None:
     with GoalStore.open(database) as store:
         store.set_baseline("thread", USAGE, turn_id="turn-7")
-    told = run_json_lines("resume", "thread", "--db", database)
+    told = run_json_lines("codex", "resume", "thread", "--db", database)
     # The database does not say how the turn ended, so it is not listed.
     assert told == [response("thread"), token_usage_updated("thread", "turn-7", USAGE)]
 
 
 def test_people_get_the_same_on_more_lines(home: Path, path: Path) -> None:
     rollout_path = path_of(home, rollout_with_token_usage(home))
-    text = run("resume", rollout_path, "--db", path).stdout
+    text = run("codex", "resume", rollout_path, "--db", path).stdout
     documents, decoder = [], json.JSONDecoder()
     while text := text.lstrip():
         document, end = decoder.raw_decode(text)
         documents.append(document)
         text = text[end:]
-    assert documents == run_json_lines("resume", rollout_path, "--db", path)
+    assert documents == run_json_lines("codex", "resume", rollout_path, "--db", path)
 
 
 def test_a_thread_without_usage_gets_the_response_alone(home: Path, path: Path) -> None:
     thread_id = rollout(home)
-    told = run_json_lines("resume", path_of(home, thread_id), "--db", path)
+    told = run_json_lines("codex", "resume", path_of(home, thread_id), "--db", path)
     assert told == [response(thread_id, TURN_ID)]
 
 
@@ -96,7 +96,7 @@ def test_the_goal_is_shown_as_a_resume_would_leave_it_and_nothing_is_charged(
         if not is_paid_by_its_goal:
             store.create(thread_id, "Ship it")
     before, files = contents(database), fingerprints(home)
-    _, usage, goal = run_json_lines("resume", thread_id, "--home", home, "--db", database)
+    _, usage, goal = run_json_lines("codex", "resume", thread_id, "--home", home, "--db", database)
     due = USAGE.total.goal_tokens - 180 if is_paid_by_its_goal else 0
     assert goal["params"]["goal"]["tokensUsed"] == due
     assert usage == token_usage_updated(thread_id, TURN_ID, USAGE)
@@ -108,19 +108,21 @@ def test_a_fork_finds_its_parent_in_the_directory_that_it_lies_in(home: Path, pa
     day = home / "sessions" / "2026" / "11" / "20"
     shutil.copytree(CASES / "rejoin_mid_turn", day)
     _, fork = sorted(day.iterdir())
-    _, usage = run_json_lines("resume", fork, "--db", path)
+    _, usage = run_json_lines("codex", "resume", fork, "--db", path)
     assert usage["params"]["threadId"] in fork.name
     assert usage["params"]["tokenUsage"]["total"]["totalTokens"] == 276
     # Elsewhere it has no parent, and so no usage.
     moved = shutil.copy(fork, home)
-    assert len(run_json_lines("resume", moved, "--db", path)) == 1
-    assert len(run_json_lines("resume", moved, "--home", home, "--db", path)) == 2
+    assert len(run_json_lines("codex", "resume", moved, "--db", path)) == 1
+    assert len(run_json_lines("codex", "resume", moved, "--home", home, "--db", path)) == 2
 
 
 def test_what_is_unknown_is_refused(home: Path, path: Path, database: Path) -> None:
-    assert "no rollout and no record" in refused("resume", "nobody", "--db", database)
-    assert "no rollout and no record" in refused("resume", "nobody", "--home", home, "--db", path)
-    assert "no rollout and no record" in refused("resume", home, "--db", path)
+    assert "no rollout and no record" in refused("codex", "resume", "nobody", "--db", database)
+    assert "no rollout and no record" in refused(
+        "codex", "resume", "nobody", "--home", home, "--db", path
+    )
+    assert "no rollout and no record" in refused("codex", "resume", home, "--db", path)
     nothing = home / "empty.jsonl"
     nothing.touch()
-    assert "names a thread" in refused("resume", nothing, "--db", path)
+    assert "names a thread" in refused("codex", "resume", nothing, "--db", path)

@@ -297,6 +297,7 @@ def test_a_network_file_system_is_warned_of_once(
     database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(files, "_local_devices", set())
     for _ in range(2):
         GoalStore.open(database).close()
     (warning,) = [

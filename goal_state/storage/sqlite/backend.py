@@ -64,9 +64,6 @@ class SqliteBackend:
         self._migrations = migrations
         self._refusal: RequestError | None = None
         self._is_closed = False
-        self._identity: str | None = (
-            None  # of the database, once it is noted as the owner of its log
-        )
         connected = source.connect()
         self._file = opened_file(connected.driver)
         self._executor = Executor(connected)
@@ -75,7 +72,8 @@ class SqliteBackend:
         self._let_gate_wait()
         try:
             check_writable(connected.driver)
-            self.writes_with.settings.check()
+            # Of the database; noted as the owner of its log.
+            self._identity: str | None = self.writes_with.settings.check()
         except BaseException:
             self._executor.close()
             raise
@@ -265,15 +263,14 @@ class SqliteBackend:
 
     def _note_log_owner(self, path: Path) -> None:
         """Notes whose log it is, so that the next open detects a file that replaced this one."""
-        identity = self.read(lambda reader: reader.settings.identity())
-        if identity is not None:
-            note_log_owner(_real(path), identity)
-        self._identity = identity
+        if self._identity is not None:
+            note_log_owner(_real(path), self._identity)
 
     def _agree_on_settings(self) -> None:
         """Stores the settings in a new database; every later store must agree with them."""
-        if self.read(lambda reader: reader.settings.identity()) is None:
+        if self._identity is None:
             self.write(lambda repository: repository.settings.agree())
+            self._identity = self.read(lambda reader: reader.settings.identity())
 
     def close(self) -> None:
         """See `Backend`."""

@@ -45,6 +45,8 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
+_local_devices: Final[set[int]] = set()
+"""Those that were found to be local: reading the mount points takes as long as opening a connection."""
 _warned_of: set[str] = set()
 
 
@@ -62,7 +64,8 @@ class OpenedFile:
         if path:
             status = os.stat(path)  # noqa: PTH116
             self.identity = (status.st_dev, status.st_ino)
-            self._warn_of_network()
+            if status.st_dev not in _local_devices:
+                self._warn_of_network(status.st_dev)
 
     def check(self) -> None:
         """Makes sure that the path still leads to this file.
@@ -87,9 +90,11 @@ class OpenedFile:
                 f"{self._path!r} is another file than the one that was opened; open the store again"
             )
 
-    def _warn_of_network(self) -> None:
+    def _warn_of_network(self, device: int) -> None:
         kind = network_file_system(self._path)
-        if kind is not None and self._path not in _warned_of:
+        if kind is None:
+            _local_devices.add(device)
+        elif self._path not in _warned_of:
             _warned_of.add(self._path)
             _logger.warning(
                 "%s is on a network file system (%s), whose locks may fail, which corrupts the database; keep"

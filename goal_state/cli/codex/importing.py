@@ -1,4 +1,4 @@
-"""`goal-state import-codex`: the goals and the usage of a Codex data directory."""
+"""`goal-state codex import`: the goals and the usage of a Codex data directory."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from goal_state.cli.figures import printable
+from goal_state.cli.figures import number, printable
 from goal_state.cli.opening import locate, open_existing, open_store
 from goal_state.cli.options import database_option, json_option
 from goal_state.cli.output import out, write_json
 from goal_state.codex.importer import CodexHome, ImportReport, import_codex
 from goal_state.store import GoalStore
 
-__all__ = ["import_command"]
+__all__ = ["import_home"]
 
 
-@click.command("import-codex")
+@click.command("import")
 @click.argument("home", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print what would be imported, and write nothing.")
 @database_option
 @json_option
-def import_command(home: Path, dry_run: bool, database: str, as_json: bool) -> None:
+def import_home(home: Path, dry_run: bool, database: str, as_json: bool) -> None:
     """Import the goals and the usage of a Codex data directory.
 
     HOME holds goals_1.sqlite, sessions/ or both; nothing in it is changed. Goals keep their ids, usage
@@ -77,10 +77,6 @@ def _print(report: ImportReport, *, dry_run: bool) -> None:
             f"{skipped.kind} {printable(skipped.name)}: skipped: {printable(skipped.reason)}"
         )
     click.echo(
-        f"{'Would import' if dry_run else 'Imported'} {_number(report.goals, 'goal')} and the usage of"
-        f" {_number(report.baselines, 'thread')}; skipped {len(report.skipped):,}."
+        f"{'Would import' if dry_run else 'Imported'} {number(report.goals, 'goal')} and the usage of"
+        f" {number(report.baselines, 'thread')}; skipped {len(report.skipped):,}."
     )
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

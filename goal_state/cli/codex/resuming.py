@@ -1,4 +1,4 @@
-"""`goal-state resume`: the messages that a client would get when it attaches to a thread."""
+"""`goal-state codex resume`: the messages that a client would get when it attaches to a thread."""
 
 from __future__ import annotations
 

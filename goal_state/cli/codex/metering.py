@@ -1,4 +1,4 @@
-"""`goal-state meter`: charges a goal with the usage of a recorded thread."""
+"""`goal-state codex meter`: charges a goal with the usage of a recorded thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from goal_state.cli.figures import printable
+from goal_state.cli.figures import number, printable
 from goal_state.cli.opening import locate, open_store
 from goal_state.cli.options import json_option
 from goal_state.cli.output import (
@@ -112,11 +112,11 @@ def meter(
     console.print()
     _print_events(console, events)
     console.print()
-    click.echo(f"{_number(contents.token_counts, 'token count')}, {_number(charges, 'charge')}.")
+    click.echo(f"{number(contents.token_counts, 'token count')}, {number(charges, 'charge')}.")
     if skipped.count:
         first = skipped.noted[0]
         click.echo(
-            f"{_number(skipped.count, 'line')} of the rollout could not be used and were skipped,"
+            f"{number(skipped.count, 'line')} of the rollout could not be used and were skipped,"
             f" the first at byte {first.offset:,}: {first.reason}."
         )
     if database_file is None:
@@ -199,7 +199,3 @@ def _print_events(console: Console, events: list[GoalEvent]) -> None:
         console.print(f"        … {left_out:,} more; --events FILE writes all of them", style="dim")
         for event in events[-_SHOWN_AT_EACH_END:]:
             print_event(console, event, of_many=False)
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
