@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 from claude_agent_sdk import Transport
 
@@ -118,7 +119,7 @@ class Program(Transport):
             self.says(type="assistant", message=message, parent_tool_use_id=parent)
 
     def says(self, **message: Any) -> None:
-        self._out.put_nowait({"session_id": "session-1", "uuid": self._uuid()} | message)
+        self._out.put_nowait({"session_id": "session-1", "uuid": str(uuid4())} | message)
 
     async def tool(self, tool_use_id: str, name: str = "Bash", **hook: Any) -> bool:
         """Asks the hooks whether it may run a tool; whether it may."""
@@ -172,6 +173,3 @@ class Program(Transport):
                 }
             }
         self.says(type="result", **(shown | result))
-
-    def _uuid(self) -> str:
-        return f"uuid-{next(self._numbers)}"

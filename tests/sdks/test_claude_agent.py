@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from importlib.metadata import version
@@ -14,6 +15,7 @@ import pytest
 if find_spec("claude_agent_sdk") is None:
     pytest.skip("needs the agent SDKs: make test-sdks", allow_module_level=True)
 
+import claude_agent_sdk
 from claude_agent_sdk import (
     AssistantMessage,
     ClaudeAgentOptions,
@@ -361,6 +363,94 @@ def test_slow_reader_is_waited_for_before_a_tool_is_run(store: GoalStore) -> Non
     assert figures(store) == (190, 1, 0)
 
 
+def test_reader_who_lags_behind_has_the_unread_call_held_and_charged(
+    store: GoalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lag = "goal_state.integrations.claude_agent.account._READER_MAY_LAG_SECONDS"
+    monkeypatch.setattr(lag, 0.05)
+    held: list[int] = []
+
+    async def turn(program: Program) -> None:
+        program.says(type="system", subtype="init")
+        program.responds("msg_1", tool_use("tool-1"), used=(100, 40), said=(100, 1))
+        assert await program.tool("tool-1")
+        held.append(len(list(store.holds())))
+        program.returns("tool-1")
+        program.responds("msg_2", used=(150, 60), said=(150, 1))
+        program.ends()
+
+    async def main() -> None:
+        async for _ in query(prompt="Go", store=store, thread_id="t1", transport=Program(turn)):
+            await asyncio.sleep(0.2)
+
+    asyncio.run(main())
+    assert held == [2]
+    assert figures(store) == (350, 2, 0)
+
+
+def test_tools_side_by_side_share_the_hold_of_the_call_that_follows(store: GoalStore) -> None:
+    held: list[int] = []
+
+    async def turn(program: Program) -> None:
+        tools = [tool_use(f"tool-{number}") for number in range(5)]
+        program.responds("msg_1", *tools)
+        assert all(await asyncio.gather(*(program.tool(tool["id"]) for tool in tools)))
+        held.append(len(list(store.holds())))
+        program.ends()
+
+    asyncio.run(asked(store, Program(turn)))
+    assert held == [1]
+
+
+def test_context_that_was_cached_is_not_held_for_again_where_little_is_left(
+    store: GoalStore,
+) -> None:
+    store.set("t1", token_budget=5_000)
+
+    async def turn(program: Program) -> None:
+        for number in range(4):
+            name = f"tool-{number}"
+            program.responds(f"msg_{number}", tool_use(name), used=(100, 10), cached=90_000)
+            assert await program.tool(name)
+            program.returns(name)
+        program.ends()
+
+    asyncio.run(asked(store, Program(turn)))
+    assert figures(store) == (440, 4, 0)
+
+
+def test_goal_that_is_completed_in_the_turn_pays_to_its_end(store: GoalStore) -> None:
+    async def turn(program: Program) -> None:
+        program.responds("msg_1", used=(100, 40), said=(100, 1))
+        await asyncio.sleep(0.05)
+        store.set("t1", status="complete")
+        program.responds("msg_2", used=(100, 40), said=(100, 1))
+        program.ends()
+
+    asyncio.run(asked(store, Program(turn)))
+    assert figures(store) == (280, 2, 0)
+
+
+def test_tool_that_runs_for_longer_than_a_hold_lasts_does_not_cost_it(
+    store: GoalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goal_state.paid_calls.payer.EXPIRES_IN_SECONDS", 1.0)
+    monkeypatch.setattr("goal_state.paid_calls.call.EXPIRES_IN_SECONDS", 1.0)
+    monkeypatch.setattr("goal_state.integrations.claude_agent.turns._KEEP_EVERY_SECONDS", 0.05)
+
+    async def turn(program: Program) -> None:
+        program.responds("msg_1", tool_use("tool-1"))
+        assert await program.tool("tool-1")
+        await asyncio.sleep(1.3)
+        program.returns("tool-1")
+        program.responds("msg_2")
+        program.ends()
+
+    asyncio.run(asked(store, Program(turn)))
+    store.expire_holds()
+    assert figures(store) == (220, 2, 0)
+
+
 # -- turns that are left -----------------------------------------------------------------------------
 
 
@@ -381,7 +471,6 @@ def test_turn_left_in_the_middle_of_a_call_is_charged_that_call_as_an_estimate(
             if type(message).__name__ == "UserMessage":
                 break
         await stream.aclose()
-        await until(lambda: not list(store.holds()))
 
     asyncio.run(main())
     used, calls, estimated = figures(store)
@@ -486,8 +575,8 @@ def test_parallel_sub_agents_are_held_for_each(store: GoalStore) -> None:
     async def turn(program: Program) -> None:
         tasks = [tool_use(f"task-{n}", "Task", prompt="Search") for n in range(3)]
         program.responds("msg_1", *tasks)
-        for task in tasks:
-            assert await program.tool(task["id"], "Task", tool_input=task["input"])
+        asking = (program.tool(task["id"], "Task", tool_input=task["input"]) for task in tasks)
+        assert all(await asyncio.gather(*asking))
         held.append(len(list(store.holds())))
         for task in tasks:
             program.returns(task["id"])
@@ -643,6 +732,51 @@ def test_client_goes_on_after_a_refusal(store: GoalStore) -> None:
             assert isinstance(messages[-1], ResultMessage)
 
     asyncio.run(main())
+
+
+def test_client_that_connects_again_counts_the_new_programs_totals_anew(store: GoalStore) -> None:
+    def turn(number: int) -> Any:
+        async def run(program: Program) -> None:
+            program.responds(f"msg_{number}", used=(100, 40), said=(100, 1))
+            program.ends(total_cost_usd=0.1)
+
+        return run
+
+    async def main() -> None:
+        client = ClaudeSDKClient(transport=Program(turn(1)), store=store, thread_id="t1")
+        for number in (1, 2):
+            client._custom_transport = Program(turn(number))
+            async with client:
+                await client.query("Go")
+                async for _ in client.receive_response():
+                    pass
+
+    asyncio.run(main())
+    goal = store.get("t1")
+    assert goal is not None
+    assert goal.cost_used == Decimal("0.2")
+    assert figures(store) == (280, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [({"store": object()}, "store"), ({"thread_id": ""}, "thread_id"), ({"child": ""}, "child")],
+)
+def test_argument_out_of_its_bounds_is_refused_at_once(
+    store: GoalStore, arguments: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        query(**({"prompt": "Go", "store": store} | arguments))
+    assert caught.value.field == field
+
+
+def test_functions_take_what_the_installed_sdks_take() -> None:
+    sdk = f"claude-agent-sdk {version('claude-agent-sdk')}"
+    theirs = set(inspect.signature(claude_agent_sdk.query).parameters)
+    assert theirs <= set(inspect.signature(query).parameters), sdk
+    for name in ("__init__", "connect", "query", "receive_messages", "disconnect"):
+        theirs = set(inspect.signature(getattr(claude_agent_sdk.ClaudeSDKClient, name)).parameters)
+        assert theirs <= set(inspect.signature(getattr(ClaudeSDKClient, name)).parameters), sdk
 
 
 def test_example_runs_offline_and_keeps_its_budget() -> None:

@@ -31,7 +31,7 @@ Prompt = str | AsyncIterable[dict[str, Any]]
 
 _START_AGENTS: Final = frozenset({"Agent", "Task"})
 _MAY_GO_ON_SECONDS: Final = 10.0
-"""How long a program that was told to stop may take to say how its turn ended."""
+"""How long a program that was told to stop may take for its next message."""
 _KEEP_EVERY_SECONDS: Final = 60.0
 
 
@@ -65,8 +65,8 @@ class Turns:
         subagent_goals: bool,
     ) -> None:
         """Arguments as for `query`."""
-        payer = Payer(store, thread_id=thread_id, child=child, output_tokens=output_tokens)
-        self._store = store if isinstance(store, AsyncGoalStore) else AsyncGoalStore(store)
+        self._store = AsyncGoalStore(store) if isinstance(store, GoalStore) else store
+        payer = Payer(self._store, thread_id=thread_id, child=child, output_tokens=output_tokens)
         self._output_tokens = output_tokens
         self._subagent_goals = subagent_goals
         options = ClaudeAgentOptions() if options is None else options
@@ -82,21 +82,18 @@ class Turns:
     async def run(self, prompt: Prompt, transport: Transport | None) -> AsyncGenerator[Message]:
         """The messages of a `query`."""
         await self.begin(prompt)
-        error: BaseException | None = None
         has_begun = False
         try:
             sdk = claude_agent_sdk.query(prompt=prompt, options=self.options, transport=transport)
             async for message in self.messages(sdk):
                 has_begun = True
                 yield message
-        except BaseException as raised:
-            error = raised
-            hold = self._account.main.hold
-            if isinstance(error, CLIConnectionError) and not has_begun and hold is not None:
-                await hold.refused()  # the program was not reached
+        except CLIConnectionError:
+            if not has_begun and (paid := self._account.main.take()) is not None:
+                await paid.refused()  # the program was not reached
             raise
         finally:
-            await self.end(error)
+            await self.end()
 
     async def begin(self, prompt: Prompt) -> None:
         """Holds for a turn that is about to begin, on behalf of who is spending now."""
@@ -113,7 +110,8 @@ class Turns:
         """The program's messages, each charged before it is handed on."""
         try:
             while True:
-                async with asyncio.timeout(None) as self._patience:
+                patience = None if self._refusal is None else _MAY_GO_ON_SECONDS
+                async with asyncio.timeout(patience) as self._patience:
                     message = await anext(messages)
                 await self._account.charge(message)
                 if isinstance(message, ResultMessage) and self._refusal is not None:
@@ -133,17 +131,18 @@ class Turns:
         if refusal is not None:
             raise refusal
 
-    async def end(self, error: BaseException | None = None) -> None:
+    async def end(self) -> None:
         """Ends what is held; see `Account.end`."""
         if self._keeper is not None:
             self._keeper.cancel()
             self._keeper = None
-        await self._account.end(error)
+        await self._account.end()
 
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(_KEEP_EVERY_SECONDS)
-            await self._account.keep()
+            with suppress(GoalStateError):  # the next time, perhaps
+                await self._account.keep()
 
     async def _ask(self, hook: Any, tool_use_id: str | None, _: object) -> Any:
         """The hook by which the program asks before it takes a prompt, and before it runs a tool."""
@@ -165,7 +164,7 @@ class Turns:
         """Holds for the call that follows the tool, and for the first one of the agent that it starts."""
         account = self._account
         agent = await account.caller(tool_use_id, hook.get("agent_id"))
-        await account.hold(agent, agent.context_tokens)
+        await account.hold(agent, 0)
         if hook["tool_name"] in _START_AGENTS:
             task = hook["tool_input"]
             payer = None
