@@ -712,6 +712,22 @@ def test_stream_cancelled_before_its_usage_charges_in_full_as_an_estimate(store:
     assert 500 < goal.tokens_used == goal.estimated_tokens < 600
 
 
+def test_stream_that_fails_after_it_has_begun_is_charged_in_full_as_an_estimate(
+    store: GoalStore,
+) -> None:
+    async def broken(_: Any) -> AsyncIterator[Any]:
+        yield type("Event", (), {"type": "response.output_text.delta"})()
+        raise status_error(500)
+
+    model = ScriptedModel([ModelStep.stream(broken)])
+    agent = Agent("a", model=metered(model, store, thread_id="t1", output_tokens=500))
+    with pytest.raises(APIStatusError):
+        asyncio.run(ran(agent, True))
+    goal = store.get("t1")
+    assert goal is not None
+    assert 500 < goal.tokens_used == goal.estimated_tokens < 600
+
+
 def test_stream_cancelled_once_its_usage_has_come_charges_that(store: GoalStore) -> None:
     async def main() -> None:
         model = ScriptedModel([said("Done", usage(100, 10))])
