@@ -59,7 +59,9 @@ class Program(Transport):
             answer = {"subtype": "success", "request_id": said["request_id"], "response": {}}
             self._out.put_nowait({"type": "control_response", "response": answer})
         elif said["type"] == "control_response":
-            self._answers[said["response"]["request_id"]].set_result(said["response"])
+            answer = self._answers.pop(said["response"]["request_id"])
+            if not answer.done():  # its turn was cancelled
+                answer.set_result(said["response"])
         elif said["type"] == "user":
             self.prompts.append(said["message"]["content"])
             turn = next(self._turns, None)

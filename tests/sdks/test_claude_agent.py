@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -512,6 +513,20 @@ def test_cancelled_turn_is_charged_its_call_as_an_estimate(store: GoalStore, how
     used, calls, estimated = figures(store)
     assert 500 < used == estimated < 600
     assert calls == 1
+
+
+def test_cancellation_at_any_moment_leaves_nothing_held(store: GoalStore) -> None:
+    async def main() -> None:
+        for steps in range(0, 120, 2):
+            task = asyncio.create_task(asked(store, Program(two_calls), output_tokens=300))
+            for _ in range(steps):
+                await asyncio.sleep(0.0001)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await until(lambda: not list(store.holds()))
+
+    asyncio.run(main())
 
 
 def test_program_that_fails_is_charged_its_call_as_an_estimate(store: GoalStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -670,6 +671,27 @@ def test_cancelled_run_charges_in_full_as_an_estimate(store: GoalStore, streamed
     goal = store.get("t1")
     assert goal is not None
     assert 500 < goal.tokens_used == goal.estimated_tokens < 600
+
+
+@Either
+def test_cancellation_at_any_moment_leaves_nothing_held(store: GoalStore, streamed: bool) -> None:
+    async def answer(_: object) -> ModelStep:
+        await asyncio.sleep(0.002)
+        return said("Done", usage(10, 2))
+
+    async def main() -> None:
+        for steps in range(0, 80, 2):
+            model = ScriptedModel([ModelStep.respond(answer)])
+            mine = metered(model, store, thread_id="t1", output_tokens=300)
+            task = asyncio.create_task(ran(Agent("a", model=mine), streamed))
+            for _ in range(steps):
+                await asyncio.sleep(0.0001)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await until(store, lambda: not list(store.holds()))
+
+    asyncio.run(main())
 
 
 # -- streams ---------------------------------------------------------------------------------------

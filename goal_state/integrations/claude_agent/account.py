@@ -179,6 +179,7 @@ class Account:
         """Ends all that is held: calls that may be under way, and of unknown usage, are charged in full."""
         async with AsyncExitStack() as stack:
             for agent in self._agents.values():
+                agent.is_over = True
                 for paid in agent.unread:
                     stack.push_async_exit(paid)
                 if agent.hold is not None:

@@ -19,6 +19,7 @@ class Agent:
         is_spent: whether that call has been charged.
         unread: holds of calls that were answered, and not charged: nobody has said yet with what usage.
         is_charged: whether a call of this turn has been charged.
+        is_over: whether the program has gone, so that nothing more is held.
     """
 
     def __init__(self, payer: Payer, thread_id: str = "") -> None:
@@ -28,6 +29,7 @@ class Agent:
         self.is_spent: bool = False
         self.unread: list[AsyncPaidCall] = []
         self.is_charged: bool = False
+        self.is_over: bool = False
         self._context_tokens = 0
         self._lock = asyncio.Lock()
 
@@ -50,11 +52,15 @@ class Agent:
                     return
                 paid, self.hold = self.hold, None
                 await paid.refused()  # its call has been charged by its message
-            self.hold = await self.payer.begin_awaited(
+            paid = await self.payer.begin_awaited(
                 self._context_tokens + new_tokens, model=model, thread_id=session_id
             )
+            if self.is_over:  # while it was asked for
+                await paid.refused()
+                return
+            self.hold = paid
             self.is_spent = False
-            self.thread_id = self.hold.hold.thread_id
+            self.thread_id = paid.hold.thread_id
 
     def answered_unread(self) -> None:
         """Its call was answered: what is held for it stays held until somebody says with what usage."""

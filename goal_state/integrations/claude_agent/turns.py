@@ -81,9 +81,9 @@ class Turns:
 
     async def run(self, prompt: Prompt, transport: Transport | None) -> AsyncGenerator[Message]:
         """The messages of a `query`."""
-        await self.begin(prompt)
         has_begun = False
         try:
+            await self.begin(prompt)
             sdk = claude_agent_sdk.query(prompt=prompt, options=self.options, transport=transport)
             async for message in self.messages(sdk):
                 has_begun = True
