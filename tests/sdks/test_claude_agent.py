@@ -551,8 +551,17 @@ def test_program_that_cannot_be_reached_is_free(store: GoalStore) -> None:
         async def connect(self) -> None:
             raise CLIConnectionError("no such program")
 
-    with pytest.raises(CLIConnectionError):
-        asyncio.run(asked(store, Absent()))
+    async def main() -> None:
+        with pytest.raises(CLIConnectionError):
+            await asked(store, Absent())
+        client = ClaudeSDKClient(transport=Absent(), store=store, thread_id="t1")
+        with pytest.raises(CLIConnectionError):
+            await client.connect("Go")
+        with pytest.raises(CLIConnectionError):  # it is not connected
+            await client.query("Go")
+        await client.disconnect()
+
+    asyncio.run(main())
     assert figures(store) == (0, 0, 0)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import claude_agent_sdk
-from claude_agent_sdk import ClaudeAgentOptions, Message, Transport
+from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, Message, Transport
 
 from goal_state.aio.store import AsyncGoalStore
 from goal_state.integrations.claude_agent.turns import Prompt, TurnBudgetExceededError, Turns
@@ -92,18 +92,32 @@ class ClaudeSDKClient(claude_agent_sdk.ClaudeSDKClient):
         self._turns = Turns(
             store, options, thread_id, child, output_tokens, subagent_goals=subagent_goals
         )
+        self._is_connecting = False
         super().__init__(self._turns.options, transport)
 
     async def connect(self, prompt: Prompt | None = None) -> None:
         """As the SDK's."""
-        if prompt is not None:
-            await self._turns.begin(prompt)
-        await super().connect(prompt)
+        self._is_connecting = True
+        try:
+            if prompt is not None:
+                await self._turns.begin(prompt)
+            await super().connect(prompt)
+        except BaseException as error:
+            if isinstance(error, CLIConnectionError):
+                await self._turns.not_sent()
+            await self._turns.end()
+            raise
+        finally:
+            self._is_connecting = False
 
     async def query(self, prompt: Prompt, session_id: str = "default") -> None:
         """As the SDK's."""
         await self._turns.begin(prompt)
-        await super().query(prompt, session_id)
+        try:
+            await super().query(prompt, session_id)
+        except CLIConnectionError:
+            await self._turns.not_sent()
+            raise
 
     async def receive_messages(self) -> AsyncIterator[Message]:
         """As the SDK's."""
@@ -115,4 +129,5 @@ class ClaudeSDKClient(claude_agent_sdk.ClaudeSDKClient):
         try:
             await super().disconnect()
         finally:
-            await self._turns.end()
+            if not self._is_connecting:  # else the SDK's own, where that has failed
+                await self._turns.end()

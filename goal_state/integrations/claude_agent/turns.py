@@ -89,8 +89,8 @@ class Turns:
                 has_begun = True
                 yield message
         except CLIConnectionError:
-            if not has_begun and (paid := self._account.main.take()) is not None:
-                await paid.refused()  # the program was not reached
+            if not has_begun:
+                await self.not_sent()
             raise
         finally:
             await self.end()
@@ -105,6 +105,11 @@ class Turns:
             await self._account.hold(self._account.main, tokens)
         except GoalStateError as error:
             raise _refusal_of(error) from error
+
+    async def not_sent(self) -> None:
+        """The prompt has not reached the program: its turn costs nothing."""
+        if (paid := self._account.main.take()) is not None:
+            await paid.refused()
 
     async def messages(self, messages: AsyncIterator[Message]) -> AsyncGenerator[Message]:
         """The program's messages, each charged before it is handed on."""
