@@ -92,7 +92,8 @@ class PaidCall(_Call[Hold]):
 
     def refused(self) -> None:
         """The call was not sent, or the provider refused it: nothing is charged."""
-        self.hold.release()
+        with suppress(HoldEndedError):  # it has expired: what it charged then stands
+            self.hold.release()
 
     def answered(
         self,
@@ -153,7 +154,8 @@ class AsyncPaidCall(_Call[AsyncHold]):
 
     async def refused(self) -> None:
         """As `PaidCall.refused`."""
-        await self.hold.release()
+        with suppress(HoldEndedError):
+            await self.hold.release()
 
     async def answered(
         self,
