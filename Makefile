@@ -39,7 +39,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PI
 unexport PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION PYRIGHT_PYTHON_NODE_VERSION
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-fast test-library test-sdks test-benchmarks coverage lint types layers migrations-check \
+.PHONY: help venv demo examples test test-fast test-library test-sdks test-benchmarks coverage lint types layers migrations-check \
 	wheel smoke check audit bench bench-peers proof mutants lock clean
 
 help: ## show this list
@@ -108,6 +108,11 @@ demo: $(VENV)/.installed ## recorded rollouts under and over their budget; a sma
 	@$(BIN)/python examples/agent.py
 	@$(BIN)/python examples/budgets.py
 	@$(BIN)/python examples/async_agents.py
+
+examples: $(SDKS_VENV)/.installed ## each agent SDK on a budget, and a web service; offline
+	@for example in examples/*_sdk.py examples/fastapi_service.py; do \
+		echo; echo "# $$example"; $(SDKS_VENV)/bin/python $$example || exit; \
+	done
 
 # -- checks ------------------------------------------------------------------------------------------
 

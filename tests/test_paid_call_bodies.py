@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goal_state.paid_calls.contexts import Contexts
 from goal_state.paid_calls.events import Answer, Reading
-from goal_state.paid_calls.openai_api import Asked, Contexts, paid_path
+from goal_state.paid_calls.openai_api import Asked, paid_path
 
 
 class Seen(Answer):

@@ -19,8 +19,9 @@ from openai._models import FinalRequestOptions  # what its hooks take
 from goal_state.aio.store import AsyncGoalStore
 from goal_state.errors import InvalidValueError
 from goal_state.paid_calls import Payer
+from goal_state.paid_calls.contexts import Contexts
 from goal_state.paid_calls.http import sent, sent_awaited
-from goal_state.paid_calls.openai_api import Asked, Contexts, paid_path
+from goal_state.paid_calls.openai_api import Asked, paid_path
 from goal_state.store import GoalStore
 
 __all__ = ["metered"]

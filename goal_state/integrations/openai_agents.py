@@ -27,6 +27,7 @@ from goal_state.aio.store import AsyncGoalStore
 from goal_state.domain.usage import TokenUsage
 from goal_state.errors import BudgetExceededError, InvalidValueError
 from goal_state.paid_calls import AsyncPaidCall, Payer, prompt_tokens
+from goal_state.paid_calls.contexts import Contexts
 from goal_state.store import GoalStore
 
 __all__ = ["RunBudgetExceededError", "metered"]
@@ -39,7 +40,6 @@ _ENDS_OF_STREAMS: Final = frozenset(
 )
 # Errors of the HTTP clients that `openai` has had.
 _NEVER_CONNECTED: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
-_MOST_REMEMBERED: Final = 4_096
 _REQUEST: Final = inspect.signature(Model.get_response)
 
 
@@ -95,8 +95,7 @@ class _MeteredModel(Model):
     def __init__(self, model: Model | str, payer: Payer) -> None:
         self._given = model
         self._payer = payer
-        self._kept: dict[str, int] = {}
-        """The tokens of conversations that the provider keeps: a request only names them."""
+        self._contexts = Contexts()
 
     @property
     def _model(self) -> Model:
@@ -153,7 +152,7 @@ class _MeteredModel(Model):
         kept = asked["previous_response_id"] or asked["conversation_id"]
         try:
             paid = await self._payer.begin_awaited(
-                self._kept.get(kept, 0) + prompt_tokens(*_written(asked)),
+                self._contexts.tokens(kept) + prompt_tokens(*_written(asked)),
                 model=model if isinstance(model, str) else None,
                 output_tokens=settings.max_tokens,
                 thread_id=asked["conversation_id"] or _group_id(),
@@ -179,12 +178,11 @@ class _MeteredModel(Model):
             known = TokenUsage.of(usage)
         except InvalidValueError:
             return
-        for name in (response_id, request.arguments["conversation_id"]):
-            if name:
-                self._kept.pop(name, None)
-                self._kept[name] = known.input_tokens + known.output_tokens
-        while len(self._kept) > _MOST_REMEMBERED:
-            self._kept.pop(next(iter(self._kept)))
+        self._contexts.remember(
+            known.input_tokens + known.output_tokens,
+            response_id,
+            request.arguments["conversation_id"],
+        )
 
     # What else a model of the SDK has is the other model's.
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
+from goal_state.paid_calls.contexts import Contexts
 from goal_state.paid_calls.events import Answer
 from goal_state.paid_calls.prompt import prompt_tokens
 
-__all__ = ["Asked", "Contexts", "paid_path"]
+__all__ = ["Asked", "paid_path"]
 
 _LEAST_OUTPUT_TOKENS: Final = 256
-_MOST_REMEMBERED: Final = 4_096
 _FRAME_TOKENS: Final = 16
 """What the provider puts around the messages of a prompt."""
 _CHAT: Final = "/chat/completions"
@@ -42,29 +42,6 @@ def paid_path(method: str, url: str) -> str | None:
         return None
     path = url.partition("?")[0].rstrip("/")
     return next((each for each in _CAPS if path.endswith(each)), None)
-
-
-class Contexts:
-    """How many tokens a response had together with its prompt, by its id or its conversation's: what a later
-    one goes on from is kept by the provider, and is no part of what is sent.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[str, int] = {}
-
-    def tokens(self, *names: str | None) -> int:
-        """The tokens of what goes by these names."""
-        return sum(self._tokens.get(name, 0) for name in names if name)
-
-    def remember(self, tokens: int, *names: str | None) -> None:
-        """Notes the tokens of what goes by these names from now on."""
-        for name in names:
-            if name:
-                self._tokens.pop(name, None)
-                self._tokens[name] = tokens
-        if len(self._tokens) > _MOST_REMEMBERED:
-            for name in list(self._tokens)[: _MOST_REMEMBERED // 2]:  # the oldest
-                self._tokens.pop(name, None)
 
 
 class Asked:

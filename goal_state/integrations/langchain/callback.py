@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -155,8 +156,9 @@ class BudgetCallback(BaseCallbackHandler):
                 _RUNS.pop(run_id, None)
                 raise
             run.payer = self
-        while len(_RUNS) > _MOST_RUNS:  # those that nobody says have ended
-            _RUNS.pop(next(iter(_RUNS)), None)
+        if len(_RUNS) > _MOST_RUNS:  # nobody says that these have ended
+            with suppress(RuntimeError):  # another thread changed it: that one sees to it
+                _RUNS.pop(next(iter(_RUNS)), None)
 
     def _ended(self, run_id: UUID) -> _Run | None:
         """The run that has ended, if this callback pays for it."""
