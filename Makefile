@@ -134,7 +134,7 @@ coverage: $(VENV)/.installed ## which lines and branches the fast tests run; fai
 	$(BIN)/python -m coverage report
 
 test-sdks: $(SDKS_VENV)/.installed ## run the tests that need agent SDKs (an environment of their own)
-	$(SDKS_VENV)/bin/python -m pytest tests/sdks $(ARGS)
+	$(SDKS_VENV)/bin/python -m pytest $(SPREAD) tests/sdks $(ARGS)
 
 lint: $(VENV)/.installed ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -136,7 +136,7 @@ def test_a_goal_that_is_not_active_is_refused_with_what_to_do(
             {"token_budget": 100, "tokens_used": 60, "held_tokens": 30},
             Amounts(20),
             (
-                "of the token_budget of thread 't', 100, 60 are used and 30 held, so 20 are not left and"
+                "of the token_budget of thread 't', 100, 60 are used and 30 held: 10 left, 20 needed, so"
                 " nothing was reserved; the rest is held by calls under way: wait for them, or ask for less"
             ),
         ),
@@ -144,7 +144,7 @@ def test_a_goal_that_is_not_active_is_refused_with_what_to_do(
             {"cost_budget_nanos": 2 * 10**9, "cost_used_nanos": 15 * 10**8},
             Amounts(0, 0, 10**9),
             (
-                "of the cost_budget of thread 't', 2, 1.5 are used and 0 held, so 1 are not left and nothing"
+                "of the cost_budget of thread 't', 2, 1.5 are used and 0 held: 0.5 left, 1 needed, so nothing"
                 " was reserved; ask for less, or raise it with resume()"
             ),
         ),
@@ -152,7 +152,7 @@ def test_a_goal_that_is_not_active_is_refused_with_what_to_do(
             {"call_budget": 3, "calls_used": 2, "held_calls": 1},
             Amounts(0, 0, 0, 2),
             (
-                "of the call_budget of thread 't', 3, 2 are used and 1 held, so 2 are not left and nothing"
+                "of the call_budget of thread 't', 3, 2 are used and 1 held: 0 left, 2 needed, so nothing"
                 " was reserved; ask for less, or raise it with resume()"
             ),
         ),
@@ -164,6 +164,11 @@ def test_a_budget_without_so_much_left_is_refused_with_its_figures(
     with pytest.raises(BudgetExceededError) as caught:
         admitted([goal("t", **fields)], asked, None)
     assert str(caught.value) == told
+
+
+def test_a_budget_without_the_least_that_will_do_is_refused_with_both_figures() -> None:
+    with pytest.raises(BudgetExceededError, match="40 left, 50 to 90 needed, so nothing"):
+        admitted([goal("t", token_budget=100, tokens_used=60)], Amounts(90), 50)
 
 
 def test_tags_within_their_bounds_are_stored_in_the_order_of_their_keys() -> None:

@@ -305,9 +305,12 @@ def _within(limit: Limit, granted: Amounts, asked: Amounts, at_least: int | None
 
 def _exceeded(limit: Limit, asked: int, least: int) -> BudgetExceededError:
     kind = limit.kind
-    budget, used, held, wanted = (
-        shown_amount(kind, amount) for amount in (limit.budget, limit.used, limit.held, asked)
+    budget, used, held, left, wanted, needed = (
+        shown_amount(kind, amount)
+        for amount in (limit.budget, limit.used, limit.held, limit.left, asked, least)
     )
+    if least < asked:
+        wanted = f"{needed} to {wanted}"
     helps = limit.held > 0 and limit.budget - limit.used >= least
     advice = (
         "the rest is held by calls under way: wait for them, or ask for less"
@@ -316,7 +319,7 @@ def _exceeded(limit: Limit, asked: int, least: int) -> BudgetExceededError:
     )
     return BudgetExceededError(
         f"of the {kind.argument} of thread {limit.thread_id!r}, {budget}, {used} are used and {held}"
-        f" held, so {wanted} are not left and nothing was reserved; {advice}",
+        f" held: {left} left, {wanted} needed, so nothing was reserved; {advice}",
         thread_id=limit.thread_id,
         goal_id=limit.goal_id,
         kind=kind.value,

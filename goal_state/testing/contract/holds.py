@@ -123,7 +123,7 @@ class Holds(Timed):
             scale,
         )
         assert error.waiting_helps
-        assert "100, 30 are used and 70 held, so 1 are not left" in str(error)
+        assert "100, 30 are used and 70 held: 0 left, 1 needed" in str(error)
         assert "wait for them" in str(error)
         assert subject.tables() == tables
 
