@@ -143,11 +143,11 @@ lint: $(VENV)/.installed ## ruff: rules and formatting
 # The second looks at what users get: the wheel. It asks the first `python` on PATH where packages are.
 # Against the libraries of the environment that has the agent SDKs, too.
 types: wheel $(SDKS_VENV)/.installed ## pyright, strict, and that every public name of the wheel is fully typed
-	PATH="$(abspath $(BIN)):$$PATH" pyright --pythonpath $(SDKS_VENV)/bin/python
+	PATH="$(abspath $(SDKS_VENV)/bin):$(abspath $(BIN)):$$PATH" pyright
 	@rm -rf build/typed
 	@$(BIN)/python -m pip install -qq --no-deps --target build/typed dist/*.whl
-	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=build/typed pyright --pythonpath $(SDKS_VENV)/bin/python \
-		--ignoreexternal --verifytypes goal_state
+	PATH="$(abspath $(SDKS_VENV)/bin):$(abspath $(BIN)):$$PATH" PYTHONPATH=build/typed \
+		pyright --ignoreexternal --verifytypes goal_state
 
 layers: $(VENV)/.installed ## that imports run downwards only
 	$(BIN)/lint-imports

@@ -40,9 +40,9 @@ class Call(Generic[Result]):
     """Held until the call is done, or is the next leader's."""
 
     def __init__(self, work: Callable[[GoalRepository], Result], *, alone: bool) -> None:
-        self.work = work
-        self.alone = alone
-        self.leads = False
+        self.work: Callable[[GoalRepository], Result] = work
+        self.alone: bool = alone
+        self.leads: bool = False
         self.leader: object = None  # the mark of the leader whose group it was in last
         # Of its transaction; shared with the other calls in that.
         self.commits: list[object] = []
