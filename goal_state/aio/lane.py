@@ -11,7 +11,6 @@ out; where its result must not be left with nobody to know of it (a hold that wa
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +24,9 @@ from goal_state.storage.backend import Outcome
 __all__ = ["Lane", "call_work", "one_by_one"]
 
 Work = Callable[..., Any]
+
+_IDLE_SECONDS: Final = 5.0
+"""A thread that has had nothing to do for so long ends; the next call begins another one."""
 
 
 class _Job:
@@ -97,8 +99,8 @@ class Lane:
             name: of its threads.
             carry_out: carries out several works, and tells what became of each.
             most_at_once: how many works are carried out together at the most.
-            most_threads: how many threads there are at the most. A single one waits for further work; of
-                several each ends when there is none.
+            most_threads: how many threads there are at the most. A single one waits a while for further work;
+                of several each ends when there is none.
         """
         self._name = name
         self._carry_out = carry_out
@@ -195,16 +197,17 @@ class Lane:
     # -- on a thread of the lane -------------------------------------------------------------------
 
     def _run(self) -> None:
+        is_one_of_many = is_idle = self._most_threads > 1
         try:
-            while not self._has_ended():
-                if not self._work():
-                    self._wake_up.wait(math.inf)
+            while not self._has_ended(is_idle=is_idle):
+                is_busy = self._work()
+                is_idle = is_one_of_many or not (is_busy or self._wake_up.wait(_IDLE_SECONDS))
         finally:
             self._threads.discard(threading.current_thread())
 
-    def _has_ended(self) -> bool:
+    def _has_ended(self, *, is_idle: bool) -> bool:
         with self._lock:
-            if self._jobs or not (self._is_stopping or self._most_threads > 1):
+            if self._jobs or not (self._is_stopping or is_idle):
                 return False
             self._threads.discard(threading.current_thread())
             return True

@@ -23,6 +23,7 @@ from goal_state import (
     StoreClosedError,
     TransactionError,
 )
+from goal_state.aio import lane
 from goal_state.aio.store import Opening
 from goal_state.domain.requests import Charge
 from goal_state.operations.goal_operations import GoalOperations
@@ -229,6 +230,29 @@ def test_a_block_that_fails_is_undone(database: Path) -> None:
             assert [goal.tokens_used async for goal in store.goals()] == [3]
 
     asyncio.run(run())
+
+
+def test_threads_that_have_nothing_to_do_end_and_come_back_with_the_next_call(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "_IDLE_SECONDS", 0.01)
+
+    async def use(store: AsyncGoalStore) -> None:
+        for number in range(3):
+            await store.charge("t", tokens=1)
+            goal = await store.get("t")
+            assert goal is not None
+            assert goal.tokens_used == 1 + number
+            await asyncio.to_thread(until_no_thread_is_left)
+        await asyncio.gather(*(store.charge("t", tokens=1) for _ in range(500)))
+
+    with GoalStore.open(database, durability="normal") as store:
+        store.create("t", "Ship")
+        asyncio.run(use(AsyncGoalStore(store)))
+        until_no_thread_is_left()
+        goal = store.get("t")
+        assert goal is not None
+        assert goal.tokens_used == 503
 
 
 def test_several_loops_in_several_threads_share_a_store(database: Path) -> None:
