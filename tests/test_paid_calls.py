@@ -26,6 +26,7 @@ from goal_state import (
 from goal_state.operations.spending import current_spending
 from goal_state.paid_calls import Payer, call, prompt_tokens
 from goal_state.paid_calls import payer as payer_module
+from goal_state.paid_calls.refusals import refusal_as, was_never_sent
 from tests.in_memory import open_in_memory
 
 
@@ -537,6 +538,43 @@ def _later(seconds: float) -> Callable[[], float]:
     from time import monotonic
 
     return lambda: monotonic() + seconds
+
+
+class _SdkRefusal(BudgetExceededError, OSError):
+    pass
+
+
+class TestRefusals:
+    def test_refusal_as_an_error_of_an_sdk_keeps_its_words_and_figures(
+        self, store: GoalStore
+    ) -> None:
+        with pytest.raises(BudgetExceededError) as caught:
+            store.reserve("t", tokens=10_001)
+        refusal = refusal_as(_SdkRefusal, caught.value)
+        assert isinstance(refusal, OSError)
+        assert str(refusal) == str(caught.value)
+        assert vars(refusal) == vars(caught.value)
+        assert (refusal.budget, refusal.asked, refusal.thread_id) == (10_000, 10_001, "t")
+
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            (["ConnectError"], True),
+            (["APIConnectionError", "Wrapped", "PoolTimeout"], True),
+            (["APIConnectionError", "ReadTimeout"], False),
+            (["APIConnectionError"], False),
+        ],
+    )
+    def test_request_was_never_sent_where_no_connection_was_made(
+        self, names: list[str], expected: bool
+    ) -> None:
+        error: BaseException | None = None
+        for name in reversed(names):
+            outer = type(name, (Exception,), {})()
+            outer.__cause__ = error
+            error = outer
+        assert error is not None
+        assert was_never_sent(error) is expected
 
 
 @dataclass

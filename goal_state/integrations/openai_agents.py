@@ -28,6 +28,7 @@ from goal_state.domain.usage import TokenUsage
 from goal_state.errors import BudgetExceededError, InvalidValueError
 from goal_state.paid_calls import AsyncPaidCall, Payer, prompt_tokens
 from goal_state.paid_calls.contexts import Contexts
+from goal_state.paid_calls.refusals import refusal_as, was_never_sent
 from goal_state.store import GoalStore
 
 __all__ = ["RunBudgetExceededError", "metered"]
@@ -38,8 +39,6 @@ _NO_IDS: Final = frozenset({"__fake_id__", "resp-789"})
 _ENDS_OF_STREAMS: Final = frozenset(
     {"response.completed", "response.incomplete", "response.failed"}
 )
-# Errors of the HTTP clients that `openai` has had.
-_NEVER_CONNECTED: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 _REQUEST: Final = inspect.signature(Model.get_response)
 
 
@@ -158,9 +157,7 @@ class _MeteredModel(Model):
                 thread_id=asked["conversation_id"] or _group_id(),
             )
         except BudgetExceededError as error:
-            refusal = RunBudgetExceededError(str(error))
-            vars(refusal).update(vars(error))
-            raise refusal from error
+            raise refusal_as(RunBudgetExceededError, error) from error
         asked["model_settings"] = settings.resolve(ModelSettings(max_tokens=paid.output_tokens))
         return paid
 
@@ -229,6 +226,6 @@ def _group_id() -> str | None:
 def _was_not_taken(error: Exception) -> bool:
     """Whether an error says that the provider has not begun to answer."""
     if isinstance(error, APIConnectionError):
-        return type(error.__cause__).__name__ in _NEVER_CONNECTED
+        return was_never_sent(error)
     # The SDK raises a UserError as it puts a request together.
     return isinstance(error, (APIStatusError, UserError))

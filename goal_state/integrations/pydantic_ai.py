@@ -32,6 +32,7 @@ from pydantic_ai.usage import RequestUsage
 from goal_state.aio.store import AsyncGoalStore
 from goal_state.errors import BudgetExceededError
 from goal_state.paid_calls import AsyncPaidCall, Payer, prompt_tokens
+from goal_state.paid_calls.refusals import refusal_as
 from goal_state.store import GoalStore
 
 __all__ = ["Budget", "UsageBudgetExceededError"]
@@ -191,9 +192,7 @@ class _HeldModel(WrapperModel):
                 thread_id=self._thread_id,
             )
         except BudgetExceededError as error:
-            refusal = UsageBudgetExceededError(str(error))
-            refusal.__dict__.update(error.__dict__)
-            raise refusal from error
+            raise refusal_as(UsageBudgetExceededError, error) from error
 
     async def _answered(
         self, paid: AsyncPaidCall, response: ModelResponse, stack: AsyncExitStack

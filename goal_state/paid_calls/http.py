@@ -10,19 +10,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from datetime import timedelta
 from types import AsyncGeneratorType, GeneratorType
-from typing import Final, cast
+from typing import cast
 
 import httpx2
 
 from goal_state.paid_calls.call import AsyncPaidCall, PaidCall
 from goal_state.paid_calls.events import Answer, Reading
+from goal_state.paid_calls.refusals import was_never_sent
 
 __all__ = ["sent", "sent_awaited"]
-
-# The names are those of httpx and of what took its place: an SDK may use either.
-_NEVER_SENT: Final = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
-)
 
 
 def sent(
@@ -50,7 +46,7 @@ def sent(
         try:
             response = send()
         except Exception as error:
-            if isinstance(error, unsent) or _was_never_sent(error):
+            if isinstance(error, unsent) or was_never_sent(error):
                 paid.refused()
             raise
         if not response.is_success:
@@ -79,7 +75,7 @@ async def sent_awaited(
         try:
             response = await send()
         except Exception as error:
-            if isinstance(error, unsent) or _was_never_sent(error):
+            if isinstance(error, unsent) or was_never_sent(error):
                 await paid.refused()
             raise
         if not response.is_success:
@@ -92,16 +88,6 @@ async def sent_awaited(
             Reading(answer, is_stream=is_stream).take_all(content)
             await _note_awaited(paid, answer)
         return response
-
-
-def _was_never_sent(error: BaseException) -> bool:
-    """Whether a request failed before there was a connection to send it by."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if any(kind.__name__ in _NEVER_SENT for kind in type(cause).__mro__):
-            return True
-        cause = cause.__cause__
-    return False
 
 
 def _content(response: httpx2.Response) -> bytes | None:

@@ -23,6 +23,7 @@ from goal_state.aio.store import AsyncGoalStore
 from goal_state.errors import BudgetExceededError, GoalStateError
 from goal_state.integrations.claude_agent.account import Account
 from goal_state.paid_calls import Payer, prompt_tokens
+from goal_state.paid_calls.refusals import refusal_as
 from goal_state.store import GoalStore
 
 __all__ = ["Prompt", "TurnBudgetExceededError", "Turns"]
@@ -186,9 +187,7 @@ class Turns:
 def _refusal_of(error: GoalStateError) -> GoalStateError:
     if not isinstance(error, BudgetExceededError):
         return error
-    refusal = TurnBudgetExceededError(str(error))
-    vars(refusal).update(vars(error))
-    return refusal
+    return refusal_as(TurnBudgetExceededError, error)
 
 
 def _stop(event: str, reason: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from langgraph.errors import GraphBubbleUp
 
 from goal_state.errors import BudgetExceededError
 from goal_state.paid_calls import prompt_tokens
+from goal_state.paid_calls.refusals import refusal_as, was_never_sent
 
 CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """What models call the cap of their output."""
@@ -42,9 +43,7 @@ def refusing() -> Generator[None]:
     try:
         yield
     except BudgetExceededError as error:
-        refusal = GraphBudgetExceededError(str(error))
-        refusal.__dict__.update(error.__dict__)
-        raise refusal from error
+        raise refusal_as(GraphBudgetExceededError, error) from error
 
 
 class Observer(BaseCallbackHandler):
@@ -107,8 +106,7 @@ def was_refused(error: BaseException) -> bool:
     status = getattr(error, "status_code", None)
     if isinstance(status, int) and status >= 400:
         return True
-    causes = [error, error.__cause__, error.__cause__ and error.__cause__.__cause__]
-    return any(type(each).__name__ in {"ConnectError", "ConnectTimeout"} for each in causes)
+    return was_never_sent(error)
 
 
 def sent_tokens(value: Any) -> int:
