@@ -540,7 +540,7 @@ def _later(seconds: float) -> Callable[[], float]:
     return lambda: monotonic() + seconds
 
 
-class _SdkRefusal(BudgetExceededError, OSError):
+class _SdkLimitError(BudgetExceededError, OSError):
     pass
 
 
@@ -550,7 +550,7 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(BudgetExceededError) as caught:
             store.reserve("t", tokens=10_001)
-        refusal = refusal_as(_SdkRefusal, caught.value)
+        refusal = refusal_as(_SdkLimitError, caught.value)
         assert isinstance(refusal, OSError)
         assert str(refusal) == str(caught.value)
         assert vars(refusal) == vars(caught.value)
